@@ -1,0 +1,1 @@
+"""The tree: identity, layout, publishing, manifests, header reading; and the root command."""

@@ -1,0 +1,1 @@
+"""The derived indexes: study records, catalogue, queries, watching and reconciling."""

@@ -1,0 +1,1 @@
+"""The network: associations, negotiation, the receive path and the service."""
