@@ -1,0 +1,280 @@
+"""Every change to the tree, and the order that makes it durable. Nothing else changes files.
+
+The primitives at the top are the only system calls that change the tree; tests replace them to
+record, fail and interleave. ``Publisher.publish`` is the middle of the order of a store
+(design, section 3): link the finished temporary file to its final name, then sync the directories
+on the way that this process has not itself synced.
+
+Names are resolved relative to open directories, so that nothing lands beneath a mount point whose
+mount went away, nor through a symbolic link.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from plainpacs.archive.errors import StorageUnavailable
+
+Buffer = bytes | bytearray | memoryview
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_VANISHED = (errno.ENOENT, errno.ESTALE)
+_OPEN_FOLDERS = 256
+
+
+# --- primitives: one system call each ---------------------------------------------------------
+
+
+def sync_file(fd: int) -> None:
+    """The bytes and length of the file outlive a power loss once this returns."""
+    os.fsync(fd)
+
+
+def sync_folder(fd: int) -> None:
+    """The names in the directory outlive a power loss once this returns."""
+    os.fsync(fd)
+
+
+def link(name: str, to: str, *, folder: int, to_folder: int) -> None:
+    os.link(name, to, src_dir_fd=folder, dst_dir_fd=to_folder, follow_symlinks=False)
+
+
+def rename(name: str, to: str, *, folder: int, to_folder: int) -> None:
+    os.rename(name, to, src_dir_fd=folder, dst_dir_fd=to_folder)
+
+
+def unlink(name: str, *, folder: int) -> None:
+    os.unlink(name, dir_fd=folder)
+
+
+def make_folder(name: str, mode: int = 0o777, *, folder: int) -> None:
+    os.mkdir(name, mode, dir_fd=folder)
+
+
+def remove_folder(name: str, *, folder: int) -> None:
+    os.rmdir(name, dir_fd=folder)
+
+
+def create(name: str, mode: int = 0o666, *, folder: int) -> int:
+    """A new, empty file open for writing; FileExistsError when the name is taken."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, mode, dir_fd=folder)
+
+
+def open_to_append(name: str, *, folder: int) -> int:
+    """A file, made when absent, of which every write goes to the end; readable too."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, 0o666, dir_fd=folder)
+
+
+def touch(name: str, *, folder: int) -> None:
+    """An empty file, in one system call; one that is there already will do."""
+    try:
+        os.mknod(name, 0o666 | stat.S_IFREG, dir_fd=folder)
+    except FileExistsError:
+        pass
+    except PermissionError:  # mknod is for root alone on some systems (macOS)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open(name, flags, 0o666, dir_fd=folder))
+
+
+def write(fd: int, buffers: Sequence[Buffer]) -> int:
+    """Writes once; returns the number of bytes taken, which may be fewer than given."""
+    return os.writev(fd, buffers)
+
+
+def set_time(fd: int, nanoseconds: int) -> None:
+    os.utime(fd, ns=(nanoseconds, nanoseconds))
+
+
+# --- what is made of them ---------------------------------------------------------------------
+
+
+def open_folder(name: str, *, folder: int | None = None) -> int:
+    """An open directory. Raises FileNotFoundError, NotADirectoryError; a link is not followed."""
+    return os.open(name, _DIRECTORY, dir_fd=folder)
+
+
+def write_all(fd: int, buffers: Iterable[Buffer]) -> int:
+    """Writes all of ``buffers``, of any number; returns their length. Raises OSError."""
+    rest = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+    total = sum(len(view) for view in rest)
+    while rest:
+        taken = write(fd, rest[:64])
+        while rest and taken >= len(rest[0]):
+            taken -= len(rest.pop(0))
+        if taken:
+            rest[0] = rest[0][taken:]
+    return total
+
+
+def replace_file(folder: int, name: str, data: Buffer | Iterable[Buffer]) -> None:
+    """Puts ``data`` under ``name`` at once and for good, whatever was there. Raises OSError.
+
+    For derived files only: readers see the old content or the new, also after a power loss.
+    """
+    temporary = f".{name}.{os.getpid()}.{threading.get_native_id()}.new"
+    with contextlib.suppress(FileNotFoundError):
+        unlink(temporary, folder=folder)
+    fd = create(temporary, folder=folder)
+    try:
+        try:
+            write_all(fd, [data] if isinstance(data, (bytes, bytearray, memoryview)) else data)
+            sync_file(fd)
+        finally:
+            os.close(fd)
+        rename(temporary, name, folder=folder, to_folder=folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unlink(temporary, folder=folder)
+        raise
+    sync_folder(folder)
+
+
+def append_lines(folder: int, name: str, lines: bytes) -> None:
+    """Adds whole ``lines`` (ending in a newline) to a derived file in one write. Raises OSError.
+
+    A tail torn by a crash is closed with a newline first; a short write is an error.
+    """
+    fd = open_to_append(name, folder=folder)
+    try:
+        if not ends_with_newline(fd):
+            lines = b"\n" + lines
+        if write(fd, [lines]) != len(lines):
+            raise OSError(errno.EIO, "short write")
+    finally:
+        os.close(fd)
+
+
+def ends_with_newline(fd: int) -> bool:
+    """Whether a line appended now starts a line of its own."""
+    size = os.fstat(fd).st_size
+    return size == 0 or os.pread(fd, 1, size - 1) == b"\n"
+
+
+def same_file(name: str, folder: int, other_name: str, other_folder: int) -> bool:
+    """Whether both names are of one file. False when either is not there."""
+    try:
+        one = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        other = os.stat(other_name, dir_fd=other_folder, follow_symlinks=False)
+    except OSError:
+        return False
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+
+
+class Folder:
+    """An open directory that closes itself when nothing holds it any more."""
+
+    __slots__ = ("fd", "path")
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self.path = path
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self.fd)
+
+
+class Publisher:
+    """Gives finished temporary files their final names beneath an open root. Thread-safe.
+
+    ``sync=False`` leaves out every fsync (``--sync off``).
+    """
+
+    def __init__(self, root: int, *, sync: bool = True) -> None:
+        self._root = Folder(os.dup(root), "")
+        self._sync = sync
+        self._folders: OrderedDict[str, Folder] = OrderedDict()
+        self._failed: set[str] = set()
+        self._lock = threading.Lock()
+
+    def folder(self, path: str) -> Folder:
+        """The folder at ``path`` (relative), made when absent, durable up to the root.
+
+        Each directory is made durable before anything is put in it: one that is found there may
+        have been made a moment ago by somebody who has not synced it yet.
+        Raises OSError, StorageUnavailable.
+        """
+        if not path:
+            return self._root
+        with self._lock:
+            known = self._folders.get(path)
+            if known:
+                self._folders.move_to_end(path)
+                return known
+        above, _, name = path.rpartition("/")
+        parent = self.folder(above)
+        with contextlib.suppress(FileExistsError):
+            make_folder(name, folder=parent.fd)
+        self.sync(parent)
+        made = Folder(open_folder(name, folder=parent.fd), path)
+        with self._lock:
+            self._folders[path] = made
+            while len(self._folders) > _OPEN_FOLDERS:
+                self._folders.popitem(last=False)
+        return made
+
+    def sync(self, folder: Folder) -> None:
+        """Makes the names in ``folder`` durable.
+
+        The kernel reports a failed write-back once and then forgets the pages: a directory whose
+        fsync failed is refused from then on, as a second fsync would claim what is not so.
+        Raises StorageUnavailable.
+        """
+        if not self._sync:
+            return
+        if folder.path not in self._failed:
+            try:
+                return sync_folder(folder.fd)
+            except OSError as error:
+                self._failed.add(folder.path)
+                why = error.strerror or str(error)
+                raise StorageUnavailable(
+                    f"cannot sync folder {folder.path or '.'}: {why}; check the disk, then restart"
+                ) from error
+        raise StorageUnavailable(
+            f"folder {folder.path or '.'} failed to sync before; check the disk, then restart"
+        )
+
+    def publish(self, temporary: str, temporary_folder: int, path: str) -> bool:
+        """Links the finished, synced file ``temporary`` to ``path``, durably.
+
+        True: ``path`` is that file now. False: another file has the name; nothing was changed,
+        and its directory entry is durable. Raises OSError, StorageUnavailable; after an error the
+        file may stay under ``path``, whole.
+        """
+        where, _, name = path.rpartition("/")
+        for last in (False, False, True):
+            try:
+                folder = self.folder(where)
+                try:
+                    link(temporary, name, folder=temporary_folder, to_folder=folder.fd)
+                    ours = True
+                except OSError as error:
+                    # An error is no proof that nothing was linked (NFS repeats lost answers).
+                    ours = same_file(temporary, temporary_folder, name, folder.fd)
+                    if not ours and error.errno != errno.EEXIST:
+                        raise
+                if not ours or same_file(temporary, temporary_folder, path, self._root.fd):
+                    self.sync(folder)
+                    return ours
+            except OSError as error:
+                if error.errno not in _VANISHED or last:
+                    raise
+            # The folder was removed or moved away beneath us: what we hold open is not the tree.
+            self.forget(where)
+        raise StorageUnavailable(f"folder {where} keeps moving away")
+
+    def forget(self, path: str) -> None:
+        """Opens the folders on the way to ``path`` anew next time."""
+        with self._lock:
+            while path:
+                self._folders.pop(path, None)
+                path = path.rpartition("/")[0]

@@ -1,0 +1,230 @@
+"""Every setting, declared once: its name, what it may be, its default and its words.
+
+A value comes from the flag, else the variable ``PLAINPACS_<NAME>``, else the TOML file given with
+``--config`` (or ``$PLAINPACS_CONFIG``), else the default. All are validated together, once, into
+the frozen ``Settings``; an unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import click
+
+from plainpacs.archive import layout
+from plainpacs.archive.errors import BadSettings
+from plainpacs.archive.identity import as_name
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings in force. Times in seconds, lengths in bytes."""
+
+    aet: tuple[str, ...] = ("DRDCM",)
+    called_ae: str = "ours"
+    calling_ae: tuple[str, ...] = ()
+    bind: str = ""
+    port: int = 11112
+    max_associations: int = 64
+    max_pdu: int = 1 << 20
+    pdu_timeout: float = 30.0
+    idle_timeout: float = 300.0
+    refuse_sop_class: tuple[str, ...] = ()
+    sync: str = "on"
+    digest: str = "blake3"
+    node: str | None = None
+    log_level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """One row of the table. ``parse`` takes text (or a TOML value) and raises ValueError."""
+
+    name: str
+    parse: Callable[[Any], Any]
+    metavar: str
+    help: str
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "PLAINPACS_" + self.name.upper()
+
+
+def _ae_title(value: Any) -> str:
+    title = str(value).strip(" ")
+    if not 1 <= len(title) <= 16 or "\\" in title or not title.isascii() or not title.isprintable():
+        raise ValueError("an AE title has 1 to 16 printable ASCII characters, no backslash")
+    return title
+
+
+def _several(one: Callable[[Any], str]) -> Callable[[Any], tuple[str, ...]]:
+    def parse(value: Any) -> tuple[str, ...]:
+        items = value if isinstance(value, (list, tuple)) else str(value).split(",")
+        return tuple(one(item) for item in items if str(item).strip())
+
+    return parse
+
+
+def _ae_titles(value: Any) -> tuple[str, ...]:
+    titles = _several(_ae_title)(value)
+    if not titles:
+        raise ValueError("at least one AE title is needed")
+    return titles
+
+
+def _uid(value: Any) -> str:
+    try:
+        return as_name("UID", str(value).strip())
+    except Exception as error:
+        raise ValueError(str(error)) from None
+
+
+def _choice(*words: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        word = {True: "on", False: "off"}.get(value, str(value)) if value in (True, False) else value
+        if str(word).lower() not in words:
+            raise ValueError(f"it is one of {', '.join(words)}")
+        return str(word).lower()
+
+    return parse
+
+
+def _whole(low: int, high: int) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        try:
+            number = int(str(value))
+        except ValueError:
+            raise ValueError("it is a whole number") from None
+        if not low <= number <= high:
+            raise ValueError(f"it lies between {low} and {high}")
+        return number
+
+    return parse
+
+
+def _seconds(value: Any) -> float:
+    try:
+        number = float(str(value))
+    except ValueError:
+        raise ValueError("it is a number of seconds") from None
+    if not 0 < number <= 86400:
+        raise ValueError("it lies above 0 and at most at 86400 seconds")
+    return number
+
+
+def _node(value: Any) -> str:
+    if not layout.is_node(str(value)):
+        raise ValueError("a node is 1 to 16 lower-case letters and digits")
+    return str(value)
+
+
+def _text(value: Any) -> str:
+    return str(value)
+
+
+TABLE: tuple[Declaration, ...] = (
+    Declaration("aet", _ae_titles, "A,B", "our AE titles"),
+    Declaration("called_ae", _choice("ours", "any"), "ours|any", "called AE titles accepted"),
+    Declaration("calling_ae", _several(_ae_title), "A,B", "calling AE titles allowed (all)"),
+    Declaration("bind", _text, "ADDRESS", "address to listen on (all)"),
+    Declaration("port", _whole(0, 65535), "PORT", "port to listen on; 0 lets the system pick"),
+    Declaration("max_associations", _whole(1, 10000), "N", "associations at once"),
+    Declaration("max_pdu", _whole(4096, 1 << 27), "BYTES", "longest PDU we announce to take"),
+    Declaration("pdu_timeout", _seconds, "SECONDS", "a PDU arrives within, from its first byte"),
+    Declaration("idle_timeout", _seconds, "SECONDS", "silence after which we abort"),
+    Declaration("refuse_sop_class", _several(_uid), "UID,UID", "storage SOP Classes refused (none)"),
+    Declaration("sync", _choice("on", "off"), "on|off", "off: 0000 outlives a crash of plainpacs"
+                " but not of the machine"),
+    Declaration("digest", _choice("blake3", "sha256"), "NAME", "digest kept: blake3 or sha256"),
+    Declaration("node", _node, "NAME", "this writer's own manifests, on a shared file system"),
+    Declaration("log_level", _choice("debug", "info", "warning", "error"), "LEVEL", "log from"),
+)  # fmt: skip
+
+_BY_NAME = {declaration.name: declaration for declaration in TABLE}
+_DEFAULTS = Settings()
+assert set(_BY_NAME) == {field.name for field in fields(Settings)}
+
+# Read by the command line and by the tests, not settings of their own.
+_OTHER_VARIABLES = ("PLAINPACS_ARCHIVE", "PLAINPACS_CONFIG")
+_TEST_VARIABLES = "PLAINPACS_TEST_"
+
+
+def options(*names: str) -> Callable[[F], F]:
+    """Gives a click command the flags of the settings ``names``, and ``--config``.
+
+    The flags arrive as keyword arguments that are None when not given: pass them to ``load``.
+    """
+
+    def decorate(command: F) -> F:
+        for name in reversed(names):
+            declaration = _BY_NAME[name]
+            default = getattr(_DEFAULTS, name)
+            shown = ",".join(default) if isinstance(default, tuple) else default
+            tail = f"  [{shown}]" if shown not in ("", None) else ""
+            command = click.option(
+                declaration.flag, name, metavar=declaration.metavar, help=declaration.help + tail
+            )(command)
+        return click.option(
+            "--config", metavar="FILE", help="TOML file of settings (or $PLAINPACS_CONFIG)"
+        )(command)
+
+    return decorate
+
+
+def load(
+    flags: Mapping[str, Any], config: str | None = None, environ: Mapping[str, str] = os.environ
+) -> Settings:
+    """The settings from flags (None: not given), variables and file. Raises BadSettings."""
+    values: dict[str, Any] = {}
+    config = config or environ.get("PLAINPACS_CONFIG")
+    if config:
+        for key, value in _read_toml(config).items():
+            name = key.replace("-", "_")
+            _known(name, f"{config}: key {key}", [d.name for d in TABLE])
+            values[name] = _parsed(_BY_NAME[name], value, f"{config}: {key}")
+    for variable, value in environ.items():
+        if not variable.startswith("PLAINPACS_") or variable in _OTHER_VARIABLES:
+            continue
+        if variable.startswith(_TEST_VARIABLES):
+            continue
+        name = variable.removeprefix("PLAINPACS_").lower()
+        _known(name, f"variable {variable}", [d.name for d in TABLE])
+        values[name] = _parsed(_BY_NAME[name], value, variable)
+    for name, value in flags.items():
+        if value is not None:
+            values[name] = _parsed(_BY_NAME[name], value, _BY_NAME[name].flag)
+    return Settings(**values)
+
+
+def _read_toml(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise BadSettings(f"cannot read the configuration {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadSettings(f"the configuration {path} is not TOML: {error}") from None
+
+
+def _known(name: str, where: str, names: list[str]) -> None:
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1, 0.0)[0]
+        raise BadSettings(f"{where} is not a setting; the nearest is {near}")
+
+
+def _parsed(declaration: Declaration, value: Any, where: str) -> Any:
+    try:
+        return declaration.parse(value)
+    except ValueError as error:
+        raise BadSettings(f"{where} = {value!r} cannot be: {error}") from None
