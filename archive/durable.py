@@ -19,6 +19,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
+from plainpacs.archive import layout
 from plainpacs.archive.errors import StorageUnavailable
 
 Buffer = bytes | bytearray | memoryview
@@ -114,35 +115,48 @@ def write_all(fd: int, buffers: Iterable[Buffer]) -> int:
     return total
 
 
-def replace_file(folder: int, name: str, data: Buffer | Iterable[Buffer]) -> None:
-    """Puts ``data`` under ``name`` at once and for good, whatever was there. Raises OSError.
+def replace_file(root: int, path: str, data: Buffer | Iterable[Buffer]) -> None:
+    """Puts ``data`` at ``path`` beneath the open ``root`` at once and for good. Raises OSError.
 
-    For derived files only: readers see the old content or the new, also after a power loss.
+    For derived files only: readers see the old content or the new, also after a power loss. The
+    unfinished file lies in ``.plainpacs/indexing``, where the indexer clears it at its start.
     """
-    temporary = f".{name}.{os.getpid()}.{threading.get_native_id()}.new"
-    with contextlib.suppress(FileNotFoundError):
-        unlink(temporary, folder=folder)
-    fd = create(temporary, folder=folder)
+    where, _, name = path.rpartition("/")
+    scratch = open_folder(layout.INDEXING, folder=root)
+    temporary = f"{os.getpid()}.{threading.get_native_id()}.new"
     try:
+        folder = open_folder(where or ".", folder=root)
         try:
-            write_all(fd, [data] if isinstance(data, (bytes, bytearray, memoryview)) else data)
-            sync_file(fd)
+            with contextlib.suppress(FileNotFoundError):
+                unlink(temporary, folder=scratch)
+            fd = create(temporary, folder=scratch)
+            try:
+                write_all(fd, [data] if isinstance(data, (bytes, bytearray, memoryview)) else data)
+                sync_file(fd)
+            finally:
+                os.close(fd)
+            rename(temporary, name, folder=scratch, to_folder=folder)
+            sync_folder(folder)
         finally:
-            os.close(fd)
-        rename(temporary, name, folder=folder, to_folder=folder)
-    except BaseException:
+            os.close(folder)
+    finally:
         with contextlib.suppress(OSError):
-            unlink(temporary, folder=folder)
-        raise
-    sync_folder(folder)
+            unlink(temporary, folder=scratch)
+        os.close(scratch)
 
 
-def append_lines(folder: int, name: str, lines: bytes) -> None:
-    """Adds whole ``lines`` (ending in a newline) to a derived file in one write. Raises OSError.
+def append_lines(root: int, path: str, lines: bytes) -> None:
+    """Adds whole ``lines`` (ending in a newline) to the derived file ``path`` in one write.
 
-    A tail torn by a crash is closed with a newline first; a short write is an error.
+    A tail torn by a crash is closed with a newline first. Raises OSError, also when the write
+    was short.
     """
-    fd = open_to_append(name, folder=folder)
+    where, _, name = path.rpartition("/")
+    folder = open_folder(where or ".", folder=root)
+    try:
+        fd = open_to_append(name, folder=folder)
+    finally:
+        os.close(folder)
     try:
         if not ends_with_newline(fd):
             lines = b"\n" + lines
@@ -262,7 +276,7 @@ class Publisher:
                     ours = same_file(temporary, temporary_folder, name, folder.fd)
                     if not ours and error.errno != errno.EEXIST:
                         raise
-                if not ours or same_file(temporary, temporary_folder, path, self._root.fd):
+                if same_file(name, folder.fd, path, self._root.fd):
                     self.sync(folder)
                     return ours
             except OSError as error:
