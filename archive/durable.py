@@ -90,6 +90,11 @@ def write(fd: int, buffers: Sequence[Buffer]) -> int:
     return os.writev(fd, buffers)
 
 
+def copy_range(source: int, to: int, length: int, offset: int) -> int:
+    """Copies up to ``length`` bytes within the kernel, sharing blocks where it can; 0 at the end."""
+    return os.copy_file_range(source, to, length, offset_src=offset)
+
+
 def set_time(fd: int, nanoseconds: int) -> None:
     os.utime(fd, ns=(nanoseconds, nanoseconds))
 

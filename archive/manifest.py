@@ -1,0 +1,190 @@
+"""The sidecar manifests of the series: one JSON line per stored instance, only ever appended to.
+
+A manifest can be made again from the ``.dcm`` files, so a line that was lost is no instance lost.
+Readers take every line that parses and skip the rest, wherever it stands.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from plainpacs.archive import durable
+from plainpacs.archive.durable import Folder, Publisher
+
+Line = dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+ORIGIN_C_STORE = "c-store"
+ORIGIN_IMPORT = "import"
+ORIGIN_RECOVERED = "recovered"
+DIGESTS = ("blake3", "sha256")
+
+_OPEN_MANIFESTS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where an instance came from. AE titles without padding; ``peer`` is a network address.
+
+    ``stored`` is nanoseconds since 1970, when it is known from elsewhere (another archive).
+    """
+
+    calling_ae: str = ""
+    called_ae: str = ""
+    peer: str = ""
+    origin: str = ORIGIN_C_STORE
+    stored: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What a manifest line says of the file itself. ``stored`` as in ``root.stamp``."""
+
+    file: str
+    bytes: int
+    dataset_offset: int
+    digest_name: str
+    digest: str
+    stored: str
+    transfer_syntax: str
+
+
+def line_of(facts: FileFacts, provenance: Provenance, attributes: dict[str, Any]) -> bytes:
+    """The manifest line, newline included."""
+    line: Line = {
+        "file": facts.file,
+        "bytes": facts.bytes,
+        "dataset_offset": facts.dataset_offset,
+        facts.digest_name: facts.digest,
+        "stored": facts.stored,
+        "transfer_syntax": facts.transfer_syntax,
+    }
+    for name in ("calling_ae", "called_ae", "peer"):
+        if value := getattr(provenance, name):
+            line[name] = value
+    line["origin"] = provenance.origin
+    line.update(attributes)
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def lines_in(data: bytes) -> Iterator[tuple[Line, bytes]]:
+    """Every line of a manifest that is one, with its bytes; removals included."""
+    for raw in data.split(b"\n"):
+        if raw[:1] != b"{":
+            continue
+        try:
+            line = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("file"), str):
+            yield line, raw
+
+
+class ManifestWriter:
+    """Appends lines to the manifests of one node. Thread-safe.
+
+    Keeps the last used manifests open; ``flush`` makes what was appended durable.
+    """
+
+    def __init__(self, publisher: Publisher, *, sync: bool = True) -> None:
+        self._publisher = publisher
+        self._sync = sync
+        self._open: OrderedDict[str, _Manifest] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def append(self, path: str, line: bytes) -> None:
+        """Adds ``line`` to the manifest at ``path`` in one write. Raises OSError.
+
+        A short write is not continued: the next line begins on a line of its own.
+        """
+        for last in (False, True):
+            manifest = self._manifest(path)
+            try:
+                return manifest.append(line)
+            except _Vanished:
+                with self._lock:
+                    if self._open.get(path) is manifest:
+                        del self._open[path]
+                self._publisher.forget(path.rpartition("/")[0])
+                if last:
+                    raise OSError(errno.ESTALE, "the manifest keeps vanishing", path) from None
+
+    def _manifest(self, path: str) -> _Manifest:
+        where, _, name = path.rpartition("/")
+        folder = self._publisher.folder(where)
+        with self._lock:
+            manifest = self._open.get(path)
+            # The folder was opened anew: what was open may lie in one that was moved away.
+            if manifest is None or manifest.folder is not folder:
+                manifest = _Manifest(folder, name)
+                self._open[path] = manifest
+            self._open.move_to_end(path)
+            old = self._open.popitem(last=False)[1] if len(self._open) > _OPEN_MANIFESTS else None
+        if old and self._sync:
+            old.flush()
+        return manifest
+
+    def flush(self) -> None:
+        """Syncs what was appended since the last flush; a failure is logged, never raised."""
+        if not self._sync:
+            return
+        with self._lock:
+            manifests = list(self._open.values())
+        for manifest in manifests:
+            manifest.flush()
+
+    def close(self) -> None:
+        self.flush()
+        with self._lock:
+            self._open.clear()
+
+
+class _Vanished(Exception):
+    """The open manifest has no name in the tree any more."""
+
+
+class _Manifest:
+    def __init__(self, folder: Folder, name: str) -> None:
+        self.folder = folder
+        self._name = name
+        self._lock = threading.Lock()
+        self._unsynced = False
+        self._fd = durable.open_to_append(name, folder=folder.fd)
+        self._torn = not durable.ends_with_newline(self._fd)
+
+    def append(self, line: bytes) -> None:
+        with self._lock:
+            if os.fstat(self._fd).st_nlink == 0:
+                raise _Vanished
+            data = b"\n" + line if self._torn else line
+            self._torn = True
+            self._unsynced = True
+            if durable.write(self._fd, [data]) != len(data):
+                raise OSError(errno.ENOSPC, "short write")
+            self._torn = False
+
+    def flush(self) -> None:
+        with self._lock:
+            if not self._unsynced:
+                return
+            self._unsynced = False
+            try:
+                durable.sync_file(self._fd)
+                durable.sync_folder(self.folder.fd)
+            except OSError as error:
+                log.warning("cannot sync manifest %s: %s", self._name, error.strerror)
+
+    def __del__(self) -> None:
+        fd = getattr(self, "_fd", None)
+        if fd is not None:
+            os.close(fd)
