@@ -22,11 +22,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import blake3
-
 from plainpacs.archive import durable, layout, manifest, part10
 from plainpacs.archive.durable import Buffer, Publisher
 from plainpacs.archive.errors import (
     DataSetMismatch,
+    NotDICOM,
     RefusedInstance,
     StorageUnavailable,
     UnreadableDataSet,
@@ -195,7 +195,7 @@ class Archive:
                     found = part10.read_part10(view[: part10.LONGEST_META])
                     data_set = view[found.dataset_offset :]
                     if found.sop_class == part10.MEDIA_STORAGE_DIRECTORY:
-                        raise UnreadableDataSet("it is a DICOMDIR, not an instance")
+                        raise NotDICOM("it is a DICOMDIR, not an instance")
                     attributes = read_header(data_set, found.transfer_syntax, whole=True)
                     if not found.whole:
                         return self.store(data_set, found.transfer_syntax, provenance)

@@ -91,7 +91,7 @@ def write(fd: int, buffers: Sequence[Buffer]) -> int:
 
 
 def copy_range(source: int, to: int, length: int, offset: int) -> int:
-    """Copies up to ``length`` bytes within the kernel, sharing blocks where it can; 0 at the end."""
+    """Copies up to ``length`` bytes in the kernel, sharing blocks where it can; 0 at the end."""
     return os.copy_file_range(source, to, length, offset_src=offset)
 
 
@@ -248,7 +248,7 @@ class Publisher:
         Raises StorageUnavailable.
         """
         if not self._sync:
-            return
+            return None
         if folder.path not in self._failed:
             try:
                 return sync_folder(folder.fd)

@@ -24,7 +24,7 @@ class UnsuitableFileSystem(PlainpacsError):
 
 
 class InUse(PlainpacsError):
-    """Another process holds what this one needs for itself (a node, the indexer's place, a port)."""
+    """Another process holds what this one needs: a node, the indexer's place, a port."""
 
 
 class BadSettings(PlainpacsError):
@@ -51,6 +51,10 @@ class RefusedInstance(PlainpacsError):
 
 class UnreadableDataSet(RefusedInstance):
     """The data set cannot be read, or lacks what filing needs."""
+
+
+class NotDICOM(UnreadableDataSet):
+    """Not an instance at all: another kind of file, or a DICOMDIR."""
 
 
 class InvalidUID(RefusedInstance):

@@ -30,6 +30,8 @@ CONFLICTS = f"{INTERNAL}/conflicts"
 TRASH = f"{INTERNAL}/trash"
 SEEN = f"{INTERNAL}/seen"
 INSTANCES = f"{INTERNAL}/instances"
+INDEXER_LOCK = f"{INTERNAL}/indexer.lock"
+"""Locked by the one indexer at work."""
 INTERNAL_FOLDERS = (INTERNAL, INCOMING, PENDING, INDEXING, CONFLICTS, TRASH, SEEN, INSTANCES)
 
 LONGEST_PATH = 205

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-
 from plainpacs.archive import durable
 from plainpacs.archive.durable import Folder, Publisher
 
@@ -110,7 +109,7 @@ class ManifestWriter:
         for last in (False, True):
             manifest = self._manifest(path)
             try:
-                return manifest.append(line)
+                manifest.append(line)
             except _Vanished:
                 with self._lock:
                     if self._open.get(path) is manifest:
@@ -118,6 +117,8 @@ class ManifestWriter:
                 self._publisher.forget(path.rpartition("/")[0])
                 if last:
                     raise OSError(errno.ESTALE, "the manifest keeps vanishing", path) from None
+            else:
+                return
 
     def _manifest(self, path: str) -> _Manifest:
         where, _, name = path.rpartition("/")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from plainpacs.archive.errors import UnreadableDataSet
+from plainpacs.archive.errors import NotDICOM, UnreadableDataSet
 
 Buffer = bytes | bytearray | memoryview
 
@@ -128,7 +128,7 @@ def _read_meta(view: memoryview, offset: int) -> tuple[dict[int, str], int]:
 
 
 def guess_transfer_syntax(data_set: Buffer) -> str:
-    """The transfer syntax of a bare data set, by its first element. Raises UnreadableDataSet."""
+    """The transfer syntax of a bare data set, by its first element. Raises NotDICOM."""
     head = bytes(data_set[:8])
     if len(head) == 8:
         spelled = head[4:6].isalpha() and head[4:6].isupper()
@@ -136,4 +136,4 @@ def guess_transfer_syntax(data_set: Buffer) -> str:
             return EXPLICIT_LITTLE_ENDIAN if spelled else IMPLICIT_LITTLE_ENDIAN
         if head[:2] in (b"\0\x08", b"\0\x04") and spelled:
             return EXPLICIT_BIG_ENDIAN
-    raise UnreadableDataSet("it is not DICOM: neither a Part 10 file nor a data set")
+    raise NotDICOM("it is not DICOM: neither a Part 10 file nor a data set")

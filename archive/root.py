@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-
 from plainpacs.archive import durable, layout
 from plainpacs.archive.errors import InUse, NotAnArchive, StorageUnavailable, UnsuitableFileSystem
 
@@ -208,6 +207,20 @@ def boot_id() -> str:
     return ""
 
 
+def is_locked(root: int, path: str) -> bool:
+    """Whether a process holds the lock file at ``path``; False when that cannot be known."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=root)
+    except OSError:
+        return False
+    try:
+        return not _try_lock(fd, fcntl.LOCK_SH)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
 class DirtyFlag:
     """``.plainpacs/dirty.<name>``: that a writer is at work, and since which boot.
 
@@ -252,9 +265,7 @@ class Writer:
         self._marker = _identity(marker)
 
     @classmethod
-    def open(
-        cls, path: str, node: str | None, sweep: Callable[[Writer, int], None]
-    ) -> Writer:
+    def open(cls, path: str, node: str | None, sweep: Callable[[Writer, int], None]) -> Writer:
         """Claims ``node`` (the marker's by default) on the archive at ``path``.
 
         After an unclean stop ``sweep(writer, folder)`` is called with each open folder under

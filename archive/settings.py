@@ -15,7 +15,6 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import click
-
 from plainpacs.archive import layout
 from plainpacs.archive.errors import BadSettings
 from plainpacs.archive.identity import as_name
@@ -92,7 +91,9 @@ def _uid(value: Any) -> str:
 
 def _choice(*words: str) -> Callable[[Any], str]:
     def parse(value: Any) -> str:
-        word = {True: "on", False: "off"}.get(value, str(value)) if value in (True, False) else value
+        word = (
+            {True: "on", False: "off"}.get(value, str(value)) if value in (True, False) else value
+        )
         if str(word).lower() not in words:
             raise ValueError(f"it is one of {', '.join(words)}")
         return str(word).lower()
