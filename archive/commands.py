@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import click
 from plainpacs.archive import layout, settings
 from plainpacs.archive.archive import Archive
 from plainpacs.archive.context import Context
 from plainpacs.archive.errors import BadSettings
-from plainpacs.archive.importing import Imported, Source, import_all, sources
+from plainpacs.archive.importing import Imported, import_all, sources
 from plainpacs.archive.root import create_archive, is_locked, open_root
 
 
@@ -34,7 +34,7 @@ def init(root: str, node: str | None, config: str | None) -> None:
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @settings.options("node", "sync", "digest")
 @click.pass_obj
-def import_(context: Context, paths: tuple[str, ...], config: str | None, **flags: str) -> None:
+def import_(context: Context, /, paths: tuple[str, ...], config: str | None, **flags: str) -> None:
     """Take DICOM files, folders of them, or another archive in.
 
     The files are copied and stay where they are. What is not DICOM is skipped and counted; what
@@ -85,7 +85,7 @@ def _summary(counts: Counter[str]) -> str:
     return "; ".join(f"{counts[kind]} {text}" for kind, text in words.items())
 
 
-def _shown(results: Iterator[Imported], paths: tuple[str, ...]) -> Iterator[Imported]:
+def _shown(results: Generator[Imported, None, None], paths: tuple[str, ...]) -> Iterator[Imported]:
     """``results``, with a progress bar when there is a terminal to show it on."""
     if not sys.stderr.isatty():
         yield from results
@@ -112,6 +112,3 @@ def _say_who_indexes(root: str) -> None:
 
 def _printable(path: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in path)
-
-
-__all__ = ["Source", "import_", "init"]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
 from plainpacs.archive import layout, manifest
 from plainpacs.archive.archive import Archive, Stored
-from plainpacs.archive.errors import NotDICOM, PlainpacsError, RefusedInstance, StorageUnavailable
+from plainpacs.archive.errors import NotDICOM, RefusedInstance, StorageUnavailable
 from plainpacs.archive.manifest import ORIGIN_IMPORT, Line, Provenance
 
 _THREADS = 4  # a store waits for the disk most of the time
@@ -113,7 +113,7 @@ def _with_provenance(path: str, line: Line | None) -> Source:
 
 def import_all(
     archive: Archive, files: Iterable[Source], stop: Callable[[], bool] = lambda: False
-) -> Iterator[Imported]:
+) -> Generator[Imported, None, None]:
     """Stores each of ``files``; yields what became of it, in their order.
 
     Safe to interrupt and repeat: each file is in or not in, and the same instance again changes
@@ -152,7 +152,5 @@ def _import_one(archive: Archive, source: Source) -> Imported:
         return Imported(path, error=str(error), skipped=True)
     except RefusedInstance as error:
         return Imported(path, error=str(error))
-    except PlainpacsError:
-        raise
     finally:
         os.close(fd)

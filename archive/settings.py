@@ -91,12 +91,12 @@ def _uid(value: Any) -> str:
 
 def _choice(*words: str) -> Callable[[Any], str]:
     def parse(value: Any) -> str:
-        word = (
-            {True: "on", False: "off"}.get(value, str(value)) if value in (True, False) else value
-        )
-        if str(word).lower() not in words:
+        if isinstance(value, bool):  # TOML's own true and false
+            value = "on" if value else "off"
+        word = str(value).lower()
+        if word not in words:
             raise ValueError(f"it is one of {', '.join(words)}")
-        return str(word).lower()
+        return word
 
     return parse
 
@@ -144,7 +144,7 @@ TABLE: tuple[Declaration, ...] = (
     Declaration("max_pdu", _whole(4096, 1 << 27), "BYTES", "longest PDU we announce to take"),
     Declaration("pdu_timeout", _seconds, "SECONDS", "a PDU arrives within, from its first byte"),
     Declaration("idle_timeout", _seconds, "SECONDS", "silence after which we abort"),
-    Declaration("refuse_sop_class", _several(_uid), "UID,UID", "storage SOP Classes refused (none)"),
+    Declaration("refuse_sop_class", _several(_uid), "UID,…", "SOP Classes refused (none)"),
     Declaration("sync", _choice("on", "off"), "on|off", "off: 0000 outlives a crash of plainpacs"
                 " but not of the machine"),
     Declaration("digest", _choice("blake3", "sha256"), "NAME", "digest kept: blake3 or sha256"),
