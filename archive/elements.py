@@ -1,0 +1,292 @@
+"""Data elements as bytes (PS3.5 7.1): what the readers of data sets share.
+
+Which elements are wanted, how a cut or unfollowable data set is told, and the way through nested
+content. Nesting is followed with a stack of our own, so that no depth of it can end in a
+RecursionError, and bounded: in depth, and in the number of elements looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from struct import Struct
+
+from plainpacs.archive.attributes import BY_KEYWORD, KEPT, REQUESTED, KeptAttribute
+from plainpacs.archive.errors import UnreadableDataSet
+from plainpacs.archive.values import Attributes, Buffer, Found, slot, typed
+
+LAST_GROUP, LAST_ELEMENT = 0x0040, 0x0275
+LAST_TAG = LAST_GROUP << 16 | LAST_ELEMENT
+"""No kept attribute comes after it; elements are in the order of their tags (PS3.5 7.1)."""
+
+UNDEFINED = 0xFFFFFFFF
+ITEM, ITEM_DELIMITER, SEQUENCE_DELIMITER = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+
+DEEPEST = 256
+"""Levels of nested content of undefined length."""
+
+NOT_ZERO = re.compile(rb"[^\0]")
+
+
+class NotUnderstood(Exception):
+    """The walker met something it cannot be sure of; pydicom is to judge."""
+
+
+class CutShort(UnreadableDataSet):
+    """The data set ends before the element that was being read does."""
+
+    @classmethod
+    def within(cls, tag: int, declared: int, there: int) -> CutShort:
+        return cls(
+            f"the data set is cut short in {spell(tag)}: {declared} bytes declared, {there} there"
+        )
+
+
+def spell(tag: int) -> str:
+    """``(0010,0020)``"""
+    return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
+
+
+def too_many() -> UnreadableDataSet:
+    return UnreadableDataSet("the data set has too many elements")
+
+
+Wanted = Mapping[int, "KeptAttribute | Wanted"]
+"""By tag: what is wanted of a data set or item; of a sequence, what is wanted of its items."""
+
+_REFERENCE: Wanted = {0x00081155: BY_KEYWORD["ReferencedSOPInstanceUID"]}
+_REFERENCES_IN_SERIES: Wanted = {
+    0x00081140: _REFERENCE,  # ReferencedImageSequence (PS3.3 C.11.11)
+    0x0008114A: _REFERENCE,  # ReferencedInstanceSequence (C.12.2)
+    0x00081199: _REFERENCE,  # ReferencedSOPSequence (Table 10-4)
+}
+_REQUEST: Wanted = {kept.tag: kept for kept in REQUESTED} | {
+    0x00080005: BY_KEYWORD["SpecificCharacterSet"]
+}
+WANTED_SEQUENCES: Mapping[int, Wanted] = {
+    0x00081115: _REFERENCES_IN_SERIES,  # ReferencedSeriesSequence
+    0x00081140: _REFERENCE,  # ReferencedImageSequence
+    0x00400275: _REQUEST,  # RequestAttributesSequence
+}
+WANTED_ELEMENTS: Mapping[int, KeptAttribute] = {
+    kept.tag: kept
+    for kept in KEPT
+    if kept.vr != "SQ" and kept.keyword != "ReferencedSOPInstanceUID"
+}
+
+
+@dataclass(slots=True)
+class Collected:
+    """What a reader found of the kept attributes, still as bytes."""
+
+    found: Found = field(default_factory=list)
+    references: Found = field(default_factory=list)
+    requests: list[Found] = field(default_factory=list)
+
+    def attributes(self) -> Attributes:
+        return typed(self.found, self.references, self.requests)
+
+
+@dataclass(slots=True)
+class _Frame:
+    """Where the walk is: in an item, or between the items of a sequence."""
+
+    in_item: bool
+    limit: int
+    """What is in here ends here at the latest; just here, when its length is defined."""
+    defined: bool
+    implicit: bool
+    wanted: Wanted | None
+
+
+class Walk:
+    """The way through one data set. A reader says how an element's header is read."""
+
+    last_judge = False
+    """Whether nobody else can be asked when this reader does not understand."""
+    most_elements = 1_000_000
+    """So many elements are looked at for the kept attributes (one hopped over is one) ..."""
+    most_elements_whole = 10_000_000
+    """... and so many after them, to the end of the data set."""
+
+    def __init__(self, data: Buffer, *, little_endian: bool = True) -> None:
+        self.data = data
+        self.end = len(data)
+        self.little_endian = little_endian
+        self.collected = Collected()
+        self._left = self.most_elements
+        self._item_header = Struct("<HHI" if little_endian else ">HHI").unpack_from
+
+    def element(self, pos: int, implicit: bool) -> tuple[int, str, int, int]:
+        """(tag, VR or '', length, position of the value) of the element at ``pos``.
+
+        There are at least 8 bytes at ``pos``. Raises NotUnderstood or CutShort.
+        """
+        raise NotImplementedError
+
+    def after_opaque(self, pos: int) -> int:
+        """Where content of undefined length that is not made of items ends."""
+        raise NotUnderstood
+
+    def top_level(self, pos: int, implicit: bool, *, whole: bool, complete: bool) -> None:
+        """Collects from ``pos`` on; with ``whole``, goes on to the end of the data set."""
+        data, end, found = self.data, self.end, self.collected.found
+        in_header = True
+        while end - pos >= 8 and not self.is_padding(pos):
+            tag, vr, length, value = self.element(pos, implicit)
+            if in_header and tag > LAST_TAG:
+                if not whole:
+                    return
+                in_header = False
+                self._left = self.most_elements_whole
+            self.count()
+            if tag in WANTED_SEQUENCES and in_header and self._holds_items(vr):
+                pos = self.sequence(tag, value, length, implicit)
+            elif length == UNDEFINED:
+                pos = self.through(tag, value, UNDEFINED, implicit, None)
+            else:
+                pos = value + length
+                if pos > end:
+                    raise CutShort.within(tag, length, end - value)
+                attribute = WANTED_ELEMENTS.get(tag)
+                if attribute is not None and in_header:
+                    found.append(
+                        (slot(attribute, vr, little_endian=self.little_endian), data[value:pos])
+                    )
+        self.ended(pos, complete or not in_header)
+
+    def ended(self, pos: int, complete: bool) -> None:
+        """The data set ends at ``pos``, where no element header fits any more."""
+        if not complete:
+            raise CutShort(f"the header does not end within the first {self.end} bytes")
+        if not self.is_padding(pos):
+            raise CutShort(f"the data set is cut short in an element's header, {self.end} bytes in")
+
+    def is_padding(self, pos: int) -> bool:
+        """Whether there is nothing but NULs, or nothing at all, from ``pos`` on."""
+        return not any(self.data[pos : pos + 8]) and NOT_ZERO.search(self.data, pos) is None
+
+    @staticmethod
+    def _holds_items(vr: str) -> bool:
+        return vr in ("SQ", "UN", "")
+
+    def count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise too_many()
+
+    def sequence(self, tag: int, pos: int, length: int, implicit: bool) -> int:
+        """Collects out of the wanted sequence whose value is at ``pos``; where it ends."""
+        wanted = WANTED_SEQUENCES[tag]
+        if length == UNDEFINED:
+            return self.through(tag, pos, length, implicit, wanted)
+        after = pos + length
+        if after > self.end:
+            raise CutShort.within(tag, length, self.end - pos)
+        try:
+            self.through(tag, pos, length, implicit, wanted)
+        except NotUnderstood:
+            # Its length leads past what is malformed in it.
+            if not self.last_judge:
+                raise
+        return after
+
+    def through(
+        self, tag: int, pos: int, length: int, implicit: bool, wanted: Wanted | None
+    ) -> int:
+        """Where the sequence (or the fragments) whose value is at ``pos`` ends.
+
+        Collects what is ``wanted`` of its items. Content of a defined length is hopped over
+        unless something is wanted of it. Raises NotUnderstood, CutShort, UnreadableDataSet.
+        """
+        defined = length != UNDEFINED
+        frame = _Frame(False, pos + length if defined else self.end, defined, implicit, wanted)
+        stack = [frame]
+        if not defined:
+            pos = self._past_opaque(pos)
+        while True:
+            if frame.defined and pos == frame.limit:
+                stack.pop()
+            else:
+                self.count()
+                if frame.limit - pos < 8:
+                    raise self._cut(frame, tag, length, frame.limit - pos)
+                if frame.in_item:
+                    pos = self._in_item(stack, pos)
+                else:
+                    pos = self._between_items(stack, pos)
+            if not stack:
+                return pos
+            frame = stack[-1]
+            if len(stack) > DEEPEST:
+                raise UnreadableDataSet(f"the data set is nested too deeply in {spell(tag)}")
+
+    def _between_items(self, stack: list[_Frame], pos: int) -> int:
+        frame = stack[-1]
+        group, element, length = self._item_header(self.data, pos)
+        tag = group << 16 | element
+        pos += 8
+        if tag == SEQUENCE_DELIMITER and not frame.defined:
+            stack.pop()
+            return pos
+        if tag != ITEM:
+            raise NotUnderstood
+        defined = length != UNDEFINED
+        after = pos + length if defined else frame.limit
+        if after > frame.limit:
+            raise self._cut(frame, tag, length, frame.limit - pos)
+        if frame.wanted is None and defined:
+            return after
+        if frame.wanted is _REQUEST:
+            self.collected.requests.append([])
+        implicit = frame.implicit or self._looks_implicit(pos)
+        stack.append(_Frame(True, after, defined, implicit, frame.wanted))
+        return pos
+
+    def _in_item(self, stack: list[_Frame], pos: int) -> int:
+        frame = stack[-1]
+        tag, vr, length, value = self.element(pos, frame.implicit)
+        if tag == ITEM_DELIMITER:
+            if frame.defined:
+                raise NotUnderstood
+            stack.pop()
+            return value
+        wanted = frame.wanted.get(tag) if frame.wanted else None
+        within = wanted if isinstance(wanted, Mapping) and self._holds_items(vr) else None
+        if length == UNDEFINED:
+            stack.append(_Frame(False, frame.limit, False, frame.implicit, within))
+            return self._past_opaque(value)
+        after = value + length
+        if after > frame.limit:
+            raise self._cut(frame, tag, length, frame.limit - value)
+        if within is not None:
+            stack.append(_Frame(False, after, True, frame.implicit, within))
+            return value
+        if isinstance(wanted, KeptAttribute):
+            self._collect(frame, wanted, vr, self.data[value:after])
+        return after
+
+    def _collect(self, frame: _Frame, attribute: KeptAttribute, vr: str, raw: Buffer) -> None:
+        collected = self.collected
+        into = collected.requests[-1] if frame.wanted is _REQUEST else collected.references
+        into.append((slot(attribute, vr, little_endian=self.little_endian), raw))
+
+    def _looks_implicit(self, pos: int) -> bool:
+        # UN of undefined length holds implicit VR (PS3.5 6.2.2), and some writers put it elsewhere.
+        vr = self.data[pos + 4 : pos + 6]
+        return not all(0x41 <= byte <= 0x5A for byte in vr)
+
+    def _past_opaque(self, pos: int) -> int:
+        if self.end - pos < 8:
+            return pos
+        group, element, _ = self._item_header(self.data, pos)
+        if group << 16 | element in (ITEM, SEQUENCE_DELIMITER):
+            return pos
+        # A sequence delimiter is left for the walk to find.
+        return self.after_opaque(pos) - 8
+
+    def _cut(self, frame: _Frame, tag: int, declared: int, there: int) -> Exception:
+        if frame.limit < self.end:
+            return NotUnderstood()  # not cut: it does not fit into what it is in
+        return CutShort.within(tag, declared, max(there, 0))

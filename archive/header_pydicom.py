@@ -1,0 +1,98 @@
+"""Data sets the walker does not understand: pydicom judges the header of each element.
+
+For explicit VR big endian, and for what some writers do: elements in implicit VR amid explicit
+ones, VRs that do not exist, content of undefined length that is not made of items.
+
+pydicom is asked for element headers only, not for a data set. Its data set readers recurse with the
+nesting, take a cut value for a value, and issue warnings, which no thread can silence for itself.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import BinaryIO, cast
+
+from plainpacs.archive.elements import ITEM_DELIMITER, CutShort, NotUnderstood, Walk
+from plainpacs.archive.errors import UnreadableDataSet
+from plainpacs.archive.values import Attributes, Buffer
+from pydicom.filereader import data_element_generator
+from pydicom.fileutil import read_undefined_length_value
+from pydicom.tag import SequenceDelimiterTag
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
+
+# What pydicom's parsing raises on bytes it cannot follow.
+_PARSING = (struct.error, EOFError, OSError, ValueError, LookupError, NotImplementedError)
+
+
+class PydicomWalk(Walk):
+    """The way through a data set by pydicom's reading of element headers."""
+
+    last_judge = True
+    # pydicom takes some ten times as long for an element.
+    most_elements = 100_000
+    most_elements_whole = 1_000_000
+
+    def __init__(self, data: Buffer, *, little_endian: bool) -> None:
+        super().__init__(data, little_endian=little_endian)
+        self._view = _View(data)
+        self._file = cast(BinaryIO, self._view)
+
+    @classmethod
+    def read(
+        cls, data: Buffer, implicit: bool, little_endian: bool, *, whole: bool, complete: bool
+    ) -> Attributes:
+        """As ``header.read_header``."""
+        walk = cls(data, little_endian=little_endian)
+        try:
+            walk.top_level(0, implicit, whole=whole, complete=complete)
+        except (NotUnderstood, *_PARSING):
+            raise UnreadableDataSet("the data set cannot be followed") from None
+        return walk.collected.attributes()
+
+    def element(self, pos: int, implicit: bool) -> tuple[int, str, int, int]:
+        seen: list[tuple[int, str | None, int]] = []
+
+        def stop(tag: int, vr: str | None, length: int) -> bool:
+            seen.append((tag, vr, length))
+            return True
+
+        self._view.seek(pos)
+        elements = data_element_generator(self._file, implicit, self.little_endian, stop_when=stop)
+        try:
+            next(elements, None)
+        except struct.error:
+            raise CutShort(f"the data set is cut short in an element's header at {pos}") from None
+        if not seen:  # it ends an item, and asks nothing
+            return ITEM_DELIMITER, "", 0, pos + 8
+        tag, vr, length = seen[0]
+        return int(tag), vr or "", length, pos + (12 if vr in EXPLICIT_VR_LENGTH_32 else 8)
+
+    def after_opaque(self, pos: int) -> int:
+        self._view.seek(pos)
+        try:
+            read_undefined_length_value(
+                self._file, self.little_endian, SequenceDelimiterTag, defer_size=0
+            )
+        except EOFError:
+            raise CutShort("the data set is cut short in a value of undefined length") from None
+        return self._view.tell()
+
+
+class _View:
+    """A buffer as the file that pydicom reads, without a copy of it."""
+
+    def __init__(self, data: Buffer) -> None:
+        self._data = memoryview(data)
+        self._pos = 0
+
+    def read(self, size: int) -> bytes:
+        piece = bytes(self._data[self._pos : self._pos + size])
+        self._pos += len(piece)
+        return piece
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._pos = (0, self._pos, len(self._data))[whence] + offset
+        return self._pos
+
+    def tell(self) -> int:
+        return self._pos
