@@ -1,0 +1,87 @@
+"""The indexer as a child process: started, started again when it dies, stopped at the end.
+
+The receiver never waits for it. The child ends by itself when this process is gone, whatever
+ended it: its standard input, a pipe from here, comes to its end.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+import time
+
+_LOG = logging.getLogger("plainpacs.scp")
+
+_FIRST_DELAY = 0.2
+_LONGEST_DELAY = 30.0
+_STEADY_SECONDS = 60.0
+_PATIENCE_SECONDS = 15.0
+
+
+def indexer_command(root: str) -> list[str]:
+    """The command that indexes ``root`` until its standard input ends."""
+    return [sys.executable, "-m", "plainpacs.archive.cli", "index", "--parent-pipe", root]
+
+
+class Child:
+    """Keeps ``command`` running from ``start`` to ``stop``."""
+
+    def __init__(self, name: str, command: list[str]) -> None:
+        self._name = name
+        self._command = command
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(target=self._keep_running, name=f"keeper of the {name}")
+
+    def start(self) -> None:
+        """Returns at once; a command that cannot be started is tried again like one that died."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Asks the child to end, waits, and ends it if it does not."""
+        with self._lock:
+            self._stopping.set()
+            process = self._process
+        if process is not None:
+            process.terminate()
+            try:
+                process.wait(_PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                _LOG.warning("the %s did not end when asked; killed", self._name)
+                process.kill()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _keep_running(self) -> None:
+        delay = _FIRST_DELAY
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            how = self._run()
+            if self._stopping.is_set():
+                return
+            if time.monotonic() - began > _STEADY_SECONDS:
+                delay = _FIRST_DELAY
+            _LOG.warning("the %s ended (%s); started again in %.1f s", self._name, how, delay)
+            self._stopping.wait(delay)
+            delay = min(2 * delay, _LONGEST_DELAY)
+
+    def _run(self) -> str:
+        try:
+            with self._lock:
+                if self._stopping.is_set():
+                    return "stopped"
+                # A session of its own: Ctrl-C on the terminal is for us to pass on, in order.
+                self._process = subprocess.Popen(
+                    self._command, stdin=subprocess.PIPE, start_new_session=True
+                )
+        except OSError as error:
+            return str(error)
+        try:
+            code = self._process.wait()
+        finally:
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+        return f"signal {-code}" if code < 0 else f"exit status {code}"

@@ -1,0 +1,35 @@
+"""The command of this package: ``serve``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from plainpacs.archive import settings
+from plainpacs.archive.context import Context
+from plainpacs.scp import serve as service
+
+
+@click.command()
+@click.argument("root", metavar="[ROOT]", required=False)
+@click.option("--create", is_flag=True, help="Make ROOT an archive if it is missing or empty.")
+@settings.options(
+    *("aet", "called_ae", "calling_ae", "bind", "port", "max_associations", "max_pdu"),
+    *("pdu_timeout", "idle_timeout", "refuse_sop_class", "sync", "digest", "node", "log_level"),
+)
+@click.pass_obj
+def serve(
+    context: Context, /, root: str | None, create: bool, config: str | None, **flags: Any
+) -> None:
+    """Receive instances into the archive ROOT, and index them, until stopped (Ctrl-C, SIGTERM).
+
+    Every setting may also be a variable (--port: PLAINPACS_PORT) or a key of the TOML file.
+
+    Example:  plainpacs serve --create ./archive
+    """
+    chosen = settings.load(flags, config)
+    named = root or context.archive
+    if create and not named:
+        raise click.UsageError("--create needs ROOT, the folder to make an archive of")
+    folder = named if create and named else context.archive_path(root)
+    service.serve(folder, chosen, create=create)

@@ -1,0 +1,203 @@
+"""Which presentation contexts are accepted, and with which transfer syntax. Pure functions.
+
+Two rules (design.md section 6). *Abstract syntax*: Verification, and everything that may be the
+storage of a patient's instance: storage SOP Classes, private ones, unknown ones where DICOM puts
+storage, and unknown ones that the peer declares to be storage (PS3.7 D.3.3.6). Refused are other
+services, and objects that belong to no study, for which the tree has no place. *Transfer syntax*:
+what the sender prefers, so that it need not convert, except where another choice keeps more.
+
+>>> proposed = ProposedContext(1, "1.2.840.10008.1.1", ("1.2.840.10008.1.2",))
+>>> negotiate([proposed])
+[ContextResult(id=1, abstract_syntax='1.2.840.10008.1.1', transfer_syntax='1.2.840.10008.1.2', \
+result=<Result.ACCEPTED: 0>)]
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from plainpacs.archive.identity import strip_padding
+
+# No public name gives the registered UIDs with their types; tests hold that it stays as it is.
+from pydicom._uid_dict import UID_dictionary
+
+VERIFICATION = "1.2.840.10008.1.1"
+STORAGE_SERVICE = "1.2.840.10008.4.2"
+
+IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
+EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+
+_UID = re.compile(r"[0-9][0-9.]{0,63}", re.ASCII)
+_DICOM = "1.2.840.10008."
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+
+# Below the storage root, and not the storage of a patient's instance (PS3.4 GG.3, and Annexes HH,
+# II, BB and others): protocols, approvals, inventories and their services.
+_NOT_A_PATIENTS = frozenset(
+    _STORAGE + tail
+    for tail in (
+        *("200.1", "200.3", "200.4", "200.5", "200.6", "200.7"),
+        *("201.1", "201.2", "201.3", "201.4", "201.5", "201.6"),
+    )
+)
+
+# Instances of a study that DICOM registered elsewhere: RT delivery instructions, and the retired
+# hardcopy and stored print objects that old archives still hold.
+_STORAGE_ELSEWHERE = frozenset(
+    {
+        "1.2.840.10008.5.1.4.34.1",
+        "1.2.840.10008.5.1.4.34.7",
+        "1.2.840.10008.5.1.4.34.10",
+        "1.2.840.10008.5.1.1.27",
+        "1.2.840.10008.5.1.1.29",
+        "1.2.840.10008.5.1.1.30",
+    }
+)
+
+# What is registered at all: a peer's declaration does not turn another service into storage.
+_REGISTERED = frozenset(UID_dictionary)
+
+# The pixels are not in the data set: a 0000 would promise what we do not have.
+_PIXELS_ELSEWHERE = frozenset(
+    {
+        "1.2.840.10008.1.2.4.94",  # JPIP Referenced
+        "1.2.840.10008.1.2.4.95",  # JPIP Referenced Deflate
+        "1.2.840.10008.1.2.4.204",  # JPIP HTJ2K Referenced
+        "1.2.840.10008.1.2.4.205",  # JPIP HTJ2K Referenced Deflate
+        "1.2.840.10008.1.2.7.1",  # SMPTE ST 2110-20 Uncompressed Progressive Active Video
+        "1.2.840.10008.1.2.7.2",  # SMPTE ST 2110-20 Uncompressed Interlaced Active Video
+        "1.2.840.10008.1.2.7.3",  # SMPTE ST 2110-30 PCM Digital Audio
+    }
+)
+
+
+class Result(enum.IntEnum):
+    """The Result/Reason of a presentation context (PS3.8 Table 9-18)."""
+
+    ACCEPTED = 0
+    USER_REJECTION = 1
+    ABSTRACT_SYNTAX_NOT_SUPPORTED = 3
+    TRANSFER_SYNTAXES_NOT_SUPPORTED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ProposedContext:
+    """A presentation context as the peer proposed it (PS3.8 9.3.2.2)."""
+
+    id: int
+    abstract_syntax: str
+    transfer_syntaxes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ContextResult:
+    """Our answer to one. ``transfer_syntax`` means nothing unless accepted (PS3.8 9.3.3.2)."""
+
+    id: int
+    abstract_syntax: str
+    transfer_syntax: str
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """SCP/SCU role selection for an abstract syntax, as the requestor's roles (PS3.7 D.3.3.4)."""
+
+    scu: bool
+    scp: bool
+
+
+def negotiate(
+    proposed: Iterable[ProposedContext],
+    declared: Mapping[str, str] | None = None,
+    roles: Mapping[str, Role] | None = None,
+) -> list[ContextResult]:
+    """One result for each context id, in the order proposed.
+
+    ``declared`` is the SOP Class Common Extended Negotiation: SOP Class UID to Service Class UID.
+    ``roles`` are the roles the peer wants; a context it would only be SCP of is rejected, because
+    here we never act as SCU. An id that comes again keeps its first result.
+    """
+    results: dict[int, ContextResult] = {}
+    for context in proposed:
+        if context.id not in results:
+            results[context.id] = _judge(context, declared or {}, roles or {})
+    return list(results.values())
+
+
+def answered_roles(roles: Mapping[str, Role], results: Iterable[ContextResult]) -> dict[str, Role]:
+    """What to answer to role proposals: for accepted abstract syntaxes, the peer is SCU only."""
+    accepted = {r.abstract_syntax for r in results if r.result is Result.ACCEPTED}
+    return {uid: Role(role.scu, False) for uid, role in roles.items() if uid in accepted}
+
+
+def _judge(
+    context: ProposedContext, declared: Mapping[str, str], roles: Mapping[str, Role]
+) -> ContextResult:
+    abstract = strip_padding(context.abstract_syntax)
+    offered = [uid for uid in map(strip_padding, context.transfer_syntaxes) if uid]
+    chosen = choose_transfer_syntax(offered)
+    role = roles.get(abstract)
+    if not is_accepted(abstract, declared.get(abstract)):
+        result = Result.ABSTRACT_SYNTAX_NOT_SUPPORTED
+    elif chosen is None:
+        result = Result.TRANSFER_SYNTAXES_NOT_SUPPORTED
+    elif role is not None and not role.scu:
+        result = Result.USER_REJECTION
+    else:
+        result = Result.ACCEPTED
+    fallback = offered[0] if offered else IMPLICIT_VR_LITTLE_ENDIAN
+    return ContextResult(context.id, abstract, chosen or fallback, result)
+
+
+def is_accepted(abstract_syntax: str, declared_service: str | None = None) -> bool:
+    """Whether a context for ``abstract_syntax`` is accepted."""
+    return abstract_syntax == VERIFICATION or is_storage(abstract_syntax, declared_service)
+
+
+def is_storage(sop_class: str, declared_service: str | None = None) -> bool:
+    """Whether instances of ``sop_class`` can be stored: they can have a patient and a study.
+
+    >>> is_storage("1.2.840.10008.5.1.4.1.1.2"), is_storage("1.2.840.10008.5.1.4.1.2.2.1")
+    (True, False)
+    """
+    if not _UID.fullmatch(sop_class) or f"{sop_class}." == _DICOM:
+        return False
+    if not sop_class.startswith(_DICOM):
+        return True  # private: only its owner knows, and a modality that offers it means storage
+    if sop_class.startswith(_STORAGE):
+        return sop_class not in _NOT_A_PATIENTS
+    if sop_class in _STORAGE_ELSEWHERE:
+        return True
+    return declared_service == STORAGE_SERVICE and sop_class not in _REGISTERED
+
+
+def choose_transfer_syntax(offered: Iterable[str]) -> str | None:
+    """The one to accept of those ``offered`` in one context, None when there is none.
+
+    The first, because senders put what they prefer or have there. But: Explicit VR Little Endian
+    goes before implicit (which loses the VRs of private elements) and big endian (retired); a
+    private syntax is accepted only when it is the sole one offered, since no other program may
+    read it; and none of those where the pixels are elsewhere.
+    """
+    distinct = list(dict.fromkeys(offered))
+    if len(distinct) > 1:
+        distinct = [uid for uid in distinct if uid.startswith(_DICOM)]
+    usable = [uid for uid in distinct if uid not in _PIXELS_ELSEWHERE]
+    if not usable:
+        return None
+    first = usable[0]
+    poorer = first in (IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN)
+    if poorer and EXPLICIT_VR_LITTLE_ENDIAN in usable:
+        return EXPLICIT_VR_LITTLE_ENDIAN
+    return first
+
+
+def name_of(uid: str) -> str:
+    """The registered name of ``uid``, else the UID itself, for people."""
+    entry = UID_dictionary.get(uid)
+    return entry[0] if entry and entry[0] else uid

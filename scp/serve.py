@@ -1,0 +1,142 @@
+"""The service: the receiver here, the indexer beside it, from start to a clean stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from plainpacs.archive.archive import Archive
+from plainpacs.archive.errors import NotAnArchive
+from plainpacs.archive.root import create_archive, read_marker
+from plainpacs.archive.settings import Settings
+from plainpacs.scp.child import Child, indexer_command
+from plainpacs.scp.receiver import Receiver
+
+_LOG = logging.getLogger("plainpacs.scp")
+
+
+def serve(root: str, settings: Settings, *, create: bool = False) -> None:
+    """Receives into the archive at ``root`` and indexes it until SIGTERM or SIGINT.
+
+    Listens before anything else, so that nothing is made or started when it cannot. Stops in this
+    order: no more associations, the stores in hand are finished and answered, associations are
+    aborted, the indexer ends, the archive is closed with nothing left behind.
+    Raises NotAnArchive, UnsuitableFileSystem, InUse, StorageUnavailable.
+    """
+    root = os.path.abspath(root)
+    set_up_logging(settings.log_level)
+    with _signals() as wait_for_signal:
+        receiver = Receiver(settings)
+        try:
+            if create:
+                create_if_empty(root, settings.node)
+            archive = Archive.open(
+                root, node=settings.node, sync=settings.sync == "on", digest=settings.digest
+            )
+        except BaseException:
+            receiver.stop()
+            raise
+        indexer = Child("indexer", indexer_command(root))
+        try:
+            receiver.start(archive)
+            indexer.start()
+            print(greeting(root, settings, receiver.port), file=sys.stderr, flush=True)
+            name = signal.Signals(wait_for_signal()).name
+            _LOG.info("%s: finishing the stores in hand, then stopping", name)
+        finally:
+            try:
+                receiver.stop()
+                indexer.stop()
+            finally:
+                archive.close()
+        _LOG.info("stopped")
+
+
+def create_if_empty(root: str, node: str | None) -> None:
+    """Makes the folder ``root`` an archive when it is missing or empty.
+
+    An archive stays as it is; anything else raises NotAnArchive.
+    """
+    try:
+        empty = not os.path.lexists(root) or not os.listdir(root)
+    except OSError as error:
+        raise NotAnArchive(f"cannot open {root}: {error.strerror}") from None
+    if empty:
+        create_archive(root, node)
+        return
+    try:
+        read_marker(root)
+    except NotAnArchive as error:
+        if os.path.lexists(os.path.join(root, "plainpacs.json")):
+            raise
+        raise NotAnArchive(
+            f"{root} is not empty and not an archive, so --create leaves it alone; name an empty "
+            f"or new folder, or run `plainpacs init {root}`"
+        ) from error
+
+
+def greeting(root: str, settings: Settings, port: int) -> str:
+    """What is said on start: where, as whom, and a client's command line that works."""
+    reach = settings.bind or "127.0.0.1"
+    listening = f"{settings.bind or 'all addresses'}, port {port}"
+    called = "any called AE title" if settings.called_ae == "any" else "or called ANY-SCP"
+    caller = f" -aet {settings.calling_ae[0]}" if settings.calling_ae else ""
+    return "\n".join(
+        (
+            f"plainpacs serves {root}",
+            f"as {', '.join(settings.aet)} ({called}) on {listening} of {socket.gethostname()}",
+            f"try: storescu{caller} -aec {settings.aet[0]} {reach} {port} +sd +r FOLDER",
+        )
+    )
+
+
+def set_up_logging(level: str) -> None:
+    """Time, level and message on stderr, from ``level`` on; pynetdicom speaks only at debug."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z")
+    )
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("plainpacs").setLevel(level.upper())
+    # Its warnings are of peers' mistakes; ours say the same in one line. pydicom's are of values.
+    quiet = logging.DEBUG if level == "debug" else logging.CRITICAL + 1
+    for name in ("pynetdicom", "pydicom", "py.warnings"):
+        logging.getLogger(name).setLevel(quiet)
+    logging.captureWarnings(True)
+
+
+class _Waiter:
+    def __init__(self, read_end: int) -> None:
+        self._read_end = read_end
+
+    def __call__(self) -> int:
+        """The number of the first signal, when it comes."""
+        return os.read(self._read_end, 1)[0]
+
+
+@contextmanager
+def _signals() -> Iterator[_Waiter]:
+    """SIGTERM and SIGINT end the wait instead of the process; more of them change nothing."""
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(write_end, False)
+
+    def note(number: int, _: object) -> None:
+        try:
+            os.write(write_end, bytes((number,)))
+        except BlockingIOError:
+            return  # the pipe is full of signals already
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield _Waiter(read_end)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(read_end)
+        os.close(write_end)

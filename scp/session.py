@@ -1,0 +1,61 @@
+"""What the network layer and the receiver say to each other, as plain data.
+
+The network layer (``pynetdicom_seam``) makes one ``Session`` for each connection and tells it what
+comes; the session decides. Neither knows more of the other than is written here, so that either
+can be replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from plainpacs.scp.dimse import Message
+from plainpacs.scp.negotiation import ContextResult, ProposedContext, Role
+from plainpacs.scp.status import Rejection
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """An A-ASSOCIATE-RQ: who wants what. AE titles come without their padding."""
+
+    calling_ae: str
+    called_ae: str
+    application_context: str
+    contexts: tuple[ProposedContext, ...]
+    declared: Mapping[str, str] = field(default_factory=dict)
+    """SOP Class Common Extended Negotiation: SOP Class UID to Service Class UID."""
+    roles: Mapping[str, Role] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """An A-ASSOCIATE-AC: a result for each context, and roles where some were proposed."""
+
+    contexts: tuple[ContextResult, ...]
+    roles: Mapping[str, Role]
+
+
+class Session(Protocol):
+    """One connection, from its being accepted to its end. Called by one thread at a time."""
+
+    def propose(self, proposal: Proposal) -> Acceptance | Rejection:
+        """The answer to the request for an association."""
+
+    def serve(self, message: Message) -> bytes | None:
+        """The command set to answer with, on the same context; None when there is no answer.
+
+        Does not return before the answer may be sent. Raises ProtocolError to abort.
+        """
+
+    def ended(self, how: str, fault: str) -> None:
+        """The connection is gone, and ``how``; ``fault`` is what the peer did wrong, if it did.
+
+        Always called, once, last.
+        """
+
+
+class SessionMaker(Protocol):
+    def __call__(self, peer: str) -> Session:
+        """A session for a connection from the address ``peer``."""

@@ -1,0 +1,82 @@
+"""The seam between bytes that arrived and keeping them: one function.
+
+Before it lies the network, in whatever way it reads; behind it the archive. It knows nothing of
+associations, and turns every error into a row of the table of answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from plainpacs.archive.archive import Archive, Provenance, Stored
+from plainpacs.archive.errors import UnreadableDataSet
+from plainpacs.archive.identity import as_name
+from plainpacs.scp.negotiation import is_storage
+from plainpacs.scp.status import RefusedSOPClass, StoreStatus, answer_for, comment_for
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRequest:
+    """What is known of an instance before its data set is read: the C-STORE command and context.
+
+    ``sop_class`` and ``sop_instance`` are as the peer sent them, and may be anything.
+    ``negotiated_class`` is the abstract syntax of the context it came on.
+    """
+
+    sop_class: str
+    sop_instance: str
+    negotiated_class: str
+    transfer_syntax: str
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAnswer:
+    """``stored`` is None when the answer is a failure; then ``error`` says why, for the log."""
+
+    status: StoreStatus
+    comment: str = ""
+    remedy: str = ""
+    stored: Stored | None = None
+    error: BaseException | None = None
+
+
+def store(
+    archive: Archive,
+    request: StoreRequest,
+    data_set: memoryview | None,
+    refused_sop_classes: Collection[str] = (),
+) -> StoreAnswer:
+    """Keeps an instance and says what to answer. Raises nothing that is an Exception.
+
+    SUCCESS means stored durably, now or before; after any other answer nothing is in the tree,
+    or, when the storage failed half-way, the whole instance is.
+    """
+    try:
+        as_name("AffectedSOPClassUID", request.sop_class)
+        as_name("AffectedSOPInstanceUID", request.sop_instance)
+        _refuse_sop_class(request, refused_sop_classes)
+        if not data_set:
+            raise UnreadableDataSet("the request has no data set")
+        stored = archive.store(
+            data_set,
+            request.transfer_syntax,
+            request.provenance,
+            sop_class=request.sop_class,
+            sop_instance=request.sop_instance,
+        )
+    except Exception as error:
+        # All of them, the unforeseen too, have a row: a peer that gets no answer sends for ever.
+        row = answer_for(error)
+        return StoreAnswer(row.status, comment_for(error), row.remedy, error=error)
+    return StoreAnswer(StoreStatus.SUCCESS, stored=stored)
+
+
+def _refuse_sop_class(request: StoreRequest, refused: Collection[str]) -> None:
+    if request.sop_class in refused:
+        raise RefusedSOPClass("the SOP Class is refused by configuration")
+    # Specialised classes may come on the context of their general one (PS3.4 B.3.1), but not
+    # what would not have been accepted had it been proposed.
+    if request.sop_class != request.negotiated_class and not is_storage(request.sop_class):
+        raise RefusedSOPClass("the SOP Class is not one of storage")
