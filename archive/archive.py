@@ -109,7 +109,7 @@ class Archive:
 
         Raises NotAnArchive, UnsuitableFileSystem, InUse, StorageUnavailable.
         """
-        return cls(Writer.open(root, node, _mark_published), sync=sync, digest=digest)
+        return cls(Writer.open(root, node, mark_published), sync=sync, digest=digest)
 
     def __enter__(self) -> Archive:
         return self
@@ -370,7 +370,7 @@ def _mapped(folder: int, name: str) -> Iterator[memoryview]:
         os.close(fd)
 
 
-def _mark_published(writer: Writer, folder: int) -> None:
+def mark_published(writer: Writer, folder: int) -> None:
     """Clears what a dead process left in its ``incoming`` folder, marking each study first.
 
     A temporary file with a second link was published; its study may not have been marked.

@@ -50,7 +50,7 @@ class FileFacts:
     """What a manifest line says of the file itself. ``stored`` as in ``root.stamp``."""
 
     file: str
-    bytes: int
+    size: int
     dataset_offset: int
     digest_name: str
     digest: str
@@ -62,7 +62,7 @@ def line_of(facts: FileFacts, provenance: Provenance, attributes: dict[str, Any]
     """The manifest line, newline included."""
     line: Line = {
         "file": facts.file,
-        "bytes": facts.bytes,
+        "bytes": facts.size,
         "dataset_offset": facts.dataset_offset,
         facts.digest_name: facts.digest,
         "stored": facts.stored,

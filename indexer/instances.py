@@ -12,6 +12,7 @@ something lies there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import zlib
@@ -19,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 
 from plainpacs.archive import durable, layout
+from plainpacs.archive.identity import is_name
 
 _LINE = re.compile(
     rb'(\{"(?:SOP|Series)InstanceUID":"([0-9a-z._-]+)","path":"(([^/"]+/[^/"]+)/[^"]+)")'
@@ -94,10 +96,8 @@ def rewrite(root: int, shard: str, data: bytes, gone: Collection[bytes] = ()) ->
     path = f"{layout.INSTANCES}/{shard}"
     compacted = b"".join(line + b"}\n" for line in _live(data, gone))
     if not compacted:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             durable.unlink(path, folder=root)
-        except FileNotFoundError:
-            pass
     elif compacted != _read(root, path):
         durable.replace_file(root, path, compacted)
 
@@ -115,7 +115,7 @@ def find(root: str, uid: str) -> list[str]:
 
     Empty when it is not known, or the shards are missing or may not be read.
     """
-    if not layout.is_name(uid):
+    if not is_name(uid):
         return []
     try:
         with open(os.path.join(root, layout.INSTANCES, shard_of(uid)), "rb") as file:

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import orjson
-
 from plainpacs.archive import layout
 from plainpacs.archive.attributes import PATIENT_AND_STUDY, SERIES
+from plainpacs.archive.identity import is_name
 from plainpacs.archive.manifest import ORIGIN_RECOVERED, Line, lines_in
 from plainpacs.archive.root import stamp
 
@@ -48,7 +48,7 @@ class InstanceFacts(NamedTuple):
     instances alike are counted in a few steps.
     """
 
-    bytes: int
+    size: int
     stored: str
     recovered: bool
     study: tuple[Frozen, ...]
@@ -73,14 +73,14 @@ class SeriesRecord:
     uid: str
     attributes: Mapping[str, Any]
     instances: int
-    bytes: int
+    size: int
 
     def as_dict(self) -> dict[str, Any]:
         return {
             **self.attributes,
             "SeriesInstanceUID": self.uid,
             "NumberOfSeriesRelatedInstances": self.instances,
-            "bytes": self.bytes,
+            "bytes": self.size,
         }
 
 
@@ -94,7 +94,7 @@ class StudyRecord:
     modalities: tuple[str, ...]
     sop_classes: tuple[str, ...]
     instances: int
-    bytes: int
+    size: int
     first_stored: str
     last_stored: str
     series: tuple[SeriesRecord, ...]
@@ -106,7 +106,7 @@ class StudyRecord:
             "SOPClassesInStudy": self.sop_classes,
             "NumberOfStudyRelatedSeries": len(self.series),
             "NumberOfStudyRelatedInstances": self.instances,
-            "bytes": self.bytes,
+            "bytes": self.size,
             "conflicting": self.conflicting,
             "first_stored": self.first_stored,
             "last_stored": self.last_stored,
@@ -154,7 +154,7 @@ def study_files(root: str, month: str, study: str) -> StudyFiles:
         series = layout.series_of_manifest(entry.name)
         if series is not None:
             files.manifests.setdefault(series, []).append(entry.name)
-        elif layout.is_name(entry.name) and entry.is_dir(follow_symlinks=False):
+        elif is_name(entry.name) and entry.is_dir(follow_symlinks=False):
             instances = dict(_instances_in(entry.path))
             if instances:
                 files.instances[entry.name] = instances
@@ -255,7 +255,7 @@ def read_manifest(path: str, known: ManifestFacts | None = None) -> ManifestFact
 
 def best_line(file: InstanceFile, lines: Iterable[InstanceFacts]) -> InstanceFacts | None:
     """The line that counts for ``file``; None when none is valid."""
-    valid = [line for line in lines if line.bytes == file.size]
+    valid = [line for line in lines if line.size == file.size]
     if len(valid) < 2:
         return valid[0] if valid else None
     mtime = stamp(file.mtime)
@@ -310,7 +310,7 @@ def record_of(study: str, series: Mapping[str, Mapping[str, InstanceFacts]]) -> 
         modalities.update(v for v in (t[modality] for t in tuples) if isinstance(v, str))
         sop_classes.update(line.sop_class for line in lines if line.sop_class)
         stored += [min(line.stored for line in lines), max(line.stored for line in lines)]
-        size = sum(line.bytes for line in lines)
+        size = sum(line.size for line in lines)
         records.append(SeriesRecord(uid, attributes, len(lines), size))
     if not records:
         return None
@@ -330,7 +330,7 @@ def record_of(study: str, series: Mapping[str, Mapping[str, InstanceFacts]]) -> 
         tuple(sorted(modalities)),
         tuple(sorted(sop_classes)),
         sum(record.instances for record in records),
-        sum(record.bytes for record in records),
+        sum(record.size for record in records),
         min(stored),
         max(stored),
         tuple(records),

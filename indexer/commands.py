@@ -1,0 +1,119 @@
+"""The commands on the indexes: ``index``, ``reindex``, ``status``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+from plainpacs.archive import settings
+from plainpacs.archive.context import Context
+from plainpacs.archive.errors import InUse
+from plainpacs.archive.root import open_root
+from plainpacs.indexer.pending import REQUEST_REBUILD, REQUEST_RECONCILE, Pending
+from plainpacs.indexer.service import Indexer
+
+
+@click.command()
+@click.argument("root", metavar="[ROOT]", required=False)
+@click.option("--once", is_flag=True, help="Index what is pending or changed, then end.")
+@click.option("--parent-pipe", is_flag=True, hidden=True, help="End when stdin is closed.")
+@settings.options("node", "digest", "log_level")
+@click.pass_obj
+def index(
+    context: Context,
+    /,
+    root: str | None,
+    once: bool,
+    parent_pipe: bool,
+    config: str | None,
+    **flags: Any,
+) -> None:
+    """Keep the indexes of an archive up to date until stopped.
+
+    `plainpacs serve` does it by itself; this is for an archive that nothing receives into.
+
+    Example:  plainpacs index --once -a /data/archive
+    """
+    chosen = settings.load(flags, config)
+    logging.basicConfig(
+        level=chosen.log_level.upper(),
+        format="%(asctime)s %(levelname)-7s %(message)s",
+        stream=sys.stderr,
+    )
+    path = context.archive_path(root)
+    if once:
+        with Indexer.open(path, node=chosen.node, digest=chosen.digest) as indexer:
+            click.echo(f"{indexer.once()} studies indexed", err=True)
+        return
+    stopped = threading.Event()
+    running: list[Indexer] = []
+
+    def stop(*_: object) -> None:
+        stopped.set()
+        for one in running:
+            one.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    wait: Callable[[], bool] | None = None
+    if parent_pipe:
+        threading.Thread(target=_until_closed, args=(stop,), daemon=True).start()
+
+        def wait() -> bool:
+            return not stopped.wait(1.0)
+
+    with Indexer.open(path, node=chosen.node, digest=chosen.digest, wait=wait) as indexer:
+        running.append(indexer)
+        if not stopped.is_set():
+            indexer.run()
+
+
+def _until_closed(stop: Callable[[], None]) -> None:
+    """Our parent holds the other end of our stdin: when it dies, however, we learn of it."""
+    while os.read(0, 100):
+        pass
+    stop()
+
+
+@click.command()
+@click.option("--full", is_flag=True, help="Rebuild every index from the instances.")
+@settings.options("node", "digest")
+@click.pass_obj
+def reindex(context: Context, /, full: bool, config: str | None, **flags: Any) -> None:
+    """Find what was changed by hand, now; with --full, rebuild every index.
+
+    Indexes can be deleted at any time: --full makes them again, to the same bytes. While
+    `plainpacs serve` runs, its indexer does the work and this waits for it.
+
+    Example:  plainpacs reindex --full -a /data/archive
+    """
+    chosen = settings.load(flags, config)
+    path = context.archive_path()
+    try:
+        with Indexer.open(path, node=chosen.node, digest=chosen.digest) as indexer:
+            count = indexer.once(full=full)
+        click.echo(f"{count} studies indexed", err=True)
+    except InUse:
+        _ask(path, REQUEST_REBUILD if full else REQUEST_RECONCILE)
+
+
+def _ask(path: str, request: str) -> None:
+    """Has the indexer that is at work do it, and waits until it has."""
+    click.echo("an indexer is at work on the archive; it does this now", err=True)
+    root = open_root(path)
+    pending = Pending(root)
+    try:
+        pending.request(request)
+        while pending.requested(request):
+            time.sleep(0.1)
+    finally:
+        pending.close()
+        os.close(root)
+    click.echo("done", err=True)

@@ -1,0 +1,113 @@
+"""Making the manifest line again of an instance that has none: ``recovered`` from its file.
+
+A receiver links the file first and appends the line a moment later. So a file without a line is
+healed only when its temporary link is gone, or when it has been there for so long that whoever
+linked it is not coming back (a user's own hard links keep the count up for ever).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+from typing import Any
+
+import blake3
+from plainpacs.archive import layout, part10
+from plainpacs.archive.archive import key_of_attributes
+from plainpacs.archive.durable import Publisher
+from plainpacs.archive.errors import RefusedInstance, UnreadableDataSet
+from plainpacs.archive.header import read_header
+from plainpacs.archive.identity import InstanceKey
+from plainpacs.archive.manifest import (
+    ORIGIN_RECOVERED,
+    FileFacts,
+    ManifestWriter,
+    Provenance,
+    line_of,
+)
+from plainpacs.archive.root import stamp
+from plainpacs.indexer.records import InstanceFile
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 15 * 60
+"""Seconds after which a file with a second link is healed all the same."""
+
+_HEAD = 64 << 20  # bytes read at once; the header lies in them
+
+
+class Healer:
+    """Appends ``recovered`` lines to the manifests of ``node``."""
+
+    def __init__(self, root: int, node: str, *, digest: str = "blake3") -> None:
+        self._root = root
+        self._node = node
+        self._digest = digest
+        self._manifests = ManifestWriter(Publisher(root))
+        self._hopeless: dict[InstanceKey, InstanceFile] = {}
+
+    def may_heal(self, file: InstanceFile, now: int) -> bool:
+        """``now``: the file system's own clock, in nanoseconds."""
+        return file.links == 1 or now - file.ctime > PATIENCE * 1_000_000_000
+
+    def heal(self, key: InstanceKey, file: InstanceFile) -> bool:
+        """Appends the line of the instance that lies at ``key``; False when it cannot be read or
+        does not belong there, which is said once. Raises OSError."""
+        if self._hopeless.get(key) == file:
+            return False
+        path = layout.instance_path(key)
+        try:
+            line = self._line_of(key, path)
+        except RefusedInstance as error:
+            if len(self._hopeless) > 100_000:
+                self._hopeless.clear()
+            self._hopeless[key] = file
+            log.warning("%s is not indexed: %s; move it away or replace it", path, error)
+            return False
+        folder = layout.study_folder(key.month, key.study)
+        self._manifests.append(f"{folder}/{layout.manifest_name(key.series, self._node)}", line)
+        log.info("%s had no manifest line; made again", path)
+        return True
+
+    def close(self) -> None:
+        self._manifests.close()
+
+    def _line_of(self, key: InstanceKey, path: str) -> bytes:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(path, flags, dir_fd=self._root), "rb", buffering=0) as file:
+            facts = os.fstat(file.fileno())
+            if facts.st_size == 0:
+                raise UnreadableDataSet("the file is empty")
+            head = file.read(_HEAD)
+            found = part10.read_part10(head[: part10.LONGEST_META])
+            digest = self._digest_of(head, file)
+        attributes = read_header(
+            memoryview(head)[found.dataset_offset :],
+            found.transfer_syntax,
+            complete=len(head) == facts.st_size,
+        )
+        lies = key_of_attributes(attributes)
+        if (lies.study, lies.series, lies.instance) != (key.study, key.series, key.instance):
+            raise UnreadableDataSet("its UIDs are not those of its place")
+        return line_of(
+            FileFacts(
+                layout.instance_name(key.instance),
+                facts.st_size,
+                found.dataset_offset,
+                self._digest,
+                digest,
+                stamp(facts.st_mtime_ns),
+                found.transfer_syntax,
+            ),
+            Provenance(origin=ORIGIN_RECOVERED),
+            attributes,
+        )
+
+    def _digest_of(self, head: bytes, rest: io.FileIO) -> str:
+        digest: Any = blake3.blake3() if self._digest == "blake3" else hashlib.sha256()
+        digest.update(head)
+        while chunk := rest.read(1 << 20):
+            digest.update(chunk)
+        return str(digest.hexdigest())

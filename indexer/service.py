@@ -1,0 +1,271 @@
+"""The indexer at work: it alone, on one archive, until it is stopped.
+
+One thread claims and rebuilds the studies that are due; another reconciles now and then. A study
+is due half a second after its marker was first seen; one that keeps being added to, at the latest
+after ``max(2 s, 10 times its last rebuild)``, so that a long acquisition costs a tenth of a core at
+most. All times are of the monotonic clock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from plainpacs.archive import durable, layout
+from plainpacs.archive.archive import mark_published
+from plainpacs.archive.errors import InUse, PlainpacsError
+from plainpacs.archive.root import Writer
+from plainpacs.indexer.full import rebuild_everything
+from plainpacs.indexer.heal import Healer
+from plainpacs.indexer.pending import REQUEST_REBUILD, Pending
+from plainpacs.indexer.rebuild import Rebuilder, Study
+from plainpacs.indexer.reconcile import Facts, facts_of, reconcile
+from plainpacs.indexer.watch import waking
+
+log = logging.getLogger(__name__)
+
+_DEBOUNCE = 0.5
+_LIST_EVERY = 1.0
+_REBUILD_AT_LEAST_EVERY = 2.0
+_REBUILD_SHARE = 10
+_RETRY_AFTER = 30.0
+_RECONCILE_EVERY = 10.0
+_RECONCILE_SHARE = 100
+_QUIET = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """When a study's last rebuild ended, how long it took, and what it then looked like."""
+
+    ended: float
+    took: float
+    facts: Facts | None
+
+
+def lock_index(root: int, path: str, *, wait: Callable[[], bool] | None = None) -> int:
+    """Takes the place of the one indexer of the archive open as ``root``; close to give it up.
+
+    While another has it, waits as long as ``wait()`` is true. Raises InUse.
+    """
+    fd = durable.open_to_append(layout.INDEXER_LOCK, folder=root)
+    said = False
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if wait is None or not wait():
+                os.close(fd)
+                raise InUse(f"another indexer is at work on {path}; one is enough") from None
+            if not said:
+                log.info("another indexer is at work on %s; waiting for it to end", path)
+                said = True
+        else:
+            return fd
+
+
+class Indexer:
+    """The one indexer of an archive. Made by ``Indexer.open``; a context manager.
+
+    ``open`` raises NotAnArchive, UnsuitableFileSystem, InUse, StorageUnavailable.
+    """
+
+    def __init__(self, writer: Writer, lock: int, digest: str) -> None:
+        self.path = writer.path
+        self._writer = writer
+        self._lock = lock
+        self._healer = Healer(writer.root, writer.node, digest=digest)
+        self._rebuilder = Rebuilder(writer.path, writer.root, self._healer)
+        self._pending = Pending(writer.root)
+        self._pending.recover()
+        self._due: dict[Study, float] = {}
+        self._last: dict[Study, _Last] = {}
+        self._worked = time.monotonic()
+        self._compacted = (0.0, 0.0)
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+
+    @classmethod
+    def open(
+        cls,
+        path: str,
+        *,
+        node: str | None = None,
+        digest: str = "blake3",
+        wait: Callable[[], bool] | None = None,
+    ) -> Indexer:
+        """As ``lock_index``, on the archive at ``path``."""
+        writer = Writer.open(path, node, mark_published)
+        try:
+            return cls(writer, lock_index(writer.root, path, wait=wait), digest)
+        except BaseException:
+            writer.close()
+            raise
+
+    def __enter__(self) -> Indexer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._healer.close()
+        self._pending.close()
+        os.close(self._lock)
+        self._writer.close()
+
+    def stop(self) -> None:
+        """Ends ``run`` soon; from any thread or a signal handler."""
+        self._stopping.set()
+        self._wake.set()
+
+    # --- all at once ----------------------------------------------------------------------------
+
+    def once(self, *, full: bool = False) -> int:
+        """Indexes all that is pending or changed, tidies up, and returns how many studies."""
+        if full:
+            count = rebuild_everything(self._rebuilder)
+        else:
+            count = 0
+            reconcile(self.path, self._writer.root, self._pending.mark)
+        studies, requests = self._pending.waiting()
+        for study in self._additions_first(studies):
+            count += self._index(study)
+        for name in requests:
+            self._pending.done(name)
+        self._rebuilder.compact(everything=True)
+        return count
+
+    # --- at work --------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Keeps the indexes true until ``stop`` is called. Raises StorageUnavailable when the
+        archive goes away."""
+        pending = os.path.join(self.path, layout.PENDING)
+        reconciling = threading.Thread(target=self._reconcile_now_and_then, name="reconcile")
+        with waking(pending, self._wake):
+            reconciling.start()
+            try:
+                while not self._stopping.is_set():
+                    self._wake.wait(self._seconds_to_next())
+                    self._wake.clear()
+                    self._writer.check()
+                    self._turn()
+            finally:
+                self.stop()
+                reconciling.join()
+        self._rebuilder.compact(everything=True)
+
+    def _turn(self) -> None:
+        studies, requests = self._pending.waiting()
+        now = time.monotonic()
+        for study in studies - self._due.keys():
+            self._due[study] = self._due_at(study, now)
+        if requests:
+            self._answer(requests)
+        ready = [study for study, due in self._due.items() if due <= now]
+        for study in self._additions_first(ready):
+            if self._stopping.is_set():
+                return
+            del self._due[study]
+            self._index(study)
+        self._tidy()
+
+    def _due_at(self, study: Study, now: float) -> float:
+        last = self._last.get(study)
+        if last is None:
+            return now + _DEBOUNCE
+        pause = max(_REBUILD_AT_LEAST_EVERY, _REBUILD_SHARE * last.took)
+        return max(now + _DEBOUNCE, last.ended + pause)
+
+    def _seconds_to_next(self) -> float:
+        soonest = min(self._due.values(), default=time.monotonic() + _LIST_EVERY)
+        return min(_LIST_EVERY, max(0.0, soonest - time.monotonic()))
+
+    def _additions_first(self, studies: list[Study] | set[Study]) -> list[Study]:
+        """A study that moved between months is never out of both catalogues."""
+        return sorted(
+            studies, key=lambda study: (not os.path.isdir(os.path.join(self.path, *study)), study)
+        )
+
+    def _index(self, study: Study) -> int:
+        """Claims and rebuilds a study; one that cannot be read is tried again later."""
+        if not self._pending.claim(study):
+            return 0
+        began = time.monotonic()
+        try:
+            facts = facts_of(self.path, *study)
+            rebuilt = self._rebuilder.rebuild(study)
+            after = facts_of(self.path, *study)
+            if facts and after:
+                facts["index"] = after["index"]
+        except (OSError, PlainpacsError) as error:
+            self._writer.check()
+            log.warning("cannot index study %s/%s, trying again later: %s", *study, error)
+            self._pending.give_back(study)
+            self._due[study] = time.monotonic() + _RETRY_AFTER
+            return 0
+        now = time.monotonic()
+        self._pending.release(study)
+        self._last[study] = _Last(now, now - began, facts)
+        self._worked = now
+        if rebuilt.waiting:
+            self._pending.mark(study)
+            self._due[study] = now + _RETRY_AFTER
+        log.debug("indexed study %s/%s in %.0f ms", *study, 1000 * (now - began))
+        return 1
+
+    def _answer(self, requests: set[str]) -> None:
+        if REQUEST_REBUILD in requests:
+            log.info("rebuilding every index, as asked")
+            rebuild_everything(self._rebuilder, self._stopping.is_set)
+        else:
+            reconcile(self.path, self._writer.root, self._pending.mark, self._is_indexed)
+        if self._stopping.is_set():
+            return
+        studies, _ = self._pending.waiting()
+        for study in self._additions_first(studies):
+            self._due.pop(study, None)
+            self._index(study)
+        self._rebuilder.compact(everything=True)
+        for name in requests:
+            self._pending.done(name)
+
+    def _tidy(self) -> None:
+        """Compacts when it is quiet, or much was appended; one per cent of the time at most."""
+        at, took = self._compacted
+        now = time.monotonic()
+        if now - self._worked < _QUIET or now - at < max(_QUIET, _RECONCILE_SHARE * took):
+            return
+        took = self._rebuilder.compact()
+        self._compacted = (time.monotonic(), took)
+        for study, last in list(self._last.items()):
+            if now - last.ended > 10 * _REBUILD_SHARE * max(last.took, 1.0):
+                del self._last[study]
+
+    # --- reconciling ----------------------------------------------------------------------------
+
+    def _is_indexed(self, study: Study, facts: Facts) -> bool:
+        last = self._last.get(study)
+        return last is not None and last.facts == facts
+
+    def _reconcile_now_and_then(self) -> None:
+        pause = 0.0
+        while not self._stopping.wait(pause):
+            began = time.monotonic()
+            try:
+                marked = reconcile(
+                    self.path,
+                    self._writer.root,
+                    self._pending.mark,
+                    self._is_indexed,
+                    self._stopping.is_set,
+                )
+            except (OSError, PlainpacsError) as error:
+                log.warning("cannot look for changes, trying again later: %s", error)
+            else:
+                if marked:
+                    log.info("%d studies changed in the tree; indexing them", marked)
+            pause = max(_RECONCILE_EVERY, _RECONCILE_SHARE * (time.monotonic() - began))
