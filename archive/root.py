@@ -224,14 +224,18 @@ def boot_id() -> str:
     return ""
 
 
-def is_locked(root: int, path: str) -> bool:
-    """Whether a process holds the lock file at ``path``; False when that cannot be known."""
+def is_locked(root: int, path: str, *, shared: bool = False) -> bool:
+    """Whether a process holds the lock file at ``path``; False when that cannot be known.
+
+    ``shared``: also when it shares the lock, as those do that write as one node. Looking takes
+    the lock for a moment, so whoever wants it tries more than once.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=root)
     except OSError:
         return False
     try:
-        return not _try_lock(fd, fcntl.LOCK_SH)
+        return not _try_lock(fd, fcntl.LOCK_EX if shared else fcntl.LOCK_SH)
     except OSError:
         return False
     finally:

@@ -37,6 +37,7 @@ _RETRY_AFTER = 30.0
 _RECONCILE_EVERY = 10.0
 _RECONCILE_SHARE = 100
 _QUIET = 5.0
+_LOCK_PATIENCE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,14 @@ def lock_index(root: int, path: str, *, wait: Callable[[], bool] | None = None) 
     """
     fd = durable.open_to_append(layout.INDEXER_LOCK, folder=root)
     said = False
+    patience = time.monotonic() + _LOCK_PATIENCE
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if time.monotonic() < patience:  # it may be `status`, looking whether we run
+                time.sleep(0.02)
+                continue
             if wait is None or not wait():
                 os.close(fd)
                 raise InUse(f"another indexer is at work on {path}; one is enough") from None

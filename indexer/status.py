@@ -1,0 +1,121 @@
+"""What is in an archive and what runs on it, for ``plainpacs status``. Reads only."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import orjson
+from plainpacs.archive import layout
+from plainpacs.archive.root import is_locked, open_root
+from plainpacs.indexer import search
+from plainpacs.indexer.lookup import Note
+from plainpacs.indexer.merging import count
+from plainpacs.indexer.query import Query
+
+_LAST = 5
+_SERVICE = "service."
+
+
+@dataclass(slots=True)
+class Status:
+    """Numbers and sizes in bytes; None where it may not be known (a copy without ``.plainpacs``).
+
+    ``services``: the notes of the receivers, each with ``running``.
+    """
+
+    archive: str
+    studies: int = 0
+    series: int = 0
+    instances: int = 0
+    bytes: int = 0
+    pending: int | None = None
+    conflicts: int | None = None
+    free: int = 0
+    indexer_running: bool = False
+    last_stored: list[dict[str, str]] = field(default_factory=list)
+    services: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def status_of(path: str, note: Note) -> Status:
+    """The status of the archive at ``path``. Raises NotAnArchive."""
+    status = Status(path, free=shutil.disk_usage(path).free)
+    last: list[tuple[str, str]] = []
+    for found in search.search(path, Query(), note):
+        record = orjson.loads(found.line)
+        status.studies += 1
+        status.series += count(record, "NumberOfStudyRelatedSeries")
+        status.instances += count(record, "NumberOfStudyRelatedInstances")
+        status.bytes += count(record, "bytes")
+        last.append((str(record.get("last_stored", "")), found.study))
+    last.sort(reverse=True)
+    status.last_stored = [{"time": t, "StudyInstanceUID": study} for t, study in last[:_LAST]]
+    status.pending = _count_markers(path)
+    status.conflicts = _count_conflicts(path)
+    root = open_root(path)
+    try:
+        status.indexer_running = is_locked(root, layout.INDEXER_LOCK)
+        status.services = _services(path, root)
+    finally:
+        os.close(root)
+    return status
+
+
+def _count_markers(path: str) -> int | None:
+    names: set[str] = set()
+    try:
+        for folder in (layout.PENDING, layout.INDEXING):
+            names.update(os.listdir(os.path.join(path, folder)))
+    except FileNotFoundError:
+        return len(names)
+    except OSError:
+        return None
+    return sum(1 for name in names if layout.study_of_pending(name))
+
+
+def _count_conflicts(path: str) -> int | None:
+    """Files kept aside, by their names: ``<SOP>~<digest>``."""
+    top = os.path.join(path, layout.CONFLICTS)
+    if not os.access(os.path.dirname(top), os.X_OK | os.R_OK):
+        return None
+    return sum("~" in name for _, _, names in os.walk(top) for name in names)
+
+
+def _services(path: str, root: int) -> list[dict[str, Any]]:
+    try:
+        names = sorted(os.listdir(os.path.join(path, layout.INTERNAL)))
+    except OSError:
+        return []
+    notes = []
+    for name in names:
+        if not name.startswith(_SERVICE) or not name.endswith(".json"):
+            continue
+        node = name.removeprefix(_SERVICE).removesuffix(".json")
+        try:
+            with open(os.path.join(path, layout.INTERNAL, name), "rb") as file:
+                note = orjson.loads(file.read())
+        except (OSError, orjson.JSONDecodeError):
+            continue
+        if isinstance(note, dict):
+            lock = f"{layout.INTERNAL}/node.{node}"
+            # Whoever writes holds its node; on a copy nobody does.
+            running = is_locked(root, lock, shared=True) and _alive(note.get("pid"))
+            notes.append({"node": node, "running": running, **note})
+    return notes
+
+
+def _alive(pid: object) -> bool:
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
