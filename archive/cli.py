@@ -17,7 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ls": ("plainpacs.indexer.listing_commands:ls", "List studies."),
     "show": ("plainpacs.indexer.listing_commands:show", "Show one study."),
     "path": ("plainpacs.indexer.listing_commands:path", "Where a study, series or instance lies."),
-    "status": ("plainpacs.indexer.commands:status", "What is there and what runs."),
+    "status": ("plainpacs.indexer.status_command:status", "What is there and what runs."),
     "import": ("plainpacs.archive.commands:import_", "Take files, folders or an archive in."),
     "index": ("plainpacs.indexer.commands:index", "Keep the indexes (`serve` does it itself)."),
     "reindex": ("plainpacs.indexer.commands:reindex", "Find changes now, or rebuild all indexes."),

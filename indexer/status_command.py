@@ -1,0 +1,67 @@
+"""The command ``status``. Apart from those that index: it starts fast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from plainpacs.archive.context import Context
+from plainpacs.indexer import output, readable, table
+from plainpacs.indexer.status import Status, status_of
+
+
+@click.command()
+@click.option("--format", "format_", type=click.Choice(("table", "json")), default="table")
+@click.pass_obj
+def status(context: Context, /, format_: str) -> None:
+    """What is in the archive, what waits for somebody, and what runs on it.
+
+    Example:  plainpacs status -a /data/archive
+    """
+    found = status_of(context.archive_path(), output.note)
+    if format_ == "json":
+        output.write_object(found.as_dict())
+    else:
+        output.write_text(_status_lines(found))
+
+
+def _status_lines(status: Status) -> list[str]:
+    def number(value: int | None) -> str:
+        return "not known (may not be read)" if value is None else f"{value:,}"
+
+    lines = [
+        f"archive    {table.visible(status.archive)}",
+        f"studies    {status.studies:,}  ({status.series:,} series, {status.instances:,} "
+        f"instances, {readable.size(status.bytes)}; {readable.size(status.free)} free)",
+        f"pending    {number(status.pending)} studies to index",
+        f"conflicts  {number(status.conflicts)} instances kept aside (other bytes, same UID)",
+        f"indexer    {'at work' if status.indexer_running else 'not running'}",
+    ]
+    for service in status.services or [{}]:
+        lines += _service_lines(service)
+    for last in status.last_stored:
+        lines.append(f"arrived    {readable.local_time(last['time'])}  {last['StudyInstanceUID']}")
+    return lines
+
+
+def _service_lines(service: dict[str, Any]) -> list[str]:
+    def text(entry: dict[str, Any], key: str) -> str:
+        return table.visible(str(entry.get(key, "")))
+
+    if not service.get("running"):
+        lines = ["receiver   not running"]
+    else:
+        aets = ", ".join(table.visible(str(aet)) for aet in service.get("aets", ()))
+        lines = [f"receiver   {aets} on port {text(service, 'port')}, node {text(service, 'node')}"]
+    if "stored" in service:
+        lines.append(
+            f"           since {readable.local_time(service.get('started'))}: "
+            f"{text(service, 'stored')} stored, {text(service, 'duplicates')} there already, "
+            f"{text(service, 'conflicts')} kept aside, {text(service, 'refused')} refused"
+        )
+    for entry in service.get("last_refusals", ()):
+        lines.append(
+            f"refused    {readable.local_time(entry.get('time'))}  {text(entry, 'calling_ae')} at "
+            f"{text(entry, 'peer')} to {text(entry, 'called_ae')}: {text(entry, 'why')}"
+        )
+    return lines
