@@ -1,0 +1,199 @@
+"""How one value is compared with what was asked for: C-FIND matching (PS3.4 C.2.2.2).
+
+Each kind of attribute has a function that compiles what was asked for into a ``Test``. A study
+passes when any of the attribute's values does; an attribute without a value counts as the empty
+string (``*`` matches it, ``?*`` means "has a value").
+
+Kinder than C-FIND, because it is typed by hand: descriptions ignore case and accents as names do,
+codes (CS) are turned to upper case, UIDs may have wildcards, every kind takes a list separated by
+backslashes, dates and times may be written with their punctuation.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import orjson
+from plainpacs.archive.errors import BadQuery
+from plainpacs.archive.identity import UNDATED, month_of, strip_padding
+
+_ACCENTS = re.compile("[\u0300-\u036f]+")
+_DATE = re.compile(r"([0-9]{4})([.-]?)([0-9]{2})\2([0-9]{2})", re.ASCII)
+_TIME = re.compile(
+    r"(?:[01][0-9]|2[0-3])(?::?[0-5][0-9](?::?(?:[0-5][0-9]|60)(?:\.[0-9]{1,6})?)?)?", re.ASCII
+)
+_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """What one value is asked.
+
+    ``needle``: bytes that JSON holding a value that passes must contain; None when unknown.
+    ``span``: the first and last date (``YYYYMMDD``) that pass, for dates.
+    """
+
+    __test__ = False  # no test of pytest's
+
+    passes: Callable[[object], bool]
+    needle: bytes | None = None
+    span: tuple[str, str] | None = None
+
+
+def fold(text: str) -> str:
+    """``text`` without what case and accents tell apart.
+
+    >>> fold("MÜLLER") == fold("Mu\u0308ller") == fold("muller"), fold("ﾔﾏﾀﾞ")
+    (True, 'ヤマダ')
+    """
+    if text.isascii():
+        return text.lower()
+    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+    # Composed again, so that "?" stands for one syllable of Hangul or kana, as it is read.
+    return unicodedata.normalize("NFC", _ACCENTS.sub("", folded))
+
+
+def has_wildcard(pattern: str) -> bool:
+    return "*" in pattern or "?" in pattern
+
+
+def wildcard(pattern: str, folding: Callable[[str], str] = str) -> re.Pattern[str]:
+    """The expression that fully matches what ``pattern`` does: ``*`` any text, ``?`` a character.
+
+    Each stretch between asterisks matches where it first can, for good, so that no pattern takes
+    long on any text.
+    """
+    stretches = [
+        "".join("." if piece == "?" else re.escape(folding(piece)) for piece in split)
+        for split in (re.split(r"(\?)", stretch) for stretch in re.split(r"\*+", pattern))
+    ]
+    if len(stretches) == 1:
+        return re.compile(stretches[0], re.DOTALL)
+    first, *middle, last = stretches
+    inner = "".join(f"(?>.*?{stretch})" for stretch in middle if stretch)
+    return re.compile(f"{first}{inner}.*{last}", re.DOTALL)
+
+
+def identifier(keyword: str, wanted: str) -> Test:
+    """LO and SH that identify, and UI: to the letter."""
+    wanted = strip_padding(wanted)
+    if has_wildcard(wanted):
+        expression = wildcard(wanted)
+        return Test(lambda value: expression.fullmatch(str(value)) is not None)
+    return Test(lambda value: value == wanted, needle=orjson.dumps(wanted))
+
+
+def code(keyword: str, wanted: str) -> Test:
+    """CS and AS, which have no lower case (PS3.5 6.2)."""
+    wanted = wanted.strip().upper()
+    if has_wildcard(wanted):
+        expression = wildcard(wanted)
+        return Test(lambda value: expression.fullmatch(str(value).upper()) is not None)
+    return Test(lambda value: str(value).upper() == wanted)
+
+
+def description(keyword: str, wanted: str) -> Test:
+    """Text for people: case and accents do not count."""
+    compared = _folded_test(wanted)
+    return Test(lambda value: compared(fold(str(value))))
+
+
+def person_name(keyword: str, wanted: str) -> Test:
+    """PN: the whole, or any one of its component groups; case and accents do not count.
+
+    Trailing delimiters mean nothing (PS3.5 6.2.1.1): ``Doe^John^^^`` is ``Doe^John``.
+    """
+    compared = _folded_test(wanted.rstrip("^= ") or wanted)
+
+    def passes(value: object) -> bool:
+        whole = fold(str(value)).rstrip("= ")
+        return compared(whole.rstrip("^")) or any(
+            compared(group) or compared(group.rstrip("^ ")) for group in whole.split("=")
+        )
+
+    return Test(passes)
+
+
+def _folded_test(wanted: str) -> Callable[[str], bool]:
+    wanted = wanted.strip()
+    if has_wildcard(wanted):
+        expression = wildcard(wanted, fold)
+        return lambda text: expression.fullmatch(text) is not None
+    folded = fold(wanted)
+    return lambda text: text == folded
+
+
+def plain_date(value: object) -> str:
+    """``YYYYMMDD`` of a DA in either form (PS3.5 6.2); empty when it is not a date.
+
+    >>> plain_date("1997.04.24"), plain_date("20240230"), plain_date(None)
+    ('19970424', '', '')
+    """
+    text = str(value).strip(" \0") if value else ""
+    return text.replace(".", "") if month_of(text) != UNDATED else ""
+
+
+def date(keyword: str, wanted: str) -> Test:
+    """DA: one date, or a range that may be open (PS3.4 C.2.2.2.5.1)."""
+    low, high = _bounds(
+        _DATE,
+        keyword,
+        _DATE.sub(r"\1\3\4", wanted.strip()),
+        "a date YYYYMMDD or a range: 20240101-20240331, 20240101-, -20240331",
+    )
+    if low != high:
+        # People write the last of a month as the 31st.
+        while high[6:] in ("31", "30", "29") and month_of(high) == UNDATED:
+            high = str(int(high) - 1)
+    for bound in (low, high):
+        if bound and month_of(bound) == UNDATED:
+            raise BadQuery(f"{keyword}={wanted}: the calendar has no {bound}")
+    first, last = low or "00000000", high or "99999999"
+    _in_order(keyword, wanted, first <= last)
+    return Test(lambda value: first <= (plain_date(value) or "x") <= last, span=(first, last))
+
+
+def time_of_day(keyword: str, wanted: str) -> Test:
+    """TM: a time or a range, each bound inclusive to its own precision: 10 ends at 10:59:59.9."""
+    low, high = _bounds(
+        _TIME, keyword, wanted.strip(), "a time HHMM or HHMMSS, or a range: 0800-1200, 0800-, -1200"
+    )
+    first = _digits(low).ljust(12, "0")
+    last = _digits(high).ljust(12, "9")
+    _in_order(keyword, wanted, first <= last)
+
+    def passes(value: object) -> bool:
+        text = str(value).strip()
+        return bool(_TIME.fullmatch(text)) and first <= _digits(text).ljust(12, "0") <= last
+
+    return Test(passes)
+
+
+def _digits(time: str) -> str:
+    return time.replace(":", "").replace(".", "")
+
+
+def number(keyword: str, wanted: str) -> Test:
+    """Counts and sizes: one number, or a range that may be open."""
+    low, high = _bounds(_NUMBER, keyword, wanted.strip(), "a number or a range: 100, 100-, 10-20")
+    first, last = int(low or 0), int(high or 10**18)
+    _in_order(keyword, wanted, first <= last)
+    return Test(lambda value: isinstance(value, int) and first <= value <= last)
+
+
+def _bounds(one: re.Pattern[str], keyword: str, wanted: str, meant: str) -> tuple[str, str]:
+    """What stands before and after the hyphen; both, when there is none."""
+    low, hyphen, high = wanted.partition("-")
+    if not hyphen:
+        high = low
+    if not (low or high) or any(bound and not one.fullmatch(bound) for bound in (low, high)):
+        raise BadQuery(f"{keyword}={wanted} cannot be: it takes {meant}")
+    return low, high
+
+
+def _in_order(keyword: str, wanted: str, ordered: bool) -> None:
+    if not ordered:
+        raise BadQuery(f"{keyword}={wanted}: the range ends before it starts")

@@ -1,0 +1,162 @@
+"""What the tables of ``ls``, ``show`` and ``path`` hold. It loads rich: load it when needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from plainpacs.archive import layout
+from plainpacs.indexer import output, readable
+from plainpacs.indexer.merging import Record, count
+from plainpacs.indexer.table import Column, visible
+
+_STUDIES = (
+    Column("Date", 10),
+    Column("Time", 5, rank=4),
+    Column("Patient", 12),
+    Column("ID", 6),
+    Column("Modality", 2),
+    Column("Description", 10, rank=1),
+    Column("Accession", 6, rank=3),
+    Column("Inst.", 3, right=True),
+    Column("Size", 6, rank=2, right=True),
+    Column("StudyInstanceUID"),
+)
+_SERIES = (
+    Column("No.", 3, right=True),
+    Column("Modality", 2),
+    Column("Description", 10),
+    Column("Body part", 6, rank=2),
+    Column("Inst.", 3, right=True),
+    Column("Size", 6, rank=1, right=True),
+    Column("SeriesInstanceUID"),
+)
+_INSTANCES = (
+    Column("No.", 3, right=True),
+    Column("Image", 5, rank=2),
+    Column("Size", 6, rank=3, right=True),
+    Column("Stored", 16, rank=1),
+    Column("From", 4, rank=4),
+    Column("SOPInstanceUID"),
+)
+
+
+def write_studies(records: Iterable[Record]) -> None:
+    """One row a study."""
+    output.write_table(_STUDIES, [_study_row(record) for record in records])
+
+
+def write_places(paths: Iterable[str]) -> None:
+    """One row a path."""
+    output.write_table([Column("Path")], [[path] for path in paths])
+
+
+def write_study(record: Record, months: list[str]) -> None:
+    """What is known of a study, filed in ``months``, its series, and the instances of those that
+    have them."""
+    _write_facts(_facts(record, months))
+    series = sorted(record["series"], key=_series_order)
+    output.write_text([""])
+    output.write_table(_SERIES, [_series_row(one) for one in series])
+    for one in series:
+        if "instances" in one:
+            output.write_text(["", f"Series {visible(readable.text(one, 'SeriesInstanceUID'))}"])
+            output.write_table(_INSTANCES, [_instance_row(line) for line in one["instances"]])
+
+
+def _study_row(record: Record) -> list[str]:
+    return [
+        readable.date(record.get("StudyDate")),
+        readable.time_of_day(record.get("StudyTime")),
+        readable.person_name(record.get("PatientName")) + _others(record, "PatientName"),
+        readable.text(record, "PatientID") + _others(record, "PatientID"),
+        readable.text(record, "ModalitiesInStudy").replace(", ", "/"),
+        readable.text(record, "StudyDescription"),
+        readable.text(record, "AccessionNumber"),
+        str(count(record, "NumberOfStudyRelatedInstances")),
+        readable.size(count(record, "bytes")),
+        readable.text(record, "StudyInstanceUID"),
+    ]
+
+
+def _others(record: Record, keyword: str) -> str:
+    """`` +1`` when instances have one more value than the one shown."""
+    conflicting = record.get("conflicting")
+    values = conflicting.get(keyword) if isinstance(conflicting, dict) else None
+    return f" +{len(values) - 1}" if isinstance(values, list) and len(values) > 1 else ""
+
+
+def _facts(record: Record, months: list[str]) -> dict[str, str]:
+    patient = [
+        readable.person_name(record.get("PatientName")),
+        readable.text(record, "PatientID"),
+        readable.text(record, "IssuerOfPatientID"),
+        readable.date(record.get("PatientBirthDate")),
+        readable.text(record, "PatientSex"),
+        readable.text(record, "PatientAge"),
+    ]
+    when = [readable.date(record.get("StudyDate")), readable.time_of_day(record.get("StudyTime"))]
+    counts = (
+        f"{count(record, 'NumberOfStudyRelatedSeries')} series, "
+        f"{count(record, 'NumberOfStudyRelatedInstances')} instances, "
+        f"{readable.size(count(record, 'bytes'))}"
+    )
+    stored = [readable.local_time(record.get(key)) for key in ("first_stored", "last_stored")]
+    facts = {
+        "Study": readable.text(record, "StudyInstanceUID"),
+        "Patient": "  ".join(part for part in patient if part),
+        "Date": " ".join(part for part in when if part),
+        "Description": readable.text(record, "StudyDescription"),
+        "Accession": readable.text(record, "AccessionNumber"),
+        "Study ID": readable.text(record, "StudyID"),
+        "Referred by": readable.person_name(record.get("ReferringPhysicianName")),
+        "Institution": readable.text(record, "InstitutionName"),
+        "Modalities": readable.text(record, "ModalitiesInStudy"),
+        "Holds": counts,
+        "Stored": " to ".join(dict.fromkeys(time for time in stored if time)),
+        "Filed in": ", ".join(months),
+    }
+    found = record.get("conflicting")
+    conflicting: Record = found if isinstance(found, dict) else {}
+    for keyword in conflicting:
+        facts[f"Differing {keyword}"] = readable.text(conflicting, keyword)
+    return facts
+
+
+def _write_facts(facts: dict[str, str]) -> None:
+    wide = max(len(label) for label in facts if not label.startswith("Differing"))
+    output.write_text(
+        f"{visible(label):<{wide}}  {visible(value)}" for label, value in facts.items() if value
+    )
+
+
+def _series_order(series: Record) -> tuple[float, str]:
+    number = series.get("SeriesNumber")
+    return (
+        number if isinstance(number, (int, float)) else float("inf"),
+        str(series.get("SeriesInstanceUID")),
+    )
+
+
+def _series_row(series: Record) -> list[str]:
+    return [
+        readable.text(series, "SeriesNumber"),
+        readable.text(series, "Modality"),
+        readable.text(series, "SeriesDescription"),
+        readable.text(series, "BodyPartExamined"),
+        str(count(series, "NumberOfSeriesRelatedInstances")),
+        readable.size(count(series, "bytes")),
+        readable.text(series, "SeriesInstanceUID"),
+    ]
+
+
+def _instance_row(line: Record) -> list[str]:
+    image = "x".join(readable.text(line, key) for key in ("Columns", "Rows") if key in line)
+    frames = readable.text(line, "NumberOfFrames")
+    return [
+        readable.text(line, "InstanceNumber"),
+        f"{image}, {frames} fr." if image and frames not in ("", "1") else image,
+        readable.size(count(line, "bytes")),
+        readable.local_time(line.get("stored")),
+        readable.text(line, "calling_ae") or readable.text(line, "origin"),
+        layout.instance_of(readable.text(line, "file")) or readable.text(line, "file"),
+    ]

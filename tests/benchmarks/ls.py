@@ -1,0 +1,128 @@
+"""How long ``ls`` takes on 100,000 studies over 120 months: whole processes, medians.
+
+    python -m tests.benchmarks.ls [STUDIES]
+
+Makes a catalogue and empty study folders (no instances) in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import orjson
+from plainpacs.archive.root import create_archive
+from rich.console import Console
+from rich.table import Table
+
+MONTHS = [f"{2014 + number // 12}{number % 12 + 1:02d}" for number in range(120)]
+RUNS = 9
+NAMES = ("Doe^Jane^Q", "Müller^Jörg", "Yamada^Tarou=山田^太郎=やまだ^たろう", "O'Neill^Anne")
+STUDIES = (
+    ("CT THORAX W CONTRAST", "CT", "2"),
+    ("MR Schädel nativ", "MR", "4"),
+    ("Echo", "US", "6"),
+)
+REPORT = "1.2.840.10008.5.1.4.1.1.88.11"
+
+
+def record(chance: random.Random, number: int, month: str) -> dict[str, object]:
+    """A study as modalities make them: about 700 bytes of JSON."""
+    description, modality, sop_class = chance.choice(STUDIES)
+    date = f"{month}{chance.randint(1, 28):02d}"
+    at = f"{chance.randint(7, 19):02d}{chance.randint(0, 59):02d}{chance.randint(0, 59):02d}"
+    stored = f"{date[:4]}-{date[4:6]}-{date[6:]}T{at[:2]}:{at[2:4]}:{at[4:]}"
+    return {
+        "StudyInstanceUID": f"1.2.826.0.1.3680043.8.498.{chance.randrange(10**37, 10**38)}",
+        "AccessionNumber": f"A{number:08d}",
+        "InstitutionName": "Saint Elsewhere General Hospital",
+        "ModalitiesInStudy": [modality, "SR"],
+        "NumberOfStudyRelatedInstances": chance.randint(1, 2000),
+        "NumberOfStudyRelatedSeries": chance.randint(1, 12),
+        "PatientBirthDate": f"{chance.randint(1930, 2010)}0{chance.randint(1, 9)}15",
+        "PatientID": f"PID{number // 2:07d}",
+        "PatientName": chance.choice(NAMES),
+        "PatientSex": chance.choice("FMO"),
+        "ReferringPhysicianName": "Smith^Alexandra^^Dr.",
+        "SOPClassesInStudy": [
+            f"1.2.840.10008.5.1.4.1.1.{sop_class}",
+            REPORT,
+        ],
+        "StudyDate": date,
+        "StudyDescription": description,
+        "StudyID": str(number),
+        "StudyTime": at,
+        "bytes": chance.randint(10**5, 10**9),
+        "conflicting": {},
+        "first_stored": f"{stored}.123Z",
+        "last_stored": f"{stored}.789Z",
+    }
+
+
+def make_archive(root: Path, studies: int) -> int:
+    """Returns the bytes of its catalogues."""
+    chance = random.Random(2)
+    create_archive(str(root))
+    size = 0
+    each = -(-studies // len(MONTHS))
+    for position, month in enumerate(MONTHS):
+        numbers = range(position * each, min(studies, (position + 1) * each))
+        records = sorted(
+            (record(chance, number, month) for number in numbers),
+            key=lambda one: str(one["StudyInstanceUID"]),
+        )
+        (root / month).mkdir()
+        for one in records:
+            os.mkdir(root / month / str(one["StudyInstanceUID"]))
+        data = b"".join(orjson.dumps(one) + b"\n" for one in records)
+        size += (root / month / "studies.jsonl").write_bytes(data)
+    return size
+
+
+def measure(root: Path, arguments: list[str]) -> tuple[float, int]:
+    """Median seconds of whole processes, and the lines printed. Output goes through a pipe."""
+    command = [sys.executable, "-m", "plainpacs.archive.cli", *arguments]
+    environment = {**os.environ, "PLAINPACS_ARCHIVE": str(root)}
+    times = []
+    lines = 0
+    for _ in range(RUNS):
+        started = time.perf_counter()
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+        times.append(time.perf_counter() - started)
+        lines = done.stdout.count(b"\n")
+    return statistics.median(times), lines
+
+
+def main() -> None:
+    studies = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
+    patient = f"PatientID=PID{studies // 4:07d}"
+    rows = (
+        ("start: ls --help", ["ls", "--help"], 0.15),
+        ("all, jsonl", ["ls"], 0.6),
+        ("PatientID, jsonl", ["ls", patient], 0.25),
+        ("one month, jsonl", ["ls", "--month", MONTHS[70]], 0.25),
+        ("StudyDate in a month, jsonl", ["ls", f"StudyDate={MONTHS[70]}01-{MONTHS[70]}31"], 0.25),
+        ("a word, jsonl", ["ls", "müller"], None),
+        ("PatientID, table", ["ls", patient, "--format", "table"], None),
+        ("all, csv", ["ls", "--format", "csv"], None),
+        ("all, table", ["ls", "--format", "table"], None),
+    )  # fmt: skip
+    table = Table("ls", "lines", "median s", "target s")
+    with tempfile.TemporaryDirectory(prefix="plainpacs-ls-") as folder:
+        root = Path(folder) / "archive"
+        size = make_archive(root, studies)
+        for title, arguments, target in rows:
+            seconds, lines = measure(root, arguments)
+            table.add_row(title, f"{lines:,}", f"{seconds:.3f}", f"{target}" if target else "")
+    table.title = f"{studies:,} studies, {size / 1e6:.0f} MB of catalogue, {RUNS} runs each"
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
