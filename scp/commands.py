@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+
 from plainpacs.archive import settings
 from plainpacs.archive.context import Context
 from plainpacs.scp import serve as service

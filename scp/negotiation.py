@@ -19,10 +19,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from plainpacs.archive.identity import strip_padding
-
 # No public name gives the registered UIDs with their types; tests hold that it stays as it is.
 from pydicom._uid_dict import UID_dictionary
+
+from plainpacs.archive.identity import strip_padding
 
 VERIFICATION = "1.2.840.10008.1.1"
 STORAGE_SERVICE = "1.2.840.10008.4.2"

@@ -28,12 +28,6 @@ import threading
 import time
 from typing import Any
 
-from plainpacs.archive.identity import strip_padding
-from plainpacs.scp.dimse import Message, ProtocolError, command_fragments
-from plainpacs.scp.negotiation import ProposedContext, Result, Role
-from plainpacs.scp.pynetdicom_upper_layer import WAIT, Bell, Limits, Socket, UpperLayer
-from plainpacs.scp.session import Acceptance, Proposal, Session, SessionMaker
-from plainpacs.scp.status import Rejection
 from pydicom.uid import UID
 from pynetdicom import AE
 from pynetdicom._globals import MODE_ACCEPTOR
@@ -57,6 +51,13 @@ from pynetdicom.transport import (
     RequestHandler,
 )
 
+from plainpacs.archive.identity import strip_padding
+from plainpacs.scp.dimse import Message, ProtocolError, command_fragments
+from plainpacs.scp.negotiation import ProposedContext, Result, Role
+from plainpacs.scp.pynetdicom_upper_layer import WAIT, Bell, Limits, Socket, UpperLayer
+from plainpacs.scp.session import Acceptance, Proposal, Session, SessionMaker
+from plainpacs.scp.status import Rejection
+
 PRIVATE_NAMES = {
     ACSE: ("negotiate_association", "send_accept", "send_reject", "send_release", "send_ap_abort"),
     Association: ("_bind_defaults", "abort", "run_reactor"),
@@ -67,7 +68,6 @@ PRIVATE_NAMES = {
         *("kill_dul", "send_pdu", "idle_timer_expired", "run_reactor"),
     ),
     RequestHandler: ("_create_association", "handle"),
-    PresentationContext: ("_abstract_syntax", "_transfer_syntax"),
 }
 """Class to names used or replaced; the instance attributes are in ``PRIVATE_ATTRIBUTES``."""
 PRIVATE_ATTRIBUTES = {
@@ -379,7 +379,7 @@ class Server(AssociationServer):
     def start(self) -> None:
         """Accepts connections from now on, in a thread of its own."""
         self._thread = threading.Thread(
-            target=self.serve_forever, kwargs={"poll_interval": 0.25}, name="listener", daemon=True
+            target=self.serve_forever, kwargs={"poll_interval": 0.1}, name="listener", daemon=True
         )
         self._thread.start()
 

@@ -13,10 +13,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from plainpacs.scp.dimse import Message, MessageReader, ProtocolError
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.transport import AssociationSocket
+
+from plainpacs.scp.dimse import Message, MessageReader, ProtocolError
 
 _LOG = logging.getLogger("plainpacs.scp")
 
@@ -30,6 +31,7 @@ _PDU_TYPES = range(0x01, 0x08)
 _WAITING_MESSAGES = 2
 _ENDED = "Sta13"
 _ESTABLISHED = "Sta6"
+_EXPECTED_EVENTS = ("Evt12", "Evt16")  # A-RELEASE-RQ, A-ABORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +261,8 @@ class UpperLayer(DULServiceProvider):
             # pynetdicom's decoders raise whatever they stumble over, assertions included.
             self._invalid(f"a PDU of type {encoded[0]} that cannot be read ({error})")
             return
+        if self.state_machine.current_state == _ESTABLISHED and event not in _EXPECTED_EVENTS:
+            self.fault = f"a PDU of type {encoded[0]} within an association"
         self._recv_pdu.put(pdu)
         self.event_queue.put(event)
 

@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import dataclass
 
 import orjson
+
 from plainpacs.archive.archive import StoreOutcome
 from plainpacs.archive.root import stamp
 

@@ -1,0 +1,976 @@
+"""The receiver over real sockets, spoken to by a peer that can say anything, byte by byte."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import logging
+import os
+import resource
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import pynetdicom
+import pytest
+from pynetdicom.association import Association
+from pynetdicom.dul import DULServiceProvider
+from pynetdicom.presentation import PresentationContext
+
+from plainpacs.archive.archive import Archive
+from plainpacs.archive.errors import InUse
+from plainpacs.archive.root import create_archive
+from plainpacs.archive.settings import Settings
+from plainpacs.scp import pynetdicom_seam
+from plainpacs.scp.receiver import Receiver
+
+CT = "1.2.840.10008.5.1.4.1.1.2"
+MR = "1.2.840.10008.5.1.4.1.1.4"
+FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+VERIFICATION = "1.2.840.10008.1.1"
+HANGING_PROTOCOL = "1.2.840.10008.5.1.4.38.1"
+EVRLE = "1.2.840.10008.1.2.1"
+IVRLE = "1.2.840.10008.1.2"
+APPLICATION = "1.2.840.10008.3.1.1.1"
+STUDY, SERIES, SOP = "1.2.3.1", "1.2.3.1.1", "1.2.3.1.1.1"
+
+ACCEPT, REJECT, DATA, RELEASE_RQ, RELEASE_RP, ABORT = 2, 3, 4, 5, 6, 7
+
+HOSTILE = [
+    "../../x",
+    "/etc/x",
+    "1.2\0.3",
+    "1." * 150 + "1",
+    "",
+    ".",
+    "..",
+    "study.json",
+    "CON",
+    "con",
+    "ABC",
+    "1.2.\N{LATIN SMALL LETTER E WITH ACUTE}",
+    "1.2/3",
+    "1.2\\3",
+    "1.2\n3",
+]
+
+
+# --- the peer -------------------------------------------------------------------------------------
+
+
+def element(group: int, number: int, vr: bytes, value: bytes, padding: bytes = b"\0") -> bytes:
+    """An element in Explicit VR Little Endian."""
+    value += padding * (len(value) % 2)
+    head = struct.pack("<HH", group, number) + vr
+    if vr in (b"OW", b"OB", b"SQ", b"UN"):
+        return head + struct.pack("<HL", 0, len(value)) + value
+    return head + struct.pack("<H", len(value)) + value
+
+
+def data_set(
+    sop: str = SOP, series: str = SERIES, study: str = STUDY, sop_class: str = CT, size: int = 64
+) -> bytes:
+    """A small instance, as the bytes of its data set."""
+    return b"".join(
+        (
+            element(0x0008, 0x0016, b"UI", sop_class.encode()),
+            element(0x0008, 0x0018, b"UI", sop.encode()),
+            element(0x0008, 0x0020, b"DA", b"20240131"),
+            element(0x0008, 0x0060, b"CS", b"CT", b" "),
+            element(0x0010, 0x0010, b"PN", b"SECRET^NAME", b" "),
+            element(0x0010, 0x0020, b"LO", b"SECRETID", b" "),
+            element(0x0020, 0x000D, b"UI", study.encode()),
+            element(0x0020, 0x000E, b"UI", series.encode()),
+            element(0x7FE0, 0x0010, b"OW", (bytes(range(256)) * (size // 256 + 1))[:size]),
+        )
+    )
+
+
+def command_element(number: int, value: bytes) -> bytes:
+    return struct.pack("<HHL", 0, number, len(value)) + value
+
+
+def us(value: int) -> bytes:
+    return struct.pack("<H", value)
+
+
+def command(
+    code: int = 1,
+    sop_class: bytes | None = CT.encode(),
+    sop: bytes | None = SOP.encode(),
+    message_id: int | None = 7,
+    data: bool = True,
+) -> bytes:
+    """A command set; None leaves an element out."""
+    body = b""
+    if sop_class is not None:
+        body += command_element(0x0002, sop_class + b"\0" * (len(sop_class) % 2))
+    body += command_element(0x0100, us(code))
+    if message_id is not None:
+        body += command_element(0x0110, us(message_id))
+    body += command_element(0x0700, us(0)) + command_element(0x0800, us(1 if data else 0x0101))
+    if sop is not None:
+        body += command_element(0x1000, sop + b"\0" * (len(sop) % 2))
+    return command_element(0x0000, struct.pack("<L", len(body))) + body
+
+
+def pdu(kind: int, body: bytes = b"\0\0\0\0") -> bytes:
+    return struct.pack(">BBL", kind, 0, len(body)) + body
+
+
+def pdv(context_id: int, header: int, fragment: bytes) -> bytes:
+    return struct.pack(">LBB", len(fragment) + 2, context_id, header) + fragment
+
+
+def message(
+    context_id: int, command_set: bytes, data: bytes | None, longest: int = 1 << 16
+) -> bytes:
+    """The PDUs of a message, the data set cut so that no PDU is longer than ``longest``."""
+    sent = pdu(DATA, pdv(context_id, 3, command_set))
+    if data is not None:
+        step = longest - 6
+        pieces = [data[at : at + step] for at in range(0, len(data), step)] or [b""]
+        for number, piece in enumerate(pieces):
+            last = number == len(pieces) - 1
+            sent += pdu(DATA, pdv(context_id, 2 if last else 0, piece))
+    return sent
+
+
+def item(kind: int, body: bytes) -> bytes:
+    return struct.pack(">BBH", kind, 0, len(body)) + body
+
+
+def context_item(context_id: int, abstract: str | None, syntaxes: list[str]) -> bytes:
+    body = struct.pack(">BBBB", context_id, 0, 0, 0)
+    if abstract is not None:
+        body += item(0x30, abstract.encode())
+    return item(0x20, body + b"".join(item(0x40, uid.encode()) for uid in syntaxes))
+
+
+def associate_rq(
+    contexts: bytes,
+    *,
+    called: str = "DRDCM",
+    calling: str = "TESTER",
+    application: str = APPLICATION,
+    user: bytes | None = None,
+    version: int = 1,
+) -> bytes:
+    if user is None:
+        user = item(0x51, struct.pack(">L", 16384)) + item(0x52, b"1.2.3.4")
+    body = struct.pack(">HH", version, 0) + called.encode().ljust(16) + calling.encode().ljust(16)
+    body += bytes(32) + item(0x10, application.encode()) + contexts
+    return pdu(1, body + (item(0x50, user) if user else b""))
+
+
+CONTEXTS = [(1, CT, [EVRLE]), (3, VERIFICATION, [IVRLE]), (5, FIND, [IVRLE]), (7, MR, [EVRLE])]
+
+
+class Peer:
+    """A connection to the receiver. ``answer`` is the PDU that answered the association."""
+
+    def __init__(
+        self,
+        port: int,
+        request: bytes | None = None,
+        *,
+        called: str = "DRDCM",
+        calling: str = "TESTER",
+        application: str = APPLICATION,
+    ) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=20)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.answer: tuple[int, bytes] = (0, b"")
+        if request is None:
+            contexts = b"".join(context_item(*c) for c in CONTEXTS)
+            request = associate_rq(
+                contexts, called=called, calling=calling, application=application
+            )
+        if request:
+            self.send(request)
+            self.answer = self.receive()
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, sent: bytes) -> None:
+        self.socket.sendall(sent)
+
+    def receive(self) -> tuple[int, bytes]:
+        """The next PDU; (0, b"") at the end of the connection."""
+        head = self._exactly(6)
+        if len(head) < 6:
+            return 0, b""
+        return head[0], self._exactly(int.from_bytes(head[2:], "big"))
+
+    def _exactly(self, length: int) -> bytes:
+        got = b""
+        while len(got) < length:
+            try:
+                more = self.socket.recv(length - len(got))
+            except ConnectionResetError:
+                return b""
+            if not more:
+                return b""
+            got += more
+        return got
+
+    def results(self) -> dict[int, tuple[int, str]]:
+        """Context id to result and transfer syntax, of the A-ASSOCIATE-AC."""
+        kind, body = self.answer
+        assert kind == ACCEPT
+        found = {}
+        at = 68
+        while at < len(body):
+            item_kind, _, length = struct.unpack_from(">BBH", body, at)
+            if item_kind == 0x21:
+                inner = body[at + 4 : at + 4 + length]
+                found[inner[0]] = (inner[2], inner[8:].decode())
+            at += 4 + length
+        return found
+
+    def response(self) -> dict[int, bytes]:
+        """The elements of the next response's command set."""
+        kind, body = self.receive()
+        assert kind == DATA, (kind, body)
+        at, elements = 6, {}
+        while at < len(body):
+            _, number, length = struct.unpack_from("<HHL", body, at)
+            elements[number] = body[at + 8 : at + 8 + length]
+            at += 8 + length
+        assert int.from_bytes(elements[0], "little") == len(body) - 6 - 12
+        return elements
+
+    def status(self) -> int:
+        return int.from_bytes(self.response()[0x0900], "little")
+
+    def store(
+        self,
+        data: bytes | None,
+        context_id: int = 1,
+        longest: int = 1 << 16,
+        sop_class: str = CT,
+        sop: str = SOP,
+    ) -> int:
+        told = command(1, sop_class.encode(), sop.encode(), data=data is not None)
+        self.send(message(context_id, told, data, longest))
+        return self.status()
+
+    def echo(self) -> int:
+        self.send(message(3, command(0x30, VERIFICATION.encode(), None, data=False), None))
+        return self.status()
+
+    def release(self) -> None:
+        self.send(pdu(RELEASE_RQ))
+        assert self.receive()[0] == RELEASE_RP
+        self.socket.close()
+
+
+# --- the receiver ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Running:
+    receiver: Receiver
+    archive: Archive
+    root: Path
+    stopped: bool = field(default=False)
+
+    @property
+    def port(self) -> int:
+        return self.receiver.port
+
+    def stop(self) -> None:
+        if not self.stopped:
+            self.stopped = True
+            self.receiver.stop()
+            self.archive.close()
+
+    def instances(self) -> list[Path]:
+        return sorted(p for p in self.root.rglob("*.dcm") if ".plainpacs" not in p.parts)
+
+    def lines(self) -> list[dict[str, object]]:
+        return [
+            json.loads(line)
+            for path in self.root.glob("[0-9]*/*/*.jsonl")
+            for line in path.read_text().splitlines()
+        ]
+
+    def tree(self) -> set[str]:
+        """Everything that a store could leave behind."""
+        found = {str(p.relative_to(self.root)) for p in self.root.rglob("*")}
+        return {p for p in found if "service." not in p}
+
+
+class Start(Protocol):
+    def __call__(self, **settings: object) -> Running: ...
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    running: list[Running] = []
+
+    def _start(**changes: object) -> Running:
+        root = tmp_path / f"archive{len(running)}"
+        create_archive(str(root))
+        settings = Settings(**{"port": 0, "bind": "127.0.0.1", **changes})  # type: ignore[arg-type]  # a test's own
+        receiver = Receiver(settings)
+        archive = Archive.open(str(root), sync=False)
+        receiver.start(archive)
+        running.append(Running(receiver, archive, root))
+        return running[-1]
+
+    yield _start
+    for one in running:
+        one.stop()
+    leftovers = [t.name for t in threading.enumerate() if "association" in t.name]
+    assert not leftovers, leftovers
+
+
+def wait_until(true: object, seconds: float = 10.0) -> None:
+    """Waits for what another thread does and nothing announces."""
+    deadline = time.monotonic() + seconds
+    while not true():  # type: ignore[operator]  # a callable
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.005)
+
+
+# --- storing --------------------------------------------------------------------------------------
+
+
+def test_an_echo_is_answered(start: Start) -> None:
+    with Peer(start().port) as peer:
+        assert peer.echo() == 0x0000
+        peer.release()
+
+
+@pytest.mark.parametrize("longest", [16, 128, 1024, 16384, 1 << 20])
+def test_a_stored_data_set_has_the_bytes_that_were_sent(start: Start, longest: int) -> None:
+    running = start()
+    data = data_set(size=2000 if longest == 16 else 30000)
+    with Peer(running.port) as peer:
+        assert peer.store(data, longest=longest) == 0x0000
+        peer.release()
+    [path] = running.instances()
+    assert path.relative_to(running.root).as_posix() == f"202401/{STUDY}/{SERIES}/{SOP}.dcm"
+    [line] = running.lines()
+    offset = line["dataset_offset"]
+    assert isinstance(offset, int)
+    assert path.read_bytes()[offset:] == data
+    assert (line["calling_ae"], line["called_ae"], line["peer"], line["origin"]) == (
+        "TESTER",
+        "DRDCM",
+        "127.0.0.1",
+        "c-store",
+    )
+
+
+def test_command_and_data_set_may_share_a_pdu_and_be_in_pieces(start: Start) -> None:
+    running = start()
+    data, told = data_set(), command()
+    first = pdv(1, 1, told[:20]) + pdv(1, 1, b"") + pdv(1, 3, told[20:]) + pdv(1, 0, data[:9])
+    with Peer(running.port) as peer:
+        peer.send(pdu(DATA, first))
+        peer.send(pdu(DATA, pdv(1, 0, b"") + pdv(1, 2, data[9:])))
+        assert peer.status() == 0x0000
+    assert len(running.instances()) == 1
+
+
+def test_a_response_repeats_what_it_answers(start: Start) -> None:
+    with Peer(start().port) as peer:
+        peer.send(message(1, command(message_id=4711), data_set()))
+        response = peer.response()
+    assert response[0x0100] == us(0x8001)
+    assert response[0x0120] == us(4711)
+    assert response[0x0800] == us(0x0101)
+    assert response[0x0002].rstrip(b"\0") == CT.encode()
+    assert response[0x1000].rstrip(b"\0") == SOP.encode()
+    assert 0x0902 not in response
+
+
+def test_many_messages_sent_without_awaiting_answers_are_all_answered(start: Start) -> None:
+    running = start()
+    with Peer(running.port) as peer:
+        sops = [f"{SOP}.{n}" for n in range(1, 101)]
+        sender = threading.Thread(
+            target=lambda: peer.send(
+                b"".join(message(1, command(sop=s.encode()), data_set(s, size=4000)) for s in sops)
+            )
+        )
+        sender.start()
+        assert [peer.status() for _ in sops] == [0] * len(sops)
+        sender.join()
+    assert len(running.instances()) == len(sops)
+
+
+def test_one_instance_from_eight_senders_at_once_is_one_file_and_one_line(
+    start: Start,
+) -> None:
+    running = start()
+    data = data_set(size=200_000)
+    barrier = threading.Barrier(8)
+
+    def send(number: int) -> int:
+        with Peer(running.port, calling=f"AE{number}") as peer:
+            barrier.wait()
+            status = peer.store(data)
+            peer.release()
+            return status
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(send, range(8))) == [0] * 8
+    running.stop()
+    assert len(running.instances()) == 1
+    assert len(running.lines()) == 1
+    assert not list((running.root / ".plainpacs/conflicts").rglob("*~*"))
+
+
+def test_other_bytes_under_the_same_uid_are_both_kept_and_said(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = start()
+    first, other = data_set(size=64), data_set(size=66)
+    with Peer(running.port) as peer:
+        assert [peer.store(d) for d in (first, other, other, first)] == [0] * 4
+    running.stop()
+    [kept] = running.instances()
+    assert kept.read_bytes().endswith(first)
+    [aside] = (running.root / ".plainpacs/conflicts").rglob(f"{SOP}~*")
+    assert aside.read_bytes().endswith(other)
+    warnings = [r for r in caplog.records if r.message.startswith("conflict:")]
+    assert len(warnings) == 2
+    assert all(r.levelno == logging.WARNING for r in warnings)
+    note = json.loads(next(running.root.glob(".plainpacs/service.*.json")).read_bytes())
+    assert (note["stored"], note["duplicates"], note["conflicts"], note["refused"]) == (1, 1, 2, 0)
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["study", "series", "sop", "command"])
+@pytest.mark.parametrize("uid", HOSTILE)
+def test_hostile_uids_get_c000_and_touch_nothing(start: Start, where: str, uid: str) -> None:
+    running = start()
+    before = running.tree()
+    outside = set(running.root.parent.rglob("*"))
+    told = uid if where in ("command", "sop") else SOP
+    hostile = {
+        "study": data_set(study=uid),
+        "series": data_set(series=uid),
+        "sop": data_set(sop=uid),
+        "command": data_set(),
+    }
+    with Peer(running.port) as peer:
+        peer.send(message(1, command(sop=told.encode()), hostile[where]))
+        assert peer.status() == 0xC000
+        assert running.tree() == before
+        assert peer.store(data_set()) == 0x0000, "the association goes on"
+    assert {p.name for p in set(running.root.parent.rglob("*")) - outside} <= {
+        *("202401", STUDY, SERIES, f"{SOP}.dcm"),
+        *(p.name for p in running.root.glob("202401/*/*.jsonl")),
+        *(p.name for p in running.root.glob(".plainpacs/pending/*")),
+    }
+
+
+def cut(data: bytes, tag: tuple[int, int]) -> bytes:
+    """``data`` without the element ``tag``, which has a short VR."""
+    at = data.index(struct.pack("<HH", *tag))
+    return data[:at] + data[at + 8 + int.from_bytes(data[at + 6 : at + 8], "little") :]
+
+
+@pytest.mark.parametrize(
+    ("data", "told", "expected"),
+    [
+        pytest.param(None, {}, 0xC000, id="no data set"),
+        pytest.param(b"", {}, 0xC000, id="empty data set"),
+        pytest.param(b"\0" * 3, {}, 0xC000, id="three bytes"),
+        pytest.param(b"\xff" * 5000, {}, 0xC000, id="garbage"),
+        pytest.param(data_set()[:40], {}, 0xC000, id="cut short in the header"),
+        pytest.param(cut(data_set(), (0x0020, 0x000D)), {}, 0xC000, id="no StudyInstanceUID"),
+        pytest.param(cut(data_set(), (0x0020, 0x000E)), {}, 0xC000, id="no SeriesInstanceUID"),
+        pytest.param(cut(data_set(), (0x0008, 0x0018)), {}, 0xC000, id="no SOPInstanceUID"),
+        pytest.param(data_set(), {"sop": None}, 0xC000, id="command without instance"),
+        pytest.param(data_set(), {"sop_class": None}, 0xC000, id="command without class"),
+        pytest.param(data_set(), {"sop_class": b"\xff\xfe"}, 0xC000, id="class of garbage"),
+        pytest.param(data_set(), {"sop": b"1.2.3.9"}, 0xA900, id="another instance"),
+        pytest.param(data_set(sop_class=MR), {}, 0xA900, id="another class"),
+        pytest.param(data_set(), {"sop_class": FIND.encode()}, 0x0122, id="class of a query"),
+        pytest.param(
+            data_set(sop_class=HANGING_PROTOCOL),
+            {"sop_class": HANGING_PROTOCOL.encode()},
+            0x0122,
+            id="hanging protocol on a CT's context",
+        ),
+    ],
+)
+def test_a_bad_store_gets_its_answer_and_leaves_nothing(
+    start: Start,
+    caplog: pytest.LogCaptureFixture,
+    data: bytes | None,
+    told: dict[str, bytes | None],
+    expected: int,
+) -> None:
+    running = start()
+    before = running.tree()
+    with Peer(running.port) as peer:
+        peer.send(message(1, command(data=data is not None, **told), data))  # type: ignore[arg-type]  # the arguments of ``command``
+        response = peer.response()
+        assert int.from_bytes(response[0x0900], "little") == expected
+        assert 0 < len(response[0x0902]) <= 64
+        assert b"SECRET" not in b"".join(response.values())
+        assert running.tree() == before
+        assert peer.echo() == 0x0000, "the association goes on"
+    [refusal] = [r.message for r in caplog.records if r.message.startswith("refused:")]
+    assert f"{expected:04X}" in refusal
+    assert "TESTER at 127.0.0.1 to DRDCM" in refusal
+    assert "would change it" in refusal
+
+
+def test_a_sop_class_refused_by_configuration_gets_0122(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = start(refuse_sop_class=(CT,))
+    with Peer(running.port) as peer:
+        assert peer.results()[1][0] == 0, "it is negotiated all the same"
+        assert peer.store(data_set()) == 0x0122
+        mr = data_set(sop_class=MR)
+        assert peer.store(mr, context_id=7, sop_class=MR) == 0x0000
+    assert "--refuse-sop-class" in caplog.text
+    assert len(running.instances()) == 1
+
+
+def test_a_specialised_class_may_come_on_the_context_of_its_general_one(start: Start) -> None:
+    running = start()
+    with Peer(running.port) as peer:
+        mr = data_set(sop_class=MR)
+        assert peer.store(mr, context_id=1, sop_class=MR) == 0x0000
+
+
+@pytest.mark.parametrize("code", [0x20, 0x21, 0x10, 0x100, 0x120, 0x4242])
+def test_other_operations_are_unrecognized(start: Start, code: int) -> None:
+    with Peer(start().port) as peer:
+        peer.send(message(1, command(code), data_set()))
+        response = peer.response()
+        assert response[0x0900] == us(0x0211)
+        assert response[0x0100] == us(code | 0x8000)
+        assert peer.echo() == 0x0000
+
+
+@pytest.mark.parametrize("code", [0x8001, 0x8030, 0x0FFF])
+def test_responses_and_cancels_are_not_answered(start: Start, code: int) -> None:
+    with Peer(start().port) as peer:
+        told = command(code, data=False, message_id=None) + command_element(0x0120, us(1))
+        peer.send(message(1, told, None))
+        assert peer.echo() == 0x0000
+
+
+def test_a_root_that_went_away_gets_a700_and_is_found_when_it_is_back(start: Start) -> None:
+    running = start()
+    away = running.root.with_name("away")
+    running.root.rename(away)
+    with Peer(running.port) as peer:
+        assert peer.store(data_set()) == 0xA700
+        assert not running.root.exists()
+        away.rename(running.root)
+        assert peer.store(data_set()) == 0x0000
+
+
+def test_nothing_of_the_patient_is_logged_or_noted(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    running = start()
+    with Peer(running.port) as peer:
+        peer.store(data_set())
+        peer.store(data_set(size=66))
+        peer.store(data_set(study="../x"))
+        peer.store(data_set(sop_class=MR))
+        peer.release()
+    running.stop()
+    assert "refused: TESTER" in caplog.text
+    assert "SECRET" not in caplog.text
+    assert b"SECRET" not in next(running.root.glob(".plainpacs/service.*.json")).read_bytes()
+
+
+# --- associations ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "expected"),
+    [
+        ({}, {}, None),
+        ({}, {"called": "drdcm"}, (1, 1, 7)),
+        ({}, {"called": "OTHER"}, (1, 1, 7)),
+        ({}, {"called": "ANY-SCP"}, None),
+        ({"called_ae": "any"}, {"called": "OTHER"}, None),
+        ({"aet": ("A", "B")}, {"called": "B"}, None),
+        ({"aet": ("A", "B")}, {"called": "DRDCM"}, (1, 1, 7)),
+        ({"calling_ae": ("CT1", "CT2")}, {"calling": "CT2"}, None),
+        ({"calling_ae": ("CT1", "CT2")}, {"calling": "CT3"}, (1, 1, 3)),
+        ({}, {"application": "1.2.840.10008.3.1.1.2"}, (1, 1, 2)),
+        ({}, {"application": "1.2.840.10008.3.1.1.1\0"}, None),
+    ],
+)
+def test_who_may_associate(
+    start: Start,
+    caplog: pytest.LogCaptureFixture,
+    settings: dict[str, object],
+    changes: dict[str, str],
+    expected: tuple[int, int, int] | None,
+) -> None:
+    running = start(**settings)
+    with Peer(running.port, None, **changes) as peer:
+        kind, body = peer.answer
+        if expected is None:
+            assert kind == ACCEPT
+            return
+        assert kind == REJECT
+        assert tuple(body[1:4]) == expected
+        wait_until(lambda: "refused association" in caplog.text)
+    [line] = [r.message for r in caplog.records if r.message.startswith("refused association")]
+    code = "/".join(map(str, expected))
+    assert code in line
+    assert changes.get("called", "DRDCM") in line
+    assert changes.get("calling", "TESTER") in line
+    assert "would change it" in line
+    running.stop()
+    note = json.loads(next(running.root.glob(".plainpacs/service.*.json")).read_bytes())
+    assert note["last_refusals"][0]["status"] == code
+    assert note["last_refusals"][0]["peer"] == "127.0.0.1"
+
+
+def test_beyond_the_limit_associations_are_rejected_until_one_ends(start: Start) -> None:
+    running = start(max_associations=2)
+    first, second = Peer(running.port), Peer(running.port)
+    with Peer(running.port) as third:
+        assert third.answer[0] == REJECT
+        assert tuple(third.answer[1][1:4]) == (2, 3, 2)
+    first.release()
+    with contextlib.ExitStack() as stack:
+
+        def accepted() -> bool:
+            return stack.enter_context(Peer(running.port)).answer[0] == ACCEPT
+
+        wait_until(accepted)
+    assert second.echo() == 0
+    second.release()
+
+
+def test_each_context_is_judged_by_itself(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    with Peer(start().port) as peer:
+        assert peer.results() == {1: (0, EVRLE), 3: (0, IVRLE), 5: (3, IVRLE), 7: (0, EVRLE)}
+    assert "Study Root Query/Retrieve Information Model - FIND" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("contexts", "expected"),
+    [
+        pytest.param(b"", {}, id="none"),
+        pytest.param(context_item(1, CT, []), {1: 4}, id="no transfer syntax"),
+        pytest.param(context_item(1, None, [EVRLE]), {1: 3}, id="no abstract syntax"),
+        pytest.param(
+            context_item(1, CT, [EVRLE]) + context_item(1, FIND, [IVRLE]), {1: 0}, id="id twice"
+        ),
+        pytest.param(
+            b"".join(context_item(n % 256 | 1, CT, [EVRLE]) for n in range(0, 600, 2)),
+            dict.fromkeys(range(1, 256, 2), 0),
+            id="three hundred",
+        ),
+        pytest.param(context_item(1, CT + "\0", [EVRLE + "\0"]), {1: 0}, id="padded"),
+    ],
+)
+def test_strange_proposals_are_answered(
+    start: Start, contexts: bytes, expected: dict[int, int]
+) -> None:
+    running = start()
+    with Peer(running.port, associate_rq(contexts)) as peer:
+        assert {n: result for n, (result, _) in peer.results().items()} == expected
+    with Peer(running.port) as peer:
+        assert peer.echo() == 0
+
+
+def test_roles_and_declared_services_are_heeded(start: Start) -> None:
+    unknown = "1.2.840.10008.5.1.4.999"
+    role = struct.pack(">H", len(CT)) + CT.encode() + b"\1\1"
+    service = b"1.2.840.10008.4.2"
+    declared = struct.pack(">H", len(unknown)) + unknown.encode()
+    declared += struct.pack(">H", len(service)) + service + struct.pack(">H", 0)
+    user = item(0x51, struct.pack(">L", 0)) + item(0x52, b"1.2.3.4") + item(0x54, role)
+    contexts = context_item(1, CT, [EVRLE]) + context_item(3, unknown, [EVRLE])
+    running = start()
+    with Peer(running.port, associate_rq(contexts, user=user + item(0x57, declared))) as peer:
+        assert peer.results() == {1: (0, EVRLE), 3: (0, EVRLE)}
+        assert struct.pack(">H", len(CT)) + CT.encode() + b"\1\0" in peer.answer[1]
+        assert peer.store(data_set()) == 0
+    with Peer(running.port, associate_rq(contexts)) as peer:
+        assert peer.results() == {1: (0, EVRLE), 3: (3, EVRLE)}
+
+
+GARBAGE = {
+    "nothing": b"",
+    "http": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "tls": b"\x16\x03\x01\x02\x00" + b"\x01" * 512,
+    "a huge length": struct.pack(">BBL", 1, 0, 0xFFFFFFFF) + b"\0" * 100,
+    "data before association": pdu(DATA, pdv(1, 3, command())),
+    "release before association": pdu(RELEASE_RQ),
+    "abort": pdu(ABORT),
+    "an accept": pdu(ACCEPT, bytes(80)),
+    "an association of nothing": pdu(1, b""),
+    "items that overrun": pdu(1, bytes(68) + b"\x20\0\xff\xff\0"),
+    "protocol version 2": associate_rq(b"", version=2),
+    "an even context id": associate_rq(context_item(2, CT, [EVRLE])),
+    "context id 0": associate_rq(context_item(0, CT, [EVRLE])),
+    "an abstract syntax too long": associate_rq(context_item(1, "1." * 60, [EVRLE])),
+    "AE titles of spaces": associate_rq(b"", called=" ", calling=" "),
+    "half an association": associate_rq(context_item(1, CT, [EVRLE]))[:60],
+}
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+def test_garbage_ends_its_own_connection_only(start: Start, name: str) -> None:
+    running = start()
+    with Peer(running.port) as other, Peer(running.port, b"") as peer:
+        peer.send(GARBAGE[name])
+        peer.socket.shutdown(socket.SHUT_WR)
+        while peer.receive()[0]:
+            pass
+        assert other.echo() == 0
+        assert other.store(data_set()) == 0
+
+
+BREACHES = {
+    "a context that was refused": message(5, command(0x20, FIND.encode()), data_set()),
+    "a context never proposed": message(99, command(), data_set()),
+    "a data set without command": pdu(DATA, pdv(1, 2, data_set())),
+    "a data set on another context": pdu(DATA, pdv(1, 3, command()) + pdv(7, 2, data_set())),
+    "two commands for one data set": pdu(DATA, pdv(1, 3, command()) * 2),
+    "a command without id": message(1, command(message_id=None), data_set()),
+    "a command of garbage": pdu(DATA, pdv(1, 3, b"\xff" * 77)),
+    "an endless command": pdu(DATA, pdv(1, 1, bytes(60000))) * 2,
+    "a value longer than its PDU": pdu(DATA, struct.pack(">LBB", 5000, 1, 3) + b"x"),
+    "a value without header": pdu(DATA, struct.pack(">LB", 1, 1)),
+    "half a value": pdu(DATA, b"\0\0"),
+    "a PDU longer than announced": struct.pack(">BBL", DATA, 0, 1 << 30),
+    "an unknown PDU": pdu(9, bytes(20)),
+    "a second association": associate_rq(context_item(1, CT, [EVRLE])),
+}
+
+
+@pytest.mark.parametrize("name", BREACHES)
+def test_a_breach_of_protocol_is_aborted_and_said(
+    start: Start, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    running = start()
+    before = running.tree()
+    with Peer(running.port) as other, Peer(running.port) as peer:
+        peer.send(BREACHES[name])
+        assert peer.receive()[0] == ABORT
+        peer.socket.shutdown(socket.SHUT_WR)
+        assert peer.receive() == (0, b"")
+        assert other.echo() == 0
+        assert running.tree() == before
+        wait_until(lambda: "association ended" in caplog.text)
+    ends = [r.message for r in caplog.records if r.message.startswith("association ended")]
+    assert "aborted by us" in ends[0]
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sent", [associate_rq(b"")[:30], b"\1"])
+def test_a_peer_that_stalls_in_its_request_is_cut_off(start: Start, sent: bytes) -> None:
+    with Peer(start(pdu_timeout=0.3).port, b"") as peer:
+        peer.send(sent)
+        while peer.receive()[0]:
+            pass
+
+
+def test_a_peer_that_stalls_within_a_pdu_is_aborted(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    running = start(pdu_timeout=0.3)
+    with Peer(running.port) as peer:
+        peer.send(message(1, command(), data_set(size=5000))[:-100])
+        assert peer.receive()[0] == ABORT
+        wait_until(lambda: "--pdu-timeout" in caplog.text)
+    assert not running.instances()
+
+
+def test_a_silent_peer_is_aborted(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with Peer(start(idle_timeout=0.3).port) as peer:
+        assert peer.receive()[0] == ABORT
+        wait_until(lambda: "--idle-timeout" in caplog.text)
+
+
+def test_an_answer_does_not_wait_for_a_clock(start: Start) -> None:
+    with Peer(start().port) as peer:
+        times = []
+        for _ in range(50):
+            began = time.perf_counter()
+            peer.echo()
+            times.append(time.perf_counter() - began)
+    assert sorted(times)[25] < 0.01
+
+
+def test_an_idle_association_costs_nothing(start: Start) -> None:
+    running = start()
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(Peer(running.port)) for _ in range(20)]
+        before = time.process_time()
+        peers[0].socket.settimeout(1.0)
+        with pytest.raises(TimeoutError):
+            peers[0].socket.recv(1)
+        assert time.process_time() - before < 0.2
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def test_what_was_answered_before_a_stop_is_there_and_nothing_else_is_left(start: Start) -> None:
+    running = start()
+    answered: list[str] = []
+    enough = threading.Event()
+
+    def send(number: int) -> None:
+        with Peer(running.port) as peer:
+            for count in range(100_000):
+                sop = f"{SOP}.{number}.{count}"
+                data = data_set(sop, size=20_000)
+                try:
+                    peer.send(message(1, command(sop=sop.encode()), data))
+                    kind, body = peer.receive()
+                except ConnectionError:
+                    return
+                if kind != DATA:
+                    assert kind in (ABORT, 0)
+                    return
+                assert struct.pack("<HHL", 0, 0x0900, 2) + us(0) in body
+                answered.append(sop)
+                if len(answered) >= 40:
+                    enough.set()
+
+    with ThreadPoolExecutor(4) as pool:
+        sent = [pool.submit(send, number) for number in range(4)]
+        assert enough.wait(20)
+        began = time.monotonic()
+        running.stop()
+        assert time.monotonic() - began < 5
+        for one in sent:
+            one.result()
+    stored = {path.stem for path in running.instances()}
+    assert set(answered) <= stored
+    assert len(stored) <= len(answered) + 4
+    assert not any((running.root / ".plainpacs/incoming").iterdir())
+    assert not list((running.root / ".plainpacs").glob("dirty.*"))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", running.port), timeout=5)
+
+
+def test_a_stop_does_not_wait_for_peers_that_say_nothing(start: Start) -> None:
+    running = start()
+    with Peer(running.port), Peer(running.port, b""), Peer(running.port, b"") as half:
+        half.send(associate_rq(b"")[:20])
+        wait_until(lambda: sum("association" in t.name for t in threading.enumerate()) == 3)
+        began = time.monotonic()
+        running.stop()
+        assert time.monotonic() - began < 5
+
+
+def test_an_association_that_ended_is_one_line(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    running = start()
+    with Peer(running.port) as peer:
+        for data in (data_set(), data_set(), data_set(size=66), data_set(study="")):
+            peer.store(data)
+        peer.release()
+    running.stop()
+    [line] = [r.message for r in caplog.records if r.message.startswith("association ended")]
+    assert "TESTER at 127.0.0.1 to DRDCM: released; " in line
+    assert "1 stored, 1 duplicates, 1 conflicts, 1 refused" in line
+
+
+def test_a_port_in_use_is_said(start: Start) -> None:
+    running = start()
+    with pytest.raises(InUse, match=r"in use.*--port"):
+        Receiver(Settings(port=running.port, bind="127.0.0.1"))
+
+
+@pytest.mark.parametrize("bind", ["192.0.2.1", "no.such.host.invalid"])
+def test_an_address_that_is_not_here_is_said(bind: str) -> None:
+    with pytest.raises(InUse, match="--bind"):
+        Receiver(Settings(port=0, bind=bind))
+
+
+def test_more_descriptors_than_select_can_take(start: Start) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1500:
+        pytest.skip(f"only {hard} descriptors are allowed here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1500), hard))
+    opened: list[int] = []
+    try:
+        while not opened or opened[-1] < 1100:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+        running = start()
+        with Peer(running.port) as peer:
+            assert peer.store(data_set()) == 0
+        running.stop()
+    finally:
+        for fd in opened:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# --- pynetdicom -----------------------------------------------------------------------------------
+
+
+def test_pynetdicom_is_inside_as_the_seam_expects(start: Start) -> None:
+    assert pynetdicom.__version__.startswith("3.0."), "check the seam against this version"
+    for owner, names in pynetdicom_seam.PRIVATE_NAMES.items():
+        for name in names:
+            assert hasattr(owner, name), f"{owner.__name__}.{name} is gone"
+    running = start()
+    with Peer(running.port) as peer:
+        assert peer.echo() == 0
+        [association] = [t for t in threading.enumerate() if isinstance(t, Association)]
+        objects = {
+            "association": association,
+            "dul": association.dul,
+            "socket": association.dul.socket,
+            "context": PresentationContext(),
+        }
+        for owner_name, names in pynetdicom_seam.PRIVATE_ATTRIBUTES.items():
+            for name in names:
+                assert hasattr(objects[owner_name], name), f"{owner_name}.{name} is gone"
+        assert association.dul.state_machine.current_state == "Sta6"
+
+
+def test_the_loop_we_build_on_is_the_one_we_read() -> None:
+    # UpperLayer relies on the order of these steps in the loop of pynetdicom's DUL thread.
+    source = inspect.getsource(DULServiceProvider.run_reactor)
+    steps = [
+        "_idle_timer.start()",
+        "_run_loop_delay",
+        "_kill_thread",
+        "artim_timer.expired",
+        "_process_recv_primitive()",
+        "_is_transport_event()",
+        "event_queue.get(block=False)",
+        "state_machine.do_action(event)",
+    ]
+    places = [source.index(step) for step in steps]
+    assert places == sorted(places)
