@@ -196,7 +196,7 @@ class Archive:
                     data_set = view[found.dataset_offset :]
                     if found.sop_class == part10.MEDIA_STORAGE_DIRECTORY:
                         raise NotDICOM("it is a DICOMDIR, not an instance")
-                    attributes = read_header(data_set, found.transfer_syntax, whole=True)
+                    attributes = _header_of_file(data_set, found)
                     if not found.whole:
                         return self.store(data_set, found.transfer_syntax, provenance)
                     key = key_of_attributes(attributes)
@@ -318,6 +318,17 @@ class Archive:
             return True
 
 
+def _header_of_file(data_set: memoryview, found: part10.Part10) -> Attributes:
+    """The header of a file's data set, of which the whole must be there."""
+    try:
+        return read_header(data_set, found.transfer_syntax, whole=True)
+    except UnreadableDataSet as error:
+        if found.prefixed:
+            raise
+        # Its first bytes only happened to look like a bare data set.
+        raise NotDICOM(f"it is not DICOM: {error}") from None
+
+
 def _agree(keyword: str, attributes: Attributes, command: str | None) -> None:
     value = attributes.get(keyword)
     if command is None or value is None:
@@ -364,7 +375,7 @@ def _mapped(folder: int, name: str) -> Iterator[memoryview]:
     fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
     try:
         if os.fstat(fd).st_size == 0:
-            raise UnreadableDataSet("the file is empty")
+            raise NotDICOM("the file is empty")
         yield memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
     finally:
         os.close(fd)

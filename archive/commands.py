@@ -46,7 +46,9 @@ def import_(context: Context, /, paths: tuple[str, ...], config: str | None, **f
     chosen = settings.load(flags, config)
     root = context.archive_path()
     for path in paths:
-        if os.path.realpath(path).startswith(os.path.realpath(root) + os.sep):
+        if os.path.commonpath([os.path.realpath(path), os.path.realpath(root)]) == (
+            os.path.realpath(root)
+        ):
             raise BadSettings(f"{path} lies in the archive itself; `plainpacs reindex` finds it")
     counts: Counter[str] = Counter()
     interrupted = False

@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from struct import Struct
 
 from plainpacs.archive.attributes import BY_KEYWORD, KEPT, REQUESTED, KeptAttribute
 from plainpacs.archive.errors import UnreadableDataSet
-from plainpacs.archive.values import Attributes, Buffer, Found, slot, typed
+from plainpacs.archive.values import LONGEST_VALUE, Attributes, Buffer, Found, Slot, slot, typed
 
 LAST_GROUP, LAST_ELEMENT = 0x0040, 0x0275
 LAST_TAG = LAST_GROUP << 16 | LAST_ELEMENT
@@ -52,7 +53,9 @@ def too_many() -> UnreadableDataSet:
     return UnreadableDataSet("the data set has too many elements")
 
 
-Wanted = Mapping[int, "KeptAttribute | Wanted"]
+HOLDS_ITEMS = frozenset(("SQ", "UN", ""))
+
+Wanted = dict[int, "KeptAttribute | Wanted"]
 """By tag: what is wanted of a data set or item; of a sequence, what is wanted of its items."""
 
 _REFERENCE: Wanted = {0x00081155: BY_KEYWORD["ReferencedSOPInstanceUID"]}
@@ -61,14 +64,16 @@ _REFERENCES_IN_SERIES: Wanted = {
     0x0008114A: _REFERENCE,  # ReferencedInstanceSequence (C.12.2)
     0x00081199: _REFERENCE,  # ReferencedSOPSequence (Table 10-4)
 }
-_REQUEST: Wanted = {kept.tag: kept for kept in REQUESTED} | {
-    0x00080005: BY_KEYWORD["SpecificCharacterSet"]
+_REQUEST: Wanted = {
+    0x00080005: BY_KEYWORD["SpecificCharacterSet"],
+    **{kept.tag: kept for kept in REQUESTED},
 }
 WANTED_SEQUENCES: Mapping[int, Wanted] = {
     0x00081115: _REFERENCES_IN_SERIES,  # ReferencedSeriesSequence
     0x00081140: _REFERENCE,  # ReferencedImageSequence
     0x00400275: _REQUEST,  # RequestAttributesSequence
 }
+_BY_TAG = {kept.tag: kept for kept in KEPT + REQUESTED}
 WANTED_ELEMENTS: Mapping[int, KeptAttribute] = {
     kept.tag: kept
     for kept in KEPT
@@ -76,28 +81,27 @@ WANTED_ELEMENTS: Mapping[int, KeptAttribute] = {
 }
 
 
+@cache
+def slot_of(tag: int, vr: str, little_endian: bool) -> Slot:
+    """Where the bytes of the kept or requested attribute ``tag``, in this VR, go and how."""
+    return slot(_BY_TAG[tag], vr, little_endian=little_endian)
+
+
 @dataclass(slots=True)
 class Collected:
     """What a reader found of the kept attributes, still as bytes."""
 
-    found: Found = field(default_factory=list)
-    references: Found = field(default_factory=list)
+    found: Found = field(default_factory=dict)
+    references: list[Buffer] = field(default_factory=list)
     requests: list[Found] = field(default_factory=list)
 
     def attributes(self) -> Attributes:
         return typed(self.found, self.references, self.requests)
 
 
-@dataclass(slots=True)
-class _Frame:
-    """Where the walk is: in an item, or between the items of a sequence."""
-
-    in_item: bool
-    limit: int
-    """What is in here ends here at the latest; just here, when its length is defined."""
-    defined: bool
-    implicit: bool
-    wanted: Wanted | None
+_Frame = tuple[bool, int, bool, bool, "Wanted | None"]
+"""Where the walk is: (within an item, else between the items of a sequence; where that ends at the
+latest; whether it ends just there; whether in implicit VR; what is wanted of the items)."""
 
 
 class Walk:
@@ -141,7 +145,7 @@ class Walk:
                 in_header = False
                 self._left = self.most_elements_whole
             self.count()
-            if tag in WANTED_SEQUENCES and in_header and self._holds_items(vr):
+            if tag in WANTED_SEQUENCES and in_header and vr in HOLDS_ITEMS:
                 pos = self.sequence(tag, value, length, implicit)
             elif length == UNDEFINED:
                 pos = self.through(tag, value, UNDEFINED, implicit, None)
@@ -149,11 +153,9 @@ class Walk:
                 pos = value + length
                 if pos > end:
                     raise CutShort.within(tag, length, end - value)
-                attribute = WANTED_ELEMENTS.get(tag)
-                if attribute is not None and in_header:
-                    found.append(
-                        (slot(attribute, vr, little_endian=self.little_endian), data[value:pos])
-                    )
+                if in_header and tag in WANTED_ELEMENTS:
+                    raw = data[value:pos] if length <= LONGEST_VALUE else b""
+                    found[slot_of(tag, vr, self.little_endian)] = raw
         self.ended(pos, complete or not in_header)
 
     def ended(self, pos: int, complete: bool) -> None:
@@ -166,10 +168,6 @@ class Walk:
     def is_padding(self, pos: int) -> bool:
         """Whether there is nothing but NULs, or nothing at all, from ``pos`` on."""
         return not any(self.data[pos : pos + 8]) and NOT_ZERO.search(self.data, pos) is None
-
-    @staticmethod
-    def _holds_items(vr: str) -> bool:
-        return vr in ("SQ", "UN", "")
 
     def count(self) -> None:
         self._left -= 1
@@ -186,10 +184,10 @@ class Walk:
             raise CutShort.within(tag, length, self.end - pos)
         try:
             self.through(tag, pos, length, implicit, wanted)
-        except NotUnderstood:
-            # Its length leads past what is malformed in it.
+        except (NotUnderstood, CutShort):
             if not self.last_judge:
-                raise
+                raise NotUnderstood from None
+            # Its length leads past what is malformed in it.
         return after
 
     def through(
@@ -200,82 +198,72 @@ class Walk:
         Collects what is ``wanted`` of its items. Content of a defined length is hopped over
         unless something is wanted of it. Raises NotUnderstood, CutShort, UnreadableDataSet.
         """
+        data, end, item_header = self.data, self.end, self._item_header
         defined = length != UNDEFINED
-        frame = _Frame(False, pos + length if defined else self.end, defined, implicit, wanted)
-        stack = [frame]
+        stack: list[_Frame] = [(False, pos + length if defined else end, defined, implicit, wanted)]
         if not defined:
             pos = self._past_opaque(pos)
-        while True:
-            if frame.defined and pos == frame.limit:
+        while stack:
+            in_item, limit, defined, implicit, wanted = stack[-1]
+            if defined and pos == limit:
                 stack.pop()
+                continue
+            self.count()
+            if limit - pos < 8:
+                raise self._cut(limit, tag, 8, limit - pos)
+            if not in_item:
+                group, element, length = item_header(data, pos)
+                tag, value = group << 16 | element, pos + 8
+                ends, after = tag == SEQUENCE_DELIMITER, value + length
+                opens = tag == ITEM and (length == UNDEFINED or wanted is not None)
+                if not ends and tag != ITEM:
+                    raise NotUnderstood
+                within = wanted
             else:
-                self.count()
-                if frame.limit - pos < 8:
-                    raise self._cut(frame, tag, length, frame.limit - pos)
-                if frame.in_item:
-                    pos = self._in_item(stack, pos)
-                else:
-                    pos = self._between_items(stack, pos)
-            if not stack:
-                return pos
-            frame = stack[-1]
-            if len(stack) > DEEPEST:
+                tag, vr, length, value = self.element(pos, implicit)
+                ends, after = tag == ITEM_DELIMITER, value + length
+                kept = wanted.get(tag) if wanted else None
+                within = kept if isinstance(kept, dict) and vr in HOLDS_ITEMS else None
+                opens = length == UNDEFINED or within is not None
+                if isinstance(kept, KeptAttribute) and length != UNDEFINED and after <= limit:
+                    raw = data[value:after] if length <= LONGEST_VALUE else b""
+                    self._collect(wanted, kept, vr, raw)
+            if ends:
+                if defined:
+                    raise NotUnderstood
+                stack.pop()
+                pos = value
+                continue
+            if length == UNDEFINED:
+                after = limit
+            elif after > limit:
+                raise self._cut(limit, tag, length, limit - value)
+            if not opens:
+                pos = after
+                continue
+            if len(stack) == DEEPEST:
                 raise UnreadableDataSet(f"the data set is nested too deeply in {spell(tag)}")
-
-    def _between_items(self, stack: list[_Frame], pos: int) -> int:
-        frame = stack[-1]
-        group, element, length = self._item_header(self.data, pos)
-        tag = group << 16 | element
-        pos += 8
-        if tag == SEQUENCE_DELIMITER and not frame.defined:
-            stack.pop()
-            return pos
-        if tag != ITEM:
-            raise NotUnderstood
-        defined = length != UNDEFINED
-        after = pos + length if defined else frame.limit
-        if after > frame.limit:
-            raise self._cut(frame, tag, length, frame.limit - pos)
-        if frame.wanted is None and defined:
-            return after
-        if frame.wanted is _REQUEST:
-            self.collected.requests.append([])
-        implicit = frame.implicit or self._looks_implicit(pos)
-        stack.append(_Frame(True, after, defined, implicit, frame.wanted))
+            if not in_item:
+                if wanted is _REQUEST:
+                    self.collected.requests.append({})
+                implicit = implicit or self._looks_implicit(value)
+            elif length == UNDEFINED:
+                value = self._past_opaque(value)
+            stack.append((not in_item, after, length != UNDEFINED, implicit, within))
+            pos = value
         return pos
 
-    def _in_item(self, stack: list[_Frame], pos: int) -> int:
-        frame = stack[-1]
-        tag, vr, length, value = self.element(pos, frame.implicit)
-        if tag == ITEM_DELIMITER:
-            if frame.defined:
-                raise NotUnderstood
-            stack.pop()
-            return value
-        wanted = frame.wanted.get(tag) if frame.wanted else None
-        within = wanted if isinstance(wanted, Mapping) and self._holds_items(vr) else None
-        if length == UNDEFINED:
-            stack.append(_Frame(False, frame.limit, False, frame.implicit, within))
-            return self._past_opaque(value)
-        after = value + length
-        if after > frame.limit:
-            raise self._cut(frame, tag, length, frame.limit - value)
-        if within is not None:
-            stack.append(_Frame(False, after, True, frame.implicit, within))
-            return value
-        if isinstance(wanted, KeptAttribute):
-            self._collect(frame, wanted, vr, self.data[value:after])
-        return after
-
-    def _collect(self, frame: _Frame, attribute: KeptAttribute, vr: str, raw: Buffer) -> None:
-        collected = self.collected
-        into = collected.requests[-1] if frame.wanted is _REQUEST else collected.references
-        into.append((slot(attribute, vr, little_endian=self.little_endian), raw))
+    def _collect(self, of: Wanted | None, kept: KeptAttribute, vr: str, raw: Buffer) -> None:
+        if of is _REQUEST:
+            self.collected.requests[-1][slot_of(kept.tag, vr, self.little_endian)] = raw
+        elif vr in ("UI", "UN", ""):
+            self.collected.references.append(raw)
 
     def _looks_implicit(self, pos: int) -> bool:
         # UN of undefined length holds implicit VR (PS3.5 6.2.2), and some writers put it elsewhere.
-        vr = self.data[pos + 4 : pos + 6]
-        return not all(0x41 <= byte <= 0x5A for byte in vr)
+        if self.end - pos < 8:
+            return False
+        return not (0x41 <= self.data[pos + 4] <= 0x5A and 0x41 <= self.data[pos + 5] <= 0x5A)
 
     def _past_opaque(self, pos: int) -> int:
         if self.end - pos < 8:
@@ -286,7 +274,7 @@ class Walk:
         # A sequence delimiter is left for the walk to find.
         return self.after_opaque(pos) - 8
 
-    def _cut(self, frame: _Frame, tag: int, declared: int, there: int) -> Exception:
-        if frame.limit < self.end:
+    def _cut(self, limit: int, tag: int, declared: int, there: int) -> Exception:
+        if limit < self.end:
             return NotUnderstood()  # not cut: it does not fit into what it is in
         return CutShort.within(tag, declared, max(there, 0))

@@ -29,11 +29,12 @@ from plainpacs.archive.elements import (
     CutShort,
     NotUnderstood,
     Walk,
+    slot_of,
     too_many,
 )
 from plainpacs.archive.errors import UnreadableDataSet
 from plainpacs.archive.header_pydicom import PydicomWalk
-from plainpacs.archive.values import Attributes, Buffer, Slot, slot, vr_code
+from plainpacs.archive.values import LONGEST_VALUE, Attributes, Buffer, Slot, vr_code
 
 __all__ = ["Attributes", "read_header"]
 
@@ -85,11 +86,11 @@ _LONG = {vr_code(vr): vr for vr in _LONG_VRS}
 # By group, then by element and VR as one number: a wanted element in a VR of short length.
 _EXPLICIT_SLOTS: dict[int, dict[int, Slot]] = {}
 _IMPLICIT_SLOTS: dict[int, dict[int, Slot]] = {}
-for _tag, _attribute in WANTED_ELEMENTS.items():
-    _IMPLICIT_SLOTS.setdefault(_tag >> 16, {})[_tag & 0xFFFF] = slot(_attribute, "")
+for _tag in WANTED_ELEMENTS:
+    _IMPLICIT_SLOTS.setdefault(_tag >> 16, {})[_tag & 0xFFFF] = slot_of(_tag, "", True)
     for _code, _vr in _SHORT.items():
         _key = _code << 16 | _tag & 0xFFFF
-        _EXPLICIT_SLOTS.setdefault(_tag >> 16, {})[_key] = slot(_attribute, _vr)
+        _EXPLICIT_SLOTS.setdefault(_tag >> 16, {})[_key] = slot_of(_tag, _vr, True)
 _NO_SLOTS: dict[int, Slot] = {}
 
 _EXPLICIT = Struct("<HIH").unpack_from  # group, element and VR, length
@@ -174,9 +175,9 @@ class _StructWalk(Walk):
 
 def _walk_explicit(walk: _StructWalk, complete: bool) -> int | None:
     """Collects; the position of the first element after the kept ones, None when there is none."""
-    data, keep, long_element, short = walk.data, walk.collected.found.append, _long, _SHORT
+    data, found, short = walk.data, walk.collected.found, _SHORT
     unpack = _EXPLICIT
-    slot_of = _NO_SLOTS.get
+    slots = _NO_SLOTS
     current = -1
     pos = group = key = length = 0
     try:
@@ -189,16 +190,15 @@ def _walk_explicit(walk: _StructWalk, complete: bool) -> int | None:
                     current = -1  # to come here at each element of the last group
                 else:
                     current = group
-                slot_of = _EXPLICIT_SLOTS.get(group, _NO_SLOTS).get
-            kept = slot_of(key)
-            if kept is not None:
-                after = pos + 8 + length
-                keep((kept, data[pos + 8 : after]))
-                pos = after
+                slots = _EXPLICIT_SLOTS.get(group, _NO_SLOTS)
+            if key in slots:
+                value = pos + 8
+                pos = value + length
+                found[slots[key]] = data[value:pos]
             elif key >> 16 in short:
                 pos += 8 + length
             else:
-                pos = long_element(walk, pos)
+                pos = _long(walk, pos)
         raise too_many()
     except struct.error:
         # No header fits at ``pos`` any more. Only the last element can have led past the end.
@@ -223,15 +223,16 @@ def _long(walk: _StructWalk, pos: int) -> int:
     if after > walk.end:
         raise CutShort.within(tag, length, walk.end - value)
     if tag in WANTED_ELEMENTS:
-        walk.collected.found.append((slot(WANTED_ELEMENTS[tag], vr), walk.data[value:after]))
+        raw = walk.data[value:after] if length <= LONGEST_VALUE else b""
+        walk.collected.found[slot_of(tag, vr, True)] = raw
     return after
 
 
 def _walk_implicit(walk: _StructWalk, complete: bool) -> int | None:
     """As ``_walk_explicit``."""
-    data, keep = walk.data, walk.collected.found.append
+    data, found = walk.data, walk.collected.found
     unpack = _IMPLICIT
-    slot_of = _NO_SLOTS.get
+    slots = _NO_SLOTS
     current = -1
     pos = group = element = length = 0
     try:
@@ -247,12 +248,11 @@ def _walk_implicit(walk: _StructWalk, complete: bool) -> int | None:
                 if not group and walk.is_padding(pos):
                     pos = walk.end
                     continue
-                slot_of = _IMPLICIT_SLOTS.get(group, _NO_SLOTS).get
-            kept = slot_of(element)
-            if kept is not None and length != UNDEFINED:
-                after = pos + 8 + length
-                keep((kept, data[pos + 8 : after]))
-                pos = after
+                slots = _IMPLICIT_SLOTS.get(group, _NO_SLOTS)
+            if element in slots and length != UNDEFINED:
+                value = pos + 8
+                pos = value + length
+                found[slots[element]] = data[value:pos] if length <= LONGEST_VALUE else b""
             elif (tag := group << 16 | element) in WANTED_SEQUENCES:
                 pos = walk.sequence(tag, pos + 8, length, True)
             elif length == UNDEFINED:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import struct
 from typing import BinaryIO, cast
 
-from plainpacs.archive.elements import ITEM_DELIMITER, CutShort, NotUnderstood, Walk
-from plainpacs.archive.errors import UnreadableDataSet
-from plainpacs.archive.values import Attributes, Buffer
 from pydicom.filereader import data_element_generator
 from pydicom.fileutil import read_undefined_length_value
 from pydicom.tag import SequenceDelimiterTag
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
+
+from plainpacs.archive.elements import ITEM_DELIMITER, CutShort, NotUnderstood, Walk
+from plainpacs.archive.errors import UnreadableDataSet
+from plainpacs.archive.values import Attributes, Buffer
 
 # What pydicom's parsing raises on bytes it cannot follow.
 _PARSING = (struct.error, EOFError, OSError, ValueError, LookupError, NotImplementedError)

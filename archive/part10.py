@@ -44,6 +44,8 @@ class Part10:
     sop_class: str
     sop_instance: str
     whole: bool
+    prefixed: bool = True
+    """Whether it says of itself that it is DICOM; False for a bare data set, which is a guess."""
 
 
 def file_meta(
@@ -104,7 +106,7 @@ def read_part10(head: Buffer) -> Part10:
     # Some programs leave out the preamble, some the File Meta with it.
     values, offset = _read_meta(view, 4 if bytes(view[:4]) == b"DICM" else 0)
     guess = values.get(0x0010) or guess_transfer_syntax(view[offset:])
-    return Part10(offset, guess, values.get(0x0002, ""), values.get(0x0003, ""), False)
+    return Part10(offset, guess, values.get(0x0002, ""), values.get(0x0003, ""), False, False)
 
 
 def _read_meta(view: memoryview, offset: int) -> tuple[dict[int, str], int]:

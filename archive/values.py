@@ -17,10 +17,10 @@ One place for both readers of data sets: they find the bytes, this module says w
 
 from __future__ import annotations
 
-import math
-import re
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from plainpacs.archive.attributes import KeptAttribute
@@ -30,16 +30,31 @@ Buffer = bytes | bytearray | memoryview
 Attributes = dict[str, Any]
 """By keyword; str, int, float, or a list of these (RequestAttributesSequence: of dicts of str)."""
 
-LONGEST_VALUE = 16_384
-"""Bytes. Longer values are no values of these attributes (PS3.5 Table 6.2-1 allows far less)."""
+LONGEST_VALUE = 0xFFFF
+"""Bytes: what a length of two bytes can say. PS3.5 Table 6.2-1 allows far less for all of these."""
 MOST_REFERENCES = 16
 MOST_REQUESTS = 16
 
-# What pads a value: blank, and control characters, which no kept value starts or ends with.
-_PADDING = " \x7f" + "".join(map(chr, range(32)))
+# What pads a value: blank, and control characters, which no kept value starts or ends with. But an
+# escape starts an escape sequence.
+ESCAPE = 0x1B
+_PADDING = " \x7f" + "".join(map(chr, {*range(32)} - {ESCAPE}))
 _LARGEST = 2**53 - 1
-_INTEGER = re.compile(r"[+-]?[0-9]{1,17}")
-_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+# float and int read more than DICOM writes ("1_0", "nan"): no other characters may be there.
+_IN_NUMBERS = "0123456789+-.eE \\"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """What becomes of an element's bytes: whose value they are, and how it is read."""
+
+    keyword: str
+    convert: Callable[[bytes, Texts], Any]
+    """The value of these bytes; None or an empty one when there is none."""
+
+
+Found = dict[Slot, Buffer]
+"""In the order of the data set; an element that comes again takes the place of the first."""
 
 
 class Texts:
@@ -52,54 +67,43 @@ class Texts:
         self._parent = parent
         self._set: CharacterSet | None = None
 
-    def text(self, raw: Buffer, *, name: bool = False) -> str:
-        return self._character_set().decode(bytes(raw), name=name).strip(_PADDING)
+    def text(self, raw: bytes, *, name: bool = False) -> str:
+        if self._set is None:
+            self._set = self._character_set()
+        return self._set.decode(raw, name=name).strip(_PADDING)
 
     def _character_set(self) -> CharacterSet:
-        if self._set is None:
-            terms = None
-            for (keyword, convert), raw in self._found:
-                if keyword == "SpecificCharacterSet" and len(raw) <= LONGEST_VALUE:
-                    terms = convert(raw, self) or []
-            if terms is not None:
-                self._set = character_set(terms)
-            elif self._parent:  # an item without one inherits it (PS3.5 7.5.3)
-                self._set = self._parent._character_set()
-            else:
-                self._set = DEFAULT
-        return self._set
+        for slot, raw in self._found.items():
+            if slot.keyword == "SpecificCharacterSet":
+                return character_set(_codes(bytes(raw), self))
+        # An item without one inherits it (PS3.5 7.5.3).
+        return self._parent._character_set() if self._parent else DEFAULT
 
 
-Convert = Callable[[Buffer, Texts], Any]
-"""The value of these bytes; None or an empty one when there is none."""
-Slot = tuple[str, Convert]
-Found = list[tuple[Slot, Buffer]]
-
-
-def _text(raw: Buffer, texts: Texts) -> str:
+def _text(raw: bytes, texts: Texts) -> str:
     # In every character set, ASCII without an escape stands for itself.
+    if raw.isascii() and ESCAPE not in raw:
+        return raw.decode().strip(_PADDING)
+    return texts.text(raw)
+
+
+def _name(raw: bytes, texts: Texts) -> str:
+    if raw.isascii() and ESCAPE not in raw:
+        return raw.decode().strip(_PADDING)
+    return texts.text(raw, name=True)
+
+
+def _code(raw: bytes, _: Texts) -> str:
+    # The character set is not for these VRs (PS3.5 6.1.2.2); what should not be there is taken
+    # as text without a character set is.
     try:
-        text = str(raw, "ascii")
+        return raw.decode().strip(_PADDING)
     except UnicodeDecodeError:
-        return texts.text(raw)
-    return texts.text(raw) if "\x1b" in text else text.strip(_PADDING)
+        return DEFAULT.decode(raw).strip(_PADDING)
 
 
-def _name(raw: Buffer, texts: Texts) -> str:
-    try:
-        text = str(raw, "ascii")
-    except UnicodeDecodeError:
-        return texts.text(raw, name=True)
-    return texts.text(raw, name=True) if "\x1b" in text else text.strip(_PADDING)
-
-
-def _texts(raw: Buffer, texts: Texts) -> list[str]:
-    return _split(_text(raw, texts))
-
-
-def _terms(raw: Buffer, _: Texts) -> list[str]:
-    # The character set's own value is in none (PS3.5 6.1.2.2).
-    return _split(DEFAULT.decode(bytes(raw)))
+def _codes(raw: bytes, texts: Texts) -> list[str]:
+    return _split(_code(raw, texts))
 
 
 def _split(text: str) -> list[str]:
@@ -109,14 +113,14 @@ def _split(text: str) -> list[str]:
     return parts
 
 
-def _integer(raw: Buffer, _: Texts) -> int | None:
-    try:
-        text = str(raw, "ascii").strip(_PADDING)
-    except UnicodeDecodeError:
+def _integer(raw: bytes, _: Texts) -> int | None:
+    text = raw.decode("iso8859_1").strip(_PADDING)
+    if text.strip(_IN_NUMBERS):
         return None
-    if _INTEGER.fullmatch(text):
+    try:
         return _within(int(text))
-    number = _float(text)
+    except ValueError:  # also thousands of digits
+        number = _float(text)
     return _within(int(number)) if number is not None and number.is_integer() else None
 
 
@@ -125,58 +129,51 @@ def _within(number: int) -> int | None:
 
 
 def _float(text: str) -> float | None:
-    if not _DECIMAL.fullmatch(text):
-        return None
-    number = float(text) + 0.0  # which makes -0.0 0.0
-    return number if math.isfinite(number) else None
-
-
-def _decimal(raw: Buffer, _: Texts) -> float | None:
     try:
-        return _float(str(raw, "ascii").strip(_PADDING))
-    except UnicodeDecodeError:
+        number = float(text) + 0.0  # which makes -0.0 0.0
+    except ValueError:
         return None
+    return number if isfinite(number) else None
 
 
-def _decimals(raw: Buffer, _: Texts) -> list[float] | None:
+def _decimal(raw: bytes, _: Texts) -> float | None:
+    text = raw.decode("iso8859_1").strip(_PADDING)
+    return None if text.strip(_IN_NUMBERS) else _float(text)
+
+
+def _decimals(raw: bytes, _: Texts) -> list[float] | None:
+    text = raw.decode("iso8859_1").strip(_PADDING).rstrip(" \\")
+    if text.strip(_IN_NUMBERS):
+        return None
     try:
-        parts = _split(str(raw, "ascii"))
-    except UnicodeDecodeError:
+        numbers = [float(part) + 0.0 for part in text.split("\\")]
+    except ValueError:
         return None
-    numbers = [number for number in map(_float, parts) if number is not None]
-    return numbers if len(numbers) == len(parts) else None
+    return numbers if all(map(isfinite, numbers)) else None
 
 
-def _no_value(_: Buffer, __: Texts) -> None:
+def _no_value(_: bytes, __: Texts) -> None:
     return None
 
 
-def _binary_numbers(code: str, little_endian: bool) -> Callable[[Buffer], Sequence[int | float]]:
-    size = struct.calcsize("<" + code)
-    order = "<" if little_endian else ">"
+def _from_binary(attribute: KeptAttribute, code: str, order: str) -> Callable[[bytes, Texts], Any]:
+    number = struct.Struct(order + code)
 
-    def unpack(raw: Buffer) -> Sequence[int | float]:
-        count, rest = divmod(len(raw), size)
-        return () if rest else struct.unpack_from(f"{order}{count}{code}", raw)
+    def one_integer(raw: bytes, _: Texts) -> int | None:
+        return _within(number.unpack(raw)[0]) if len(raw) == number.size else None
 
-    return unpack
-
-
-def _from_binary(attribute: KeptAttribute, unpack: Callable[[Buffer], Sequence[Any]]) -> Convert:
-    def one_integer(raw: Buffer, _: Texts) -> int | None:
-        numbers = unpack(raw)
-        if len(numbers) != 1 or isinstance(numbers[0], float):
+    def floats(raw: bytes, _: Texts) -> list[float] | None:
+        if len(raw) % number.size:
             return None
-        return _within(numbers[0])
+        numbers = [float(each) + 0.0 for (each,) in number.iter_unpack(raw)]
+        return numbers if all(map(isfinite, numbers)) else None
 
-    def floats(raw: Buffer, _: Texts) -> list[float] | None:
-        numbers = [float(number) + 0.0 for number in unpack(raw)]
-        return numbers if all(map(math.isfinite, numbers)) else None
-
-    def one_float(raw: Buffer, texts: Texts) -> float | None:
+    def one_float(raw: bytes, texts: Texts) -> float | None:
         numbers = floats(raw, texts)
         return numbers[0] if numbers and len(numbers) == 1 else None
 
+    if attribute.vr in ("IS", "US") and code in "fd":
+        return _no_value
     if attribute.vr in ("IS", "US"):
         return one_integer
     if attribute.vr == "DS":
@@ -220,14 +217,16 @@ _BINARY_VRS = {  # as struct spells them
 
 def slot(attribute: KeptAttribute, vr: str, *, little_endian: bool = True) -> Slot:
     """Where the bytes of ``attribute`` go and how, when its VR is ``vr`` ('' in implicit VR)."""
-    return attribute.keyword, _converter(attribute, vr, little_endian)
+    return Slot(attribute.keyword, _converter(attribute, vr, little_endian))
 
 
-def _converter(attribute: KeptAttribute, vr: str, little_endian: bool) -> Convert:
+def _converter(
+    attribute: KeptAttribute, vr: str, little_endian: bool
+) -> Callable[[bytes, Texts], Any]:
     if vr in _BYTES_VRS:
         vr = attribute.vr
     if vr in _BINARY_VRS:
-        return _from_binary(attribute, _binary_numbers(_BINARY_VRS[vr], little_endian))
+        return _from_binary(attribute, _BINARY_VRS[vr], "<" if little_endian else ">")
     if vr not in _TEXT_VRS:
         return _no_value
     match attribute.vr:
@@ -237,10 +236,10 @@ def _converter(attribute: KeptAttribute, vr: str, little_endian: bool) -> Conver
             return _decimals if attribute.multiple else _decimal
         case "PN":
             return _name
-        case _ if attribute.keyword == "SpecificCharacterSet":
-            return _terms
+        case "LO" | "SH":
+            return _text
         case _:
-            return _texts if attribute.multiple else _text
+            return _codes if attribute.multiple else _code
 
 
 def vr_code(vr: str) -> int:
@@ -248,7 +247,7 @@ def vr_code(vr: str) -> int:
     return int.from_bytes(vr.encode("ascii"), "little")
 
 
-def typed(found: Found, references: Found, requests: Sequence[Found]) -> Attributes:
+def typed(found: Found, references: Sequence[Buffer], requests: Sequence[Found]) -> Attributes:
     """The attributes in what a reader found, in the order of the data set; empty ones left out.
 
     ``references``: the UIDs of the instances referred to; ``requests``: one for each item of
@@ -256,26 +255,25 @@ def typed(found: Found, references: Found, requests: Sequence[Found]) -> Attribu
     """
     texts = Texts(found)
     attributes = _values(found, texts)
-    uids: dict[str, None] = {}
-    for (_, convert), raw in references:
-        if len(raw) <= LONGEST_VALUE:
-            uids.update(dict.fromkeys(filter(None, convert(raw, texts))))
-    if uids:
-        attributes["ReferencedSOPInstanceUID"] = list(uids)[:MOST_REFERENCES]
-    items = [_values(item, Texts(item, texts)) for item in requests]
-    for item in items:
-        item.pop("SpecificCharacterSet", None)
-    if kept := [item for item in items if item]:
-        attributes["RequestAttributesSequence"] = kept[:MOST_REQUESTS]
+    if references:
+        uids = dict.fromkeys(_code(bytes(raw), texts) for raw in references)
+        if kept := [uid for uid in uids if uid][:MOST_REFERENCES]:
+            attributes["ReferencedSOPInstanceUID"] = kept
+    if requests:
+        items = [_values(item, Texts(item, texts)) for item in requests]
+        for item in items:
+            item.pop("SpecificCharacterSet", None)
+        if items := [item for item in items if item][:MOST_REQUESTS]:
+            attributes["RequestAttributesSequence"] = items
     return attributes
 
 
 def _values(found: Found, texts: Texts) -> Attributes:
     values: Attributes = {}
-    for (keyword, convert), raw in found:
-        value = convert(raw, texts) if len(raw) <= LONGEST_VALUE else None
+    for slot, raw in found.items():
+        value = slot.convert(raw if type(raw) is bytes else bytes(raw), texts)
         if value or value == 0:
-            values[keyword] = value
-        elif keyword in values:
-            del values[keyword]
+            values[slot.keyword] = value
+        elif slot.keyword in values:
+            del values[slot.keyword]
     return values
