@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from struct import Struct
+from typing import cast
 
 from plainpacs.archive.attributes import BY_KEYWORD, KEPT, REQUESTED, KeptAttribute
 from plainpacs.archive.errors import UnreadableDataSet
@@ -27,6 +28,7 @@ ITEM, ITEM_DELIMITER, SEQUENCE_DELIMITER = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 DEEPEST = 256
 """Levels of nested content of undefined length."""
 
+_ITEM_LITTLE, _ITEM_BIG = Struct("<HHI").unpack_from, Struct(">HHI").unpack_from
 NOT_ZERO = re.compile(rb"[^\0]")
 
 
@@ -91,12 +93,9 @@ def slot_of(tag: int, vr: str, little_endian: bool) -> Slot:
 class Collected:
     """What a reader found of the kept attributes, still as bytes."""
 
-    found: Found = field(default_factory=dict)
-    references: list[Buffer] = field(default_factory=list)
+    found: dict[Slot, Buffer] = field(default_factory=dict)
+    references: list[bytes] = field(default_factory=list)
     requests: list[Found] = field(default_factory=list)
-
-    def attributes(self) -> Attributes:
-        return typed(self.found, self.references, self.requests)
 
 
 _Frame = tuple[bool, int, bool, bool, "Wanted | None"]
@@ -120,7 +119,16 @@ class Walk:
         self.little_endian = little_endian
         self.collected = Collected()
         self._left = self.most_elements
-        self._item_header = Struct("<HHI" if little_endian else ">HHI").unpack_from
+        self._item_header = _ITEM_LITTLE if little_endian else _ITEM_BIG
+
+    def attributes(self) -> Attributes:
+        """What was collected, decoded and typed."""
+        found = self.collected.found
+        if isinstance(self.data, bytes):
+            raw = cast(Found, found)  # its slices are bytes already
+        else:
+            raw = {slot: bytes(value) for slot, value in found.items()}
+        return typed(raw, self.collected.references, self.collected.requests)
 
     def element(self, pos: int, implicit: bool) -> tuple[int, str, int, int]:
         """(tag, VR or '', length, position of the value) of the element at ``pos``.
@@ -144,7 +152,9 @@ class Walk:
                     return
                 in_header = False
                 self._left = self.most_elements_whole
-            self.count()
+            self._left -= 1
+            if self._left < 0:
+                raise too_many()
             if tag in WANTED_SEQUENCES and in_header and vr in HOLDS_ITEMS:
                 pos = self.sequence(tag, value, length, implicit)
             elif length == UNDEFINED:
@@ -168,11 +178,6 @@ class Walk:
     def is_padding(self, pos: int) -> bool:
         """Whether there is nothing but NULs, or nothing at all, from ``pos`` on."""
         return not any(self.data[pos : pos + 8]) and NOT_ZERO.search(self.data, pos) is None
-
-    def count(self) -> None:
-        self._left -= 1
-        if self._left < 0:
-            raise too_many()
 
     def sequence(self, tag: int, pos: int, length: int, implicit: bool) -> int:
         """Collects out of the wanted sequence whose value is at ``pos``; where it ends."""
@@ -198,62 +203,63 @@ class Walk:
         Collects what is ``wanted`` of its items. Content of a defined length is hopped over
         unless something is wanted of it. Raises NotUnderstood, CutShort, UnreadableDataSet.
         """
-        data, end, item_header = self.data, self.end, self._item_header
+        data, item_header = self.data, self._item_header
         defined = length != UNDEFINED
-        stack: list[_Frame] = [(False, pos + length if defined else end, defined, implicit, wanted)]
-        if not defined:
-            pos = self._past_opaque(pos)
+        limit = pos + length if defined else self.end
+        stack: list[_Frame] = [(False, limit, defined, implicit, wanted)]
         while stack:
             in_item, limit, defined, implicit, wanted = stack[-1]
             if defined and pos == limit:
                 stack.pop()
                 continue
-            self.count()
             if limit - pos < 8:
                 raise self._cut(limit, tag, 8, limit - pos)
-            if not in_item:
-                group, element, length = item_header(data, pos)
-                tag, value = group << 16 | element, pos + 8
-                ends, after = tag == SEQUENCE_DELIMITER, value + length
-                opens = tag == ITEM and (length == UNDEFINED or wanted is not None)
-                if not ends and tag != ITEM:
-                    raise NotUnderstood
-                within = wanted
-            else:
+            self._left -= 1
+            if self._left < 0:
+                raise too_many()
+            if in_item:
                 tag, vr, length, value = self.element(pos, implicit)
-                ends, after = tag == ITEM_DELIMITER, value + length
-                kept = wanted.get(tag) if wanted else None
+                if tag == ITEM_DELIMITER and not defined:
+                    stack.pop()
+                    pos = value
+                    continue
+                kept = wanted[tag] if wanted and tag in wanted else None
                 within = kept if isinstance(kept, dict) and vr in HOLDS_ITEMS else None
                 opens = length == UNDEFINED or within is not None
-                if isinstance(kept, KeptAttribute) and length != UNDEFINED and after <= limit:
-                    raw = data[value:after] if length <= LONGEST_VALUE else b""
-                    self._collect(wanted, kept, vr, raw)
-            if ends:
-                if defined:
-                    raise NotUnderstood
-                stack.pop()
-                pos = value
-                continue
-            if length == UNDEFINED:
-                after = limit
-            elif after > limit:
+            else:
+                group, element, length = item_header(data, pos)
+                tag, value = group << 16 | element, pos + 8
+                if tag == SEQUENCE_DELIMITER and not defined:
+                    stack.pop()
+                    pos = value
+                    continue
+                if tag != ITEM:
+                    if defined:
+                        raise NotUnderstood
+                    pos = self.after_opaque(pos) - 8  # at the delimiter
+                    continue
+                kept, within = None, wanted
+                opens = length == UNDEFINED or wanted is not None
+                if opens and wanted is _REQUEST:
+                    self.collected.requests.append({})
+                if opens and not implicit:
+                    implicit = self._looks_implicit(value)
+            after = limit if length == UNDEFINED else value + length
+            if after > limit:
                 raise self._cut(limit, tag, length, limit - value)
             if not opens:
+                if isinstance(kept, KeptAttribute):
+                    raw = bytes(data[value:after]) if length <= LONGEST_VALUE else b""
+                    self._collect(wanted, kept, vr, raw)
                 pos = after
                 continue
             if len(stack) == DEEPEST:
                 raise UnreadableDataSet(f"the data set is nested too deeply in {spell(tag)}")
-            if not in_item:
-                if wanted is _REQUEST:
-                    self.collected.requests.append({})
-                implicit = implicit or self._looks_implicit(value)
-            elif length == UNDEFINED:
-                value = self._past_opaque(value)
             stack.append((not in_item, after, length != UNDEFINED, implicit, within))
             pos = value
         return pos
 
-    def _collect(self, of: Wanted | None, kept: KeptAttribute, vr: str, raw: Buffer) -> None:
+    def _collect(self, of: Wanted | None, kept: KeptAttribute, vr: str, raw: bytes) -> None:
         if of is _REQUEST:
             self.collected.requests[-1][slot_of(kept.tag, vr, self.little_endian)] = raw
         elif vr in ("UI", "UN", ""):
@@ -264,15 +270,6 @@ class Walk:
         if self.end - pos < 8:
             return False
         return not (0x41 <= self.data[pos + 4] <= 0x5A and 0x41 <= self.data[pos + 5] <= 0x5A)
-
-    def _past_opaque(self, pos: int) -> int:
-        if self.end - pos < 8:
-            return pos
-        group, element, _ = self._item_header(self.data, pos)
-        if group << 16 | element in (ITEM, SEQUENCE_DELIMITER):
-            return pos
-        # A sequence delimiter is left for the walk to find.
-        return self.after_opaque(pos) - 8
 
     def _cut(self, limit: int, tag: int, declared: int, there: int) -> Exception:
         if limit < self.end:

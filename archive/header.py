@@ -21,6 +21,7 @@ from itertools import repeat
 from struct import Struct
 
 from plainpacs.archive.elements import (
+    HOLDS_ITEMS,
     LAST_ELEMENT,
     LAST_GROUP,
     UNDEFINED,
@@ -150,7 +151,7 @@ def _walk(data: Buffer, implicit: bool, whole: bool, complete: bool) -> Attribut
     after = (_walk_implicit if implicit else _walk_explicit)(walk, complete)
     if whole and after is not None:
         walk.top_level(after, implicit, whole=True, complete=True)
-    return walk.collected.attributes()
+    return walk.attributes()
 
 
 class _StructWalk(Walk):
@@ -197,8 +198,10 @@ def _walk_explicit(walk: _StructWalk, complete: bool) -> int | None:
                 found[slots[key]] = data[value:pos]
             elif key >> 16 in short:
                 pos += 8 + length
-            else:
+            elif key or group or not walk.is_padding(pos):
                 pos = _long(walk, pos)
+            else:
+                pos = walk.end
         raise too_many()
     except struct.error:
         # No header fits at ``pos`` any more. Only the last element can have led past the end.
@@ -212,10 +215,8 @@ def _walk_explicit(walk: _StructWalk, complete: bool) -> int | None:
 
 def _long(walk: _StructWalk, pos: int) -> int:
     """Where the element at ``pos``, in explicit VR but in none of the short ones, ends."""
-    if walk.is_padding(pos):
-        return walk.end
     tag, vr, length, value = walk.element(pos, False)
-    if tag in WANTED_SEQUENCES and vr in ("SQ", "UN"):
+    if tag in WANTED_SEQUENCES and vr in HOLDS_ITEMS:
         return walk.sequence(tag, value, length, False)
     if length == UNDEFINED:
         return walk.through(tag, value, UNDEFINED, False, None)

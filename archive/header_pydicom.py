@@ -48,7 +48,7 @@ class PydicomWalk(Walk):
             walk.top_level(0, implicit, whole=whole, complete=complete)
         except (NotUnderstood, *_PARSING):
             raise UnreadableDataSet("the data set cannot be followed") from None
-        return walk.collected.attributes()
+        return walk.attributes()
 
     def element(self, pos: int, implicit: bool) -> tuple[int, str, int, int]:
         seen: list[tuple[int, str | None, int]] = []

@@ -39,9 +39,10 @@ MOST_REQUESTS = 16
 # escape starts an escape sequence.
 ESCAPE = 0x1B
 _PADDING = " \x7f" + "".join(map(chr, {*range(32)} - {ESCAPE}))
+_PADDING_BYTES = _PADDING.encode()
 _LARGEST = 2**53 - 1
-# float and int read more than DICOM writes ("1_0", "nan"): no other characters may be there.
-_IN_NUMBERS = "0123456789+-.eE \\"
+# float reads more than DICOM writes ("1_0", "nan"): no other characters may be there.
+_IN_NUMBERS = b"0123456789+-.eE \\"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +54,7 @@ class Slot:
     """The value of these bytes; None or an empty one when there is none."""
 
 
-Found = dict[Slot, Buffer]
+Found = dict[Slot, bytes]
 """In the order of the data set; an element that comes again takes the place of the first."""
 
 
@@ -75,7 +76,7 @@ class Texts:
     def _character_set(self) -> CharacterSet:
         for slot, raw in self._found.items():
             if slot.keyword == "SpecificCharacterSet":
-                return character_set(_codes(bytes(raw), self))
+                return character_set(_codes(raw, self))
         # An item without one inherits it (PS3.5 7.5.3).
         return self._parent._character_set() if self._parent else DEFAULT
 
@@ -114,13 +115,10 @@ def _split(text: str) -> list[str]:
 
 
 def _integer(raw: bytes, _: Texts) -> int | None:
-    text = raw.decode("iso8859_1").strip(_PADDING)
-    if text.strip(_IN_NUMBERS):
-        return None
-    try:
-        return _within(int(text))
-    except ValueError:  # also thousands of digits
-        number = _float(text)
+    text = raw.strip(_PADDING_BYTES)
+    if text.isdigit() and len(text) < 16:
+        return int(text)
+    number = _float(text)
     return _within(int(number)) if number is not None and number.is_integer() else None
 
 
@@ -128,7 +126,13 @@ def _within(number: int) -> int | None:
     return number if -_LARGEST <= number <= _LARGEST else None
 
 
-def _float(text: str) -> float | None:
+def _decimal(raw: bytes, _: Texts) -> float | None:
+    return _float(raw.strip(_PADDING_BYTES))
+
+
+def _float(text: bytes) -> float | None:
+    if text.translate(None, _IN_NUMBERS):
+        return None
     try:
         number = float(text) + 0.0  # which makes -0.0 0.0
     except ValueError:
@@ -136,17 +140,12 @@ def _float(text: str) -> float | None:
     return number if isfinite(number) else None
 
 
-def _decimal(raw: bytes, _: Texts) -> float | None:
-    text = raw.decode("iso8859_1").strip(_PADDING)
-    return None if text.strip(_IN_NUMBERS) else _float(text)
-
-
 def _decimals(raw: bytes, _: Texts) -> list[float] | None:
-    text = raw.decode("iso8859_1").strip(_PADDING).rstrip(" \\")
-    if text.strip(_IN_NUMBERS):
+    text = raw.strip(_PADDING_BYTES)
+    if text.translate(None, _IN_NUMBERS):
         return None
     try:
-        numbers = [float(part) + 0.0 for part in text.split("\\")]
+        numbers = [float(part) + 0.0 for part in text.rstrip(b" \\").split(b"\\")]
     except ValueError:
         return None
     return numbers if all(map(isfinite, numbers)) else None
@@ -247,7 +246,7 @@ def vr_code(vr: str) -> int:
     return int.from_bytes(vr.encode("ascii"), "little")
 
 
-def typed(found: Found, references: Sequence[Buffer], requests: Sequence[Found]) -> Attributes:
+def typed(found: Found, references: Sequence[bytes], requests: Sequence[Found]) -> Attributes:
     """The attributes in what a reader found, in the order of the data set; empty ones left out.
 
     ``references``: the UIDs of the instances referred to; ``requests``: one for each item of
@@ -256,7 +255,7 @@ def typed(found: Found, references: Sequence[Buffer], requests: Sequence[Found])
     texts = Texts(found)
     attributes = _values(found, texts)
     if references:
-        uids = dict.fromkeys(_code(bytes(raw), texts) for raw in references)
+        uids = dict.fromkeys(_code(raw, texts) for raw in references)
         if kept := [uid for uid in uids if uid][:MOST_REFERENCES]:
             attributes["ReferencedSOPInstanceUID"] = kept
     if requests:
@@ -271,7 +270,7 @@ def typed(found: Found, references: Sequence[Buffer], requests: Sequence[Found])
 def _values(found: Found, texts: Texts) -> Attributes:
     values: Attributes = {}
     for slot, raw in found.items():
-        value = slot.convert(raw if type(raw) is bytes else bytes(raw), texts)
+        value = slot.convert(raw, texts)
         if value or value == 0:
             values[slot.keyword] = value
         elif slot.keyword in values:
