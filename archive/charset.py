@@ -41,14 +41,14 @@ _G1_CODECS = {
     166: "tis_620",
     203: "iso8859_15",
 }
-# By name without case, blanks, "-" and "_". These allow no code extensions (PS3.3 Table C.12-5).
+# By name without case, blanks, "-", "_" and "ISO 2022". These allow no code extensions (PS3.3 Table
+# C.12-5).
 _ALONE = {
     "ISOIR192": "utf_8",
+    "IR192": "utf_8",
     "UTF8": "utf_8",
     "GB18030": "gb18030",
-    "ISO2022GB18030": "gb18030",
     "GBK": "gbk",
-    "ISO2022GBK": "gbk",
 }
 # Programs' own names of encodings, met where a Defined Term should be.
 _FOREIGN = {
@@ -62,7 +62,7 @@ _FOREIGN = {
     "EUCKR": "euc_kr",
     "GB2312": "gb2312",
 }
-_REGISTERED = re.compile(r"ISO(?:2022)?(?:IR)?([0-9]{1,3})")
+_REGISTERED = re.compile(r"(?:(?:ISO)?IR)?([0-9]{1,3})")
 
 # What an escape sequence puts into G1 (a codec as above) ...
 _INTO_G1 = {
@@ -183,7 +183,7 @@ def character_set(terms: Iterable[str]) -> CharacterSet:
 @lru_cache(maxsize=256)
 def _character_set(term: str) -> CharacterSet:
     # Only the first value matters: escape sequences themselves say which set they bring.
-    name = re.sub(r"[\s\0_-]+", "", term).upper()
+    name = re.sub(r"[\s\0_-]+", "", term).upper().removeprefix("ISO2022")
     if name in _ALONE:
         return CharacterSet(_ALONE[name], alone=True)
     registered = _REGISTERED.fullmatch(name)
