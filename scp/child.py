@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 
+from plainpacs.archive.settings import Settings
+
 _LOG = logging.getLogger("plainpacs.scp")
 
 _FIRST_DELAY = 0.2
@@ -20,9 +22,13 @@ _STEADY_SECONDS = 60.0
 _PATIENCE_SECONDS = 15.0
 
 
-def indexer_command(root: str) -> list[str]:
+def indexer_command(root: str, settings: Settings) -> list[str]:
     """The command that indexes ``root`` until its standard input ends."""
-    return [sys.executable, "-m", "plainpacs.archive.cli", "index", "--parent-pipe", root]
+    command = [sys.executable, "-m", "plainpacs.archive.cli", "index", "--parent-pipe"]
+    command += ["--digest", settings.digest, "--log-level", settings.log_level]
+    if settings.node:
+        command += ["--node", settings.node]
+    return [*command, root]
 
 
 class Child:

@@ -41,7 +41,7 @@ def serve(root: str, settings: Settings, *, create: bool = False) -> None:
         except BaseException:
             receiver.stop()
             raise
-        indexer = Child("indexer", indexer_command(root))
+        indexer = Child("indexer", indexer_command(root, settings))
         try:
             receiver.start(archive)
             indexer.start()
