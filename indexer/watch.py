@@ -20,6 +20,8 @@ from watchdog.events import (
 from watchdog.observers import Observer
 
 log = logging.getLogger(__name__)
+# It logs an error whenever it is stopped; and what it may miss, the listing finds.
+logging.getLogger("watchdog").setLevel(logging.CRITICAL)
 
 
 class _Waker(FileSystemEventHandler):

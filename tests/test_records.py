@@ -37,10 +37,9 @@ def put(
     os.utime(folder / f"{instance}.dcm", ns=(MTIME, MTIME))
     with open(f"{folder}.{node}.jsonl", "ab") as manifest:
         for line in lines or ({},):
-            if isinstance(line, dict):
-                own = {"file": f"{instance}.dcm", "bytes": size, "stored": STORED}
-                line = orjson.dumps(own | line) + b"\n"
-            manifest.write(line)
+            own = {"file": f"{instance}.dcm", "bytes": size, "stored": STORED}
+            raw = line if isinstance(line, bytes) else orjson.dumps(own | line) + b"\n"
+            manifest.write(raw)
 
 
 def record(root: Path) -> dict[str, Any]:
