@@ -10,6 +10,7 @@ import os
 
 import click
 import orjson
+
 from plainpacs.archive import layout
 from plainpacs.archive.context import Context
 from plainpacs.archive.errors import NoMatch
@@ -114,12 +115,13 @@ def ls(
 
 
 def _write_studies(root: str, found: list[Found], form: str) -> None:
+    lines = [one.line for one in found]
     if form == "json":
-        output.write_json(one.line for one in found)
+        output.write_json(lines)
     elif form == "jsonl":
-        output.write_jsonl(one.line for one in found)
+        output.write_jsonl(lines)
     elif form == "csv":
-        output.write_csv(STUDY_COLUMNS, (orjson.loads(one.line) for one in found))
+        output.write_csv(STUDY_COLUMNS, map(orjson.loads, lines))
     elif form == "paths":
         output.write_paths(
             os.path.join(root, month, one.study) for one in found for month in one.months
@@ -127,7 +129,7 @@ def _write_studies(root: str, found: list[Found], form: str) -> None:
     elif found:
         from plainpacs.indexer import tables  # rich is slow to load  # noqa: PLC0415
 
-        tables.write_studies(orjson.loads(one.line) for one in found)
+        tables.write_studies(map(orjson.loads, lines))
 
 
 @click.command()
@@ -220,7 +222,7 @@ def path(context: Context, /, *, uid: str, all_: bool, format_: str) -> None:
         tables.write_places(record["path"] for record in records)
     else:
         write = output.write_json if format_ == "json" else output.write_jsonl
-        write(orjson.dumps(record) for record in records)
+        write([orjson.dumps(record) for record in records])
 
 
 def _place(root: str, place: str) -> Record:

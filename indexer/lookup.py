@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import orjson
+
 from plainpacs.archive import layout
 from plainpacs.archive.errors import BadQuery, InvalidUID, NoMatch
 from plainpacs.archive.identity import as_name, is_name

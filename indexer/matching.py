@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import orjson
+
 from plainpacs.archive.errors import BadQuery
 from plainpacs.archive.identity import UNDATED, month_of, strip_padding
 

@@ -11,7 +11,6 @@ from operator import itemgetter
 from typing import Any
 
 import orjson
-from plainpacs.archive.attributes import PATIENT_AND_STUDY
 
 Record = dict[str, Any]
 
@@ -64,7 +63,9 @@ def merge(parts: Sequence[tuple[str, Record]]) -> Record:
 
 def _conflicting(records: list[Record]) -> Record:
     found: Record = {}
-    for key in sorted(PATIENT_AND_STUDY):
+    # Attributes are spelled as keywords are; our own facts ("bytes") are lower case.
+    keys = {key for record in records for key in record if key[:1].isupper()}
+    for key in sorted(keys.difference(_COUNTS, _UNITED)):
         values = [record[key] for record in records if record.get(key) not in (None, "")]
         for record in records:
             others = record.get("conflicting")

@@ -16,13 +16,13 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import click
 import orjson
+
 from plainpacs.archive.errors import PlainpacsError
 
 FORMATS = ("table", "json", "jsonl", "csv", "paths")
@@ -36,6 +36,7 @@ _TO_ESCAPE = re.compile(
     "\uffa0\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
+_PORTION = 256
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -85,16 +86,24 @@ def write_text(lines: Iterable[str]) -> None:
     write(text.encode(sys.stdout.encoding or "utf-8", errors="replace"))
 
 
-def write_json(objects: Iterable[bytes]) -> None:
+def write_json(objects: Sequence[bytes]) -> None:
     """One array of objects given as JSON, each on a line."""
-    body = b",\n".join(objects)
-    write(_shown(b"[" + body + b"]\n"))
+    write(b"[")
+    _write_joined(objects, b",\n")
+    write(b"]\n")
 
 
-def write_jsonl(objects: Iterable[bytes]) -> None:
+def write_jsonl(objects: Sequence[bytes]) -> None:
     """Objects given as JSON without newlines, one a line."""
-    body = b"\n".join(objects)
-    write(_shown(body + b"\n") if body else b"")
+    _write_joined(objects, b"\n")
+    if objects:
+        write(b"\n")
+
+
+def _write_joined(objects: Sequence[bytes], between: bytes) -> None:
+    # In portions: one string of all would take as much memory again, and the time to get it.
+    for at in range(0, len(objects), _PORTION):
+        write((between if at else b"") + _shown(between.join(objects[at : at + _PORTION])))
 
 
 def write_object(value: object) -> None:
@@ -151,10 +160,14 @@ def write_paths(paths: Iterable[str]) -> None:
 
 
 def terminal_width() -> int | None:
-    """Cells in a line of the terminal; None, any number, when results go elsewhere."""
-    if on_terminal() or os.environ.get("COLUMNS", "").isdigit():
-        return max(20, shutil.get_terminal_size().columns)
-    return None
+    """Cells in a line: $COLUMNS, else the terminal's; None, any number, when there is none."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return max(20, int(columns))
+    try:
+        return max(20, os.get_terminal_size(sys.stdout.fileno()).columns or 80)
+    except (OSError, ValueError):
+        return None
 
 
 def write_table(columns: Sequence[Any], rows: Sequence[Sequence[str]]) -> None:

@@ -79,15 +79,19 @@ class Query:
     stored: tuple[str, str] | None = None
     only_months: frozenset[str] | None = None
 
+    def is_empty(self) -> bool:
+        """Whether every study of the months asked for matches."""
+        return not (self.conditions or self.words or self.stored)
+
     def matches(self, record: Mapping[str, Any]) -> bool:
         """Whether the study of this record (of ``study.json``, or a catalogue line) is meant."""
-        if (
-            self.stored
-            and not self.stored[0] <= str(record.get("last_stored", "")) < self.stored[1]
-        ):
-            return False
-        if not all(condition.met_by(record) for condition in self.conditions):
-            return False
+        if self.stored:
+            since, until = self.stored
+            if not since <= str(record.get("last_stored", "")) < until:
+                return False
+        for condition in self.conditions:
+            if not condition.met_by(record):
+                return False
         if not self.words:
             return True
         texts = _texts(record)
