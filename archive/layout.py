@@ -13,6 +13,7 @@ or a ``T1.nii.gz`` beside the instances is nobody's.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from plainpacs.archive.identity import InstanceKey, is_month, is_name
 
@@ -60,6 +61,7 @@ def instance_name(instance: str) -> str:
     return instance + INSTANCE_ENDING
 
 
+@lru_cache(maxsize=1 << 16)  # the names of a study that grows are asked for again and again
 def instance_of(name: str) -> str | None:
     """The SOP Instance UID that the file ``name`` stands for; None for a foreign file."""
     if name.endswith(INSTANCE_ENDING) and is_name(uid := name[: -len(INSTANCE_ENDING)]):

@@ -256,7 +256,7 @@ def read_manifest(path: str, known: ManifestFacts | None = None) -> ManifestFact
 def best_line(file: InstanceFile, lines: Iterable[InstanceFacts]) -> InstanceFacts | None:
     """The line that counts for ``file``; None when none is valid."""
     valid = [line for line in lines if line.size == file.size]
-    if len(valid) < 2:
+    if len(valid) < 2:  # as nearly always
         return valid[0] if valid else None
     mtime = stamp(file.mtime)
     return max(valid, key=lambda line: (line.stored == mtime, not line.recovered, line.stored,

@@ -2,7 +2,7 @@
 
 One thread claims and rebuilds the studies that are due; another reconciles now and then. A study
 is due half a second after its marker was first seen; one that keeps being added to, at the latest
-after ``max(1 s, 10 times its last rebuild)``, so that a long acquisition costs a tenth of a core at
+after ``max(1.5 s, 10 times its last rebuild)``, so that a long acquisition costs a tenth of a core at
 most. All times are of the monotonic clock.
 """
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _DEBOUNCE = 0.5
 _LIST_EVERY = 1.0
-_REBUILD_AT_LEAST_EVERY = 1.0
+_REBUILD_AT_LEAST_EVERY = 1.5
 _REBUILD_SHARE = 10
 _RETRY_AFTER = 30.0
 _RECONCILE_EVERY = 10.0

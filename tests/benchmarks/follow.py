@@ -62,7 +62,7 @@ def main(seconds: float = 60.0, instances: int = 5000) -> None:
             measure(server.pid, root, port, seconds, instances)
         finally:
             server.send_signal(signal.SIGTERM)
-            server.communicate()
+            sys.stderr.write(server.communicate()[1])
 
 
 def measure(pid: int, root: str, port: int, seconds: float, instances: int) -> None:
