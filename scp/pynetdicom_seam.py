@@ -358,15 +358,15 @@ class Server(AssociationServer):
             full = len(self._living) >= self._most_connections
         if full:
             _LOG.warning(
-                "connection refused: from=%s why=%d connections are open already remedy="
-                "--max-associations N",
+                "connection refused: somebody at %s: %d connections are open already; "
+                "flag to accept more: --max-associations N",
                 client_address[0],
                 self._most_connections,
             )
         return not full
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        _LOG.exception("connection failed: from=%s", client_address[0])
+        _LOG.exception("connection failed: somebody at %s", client_address[0])
 
     def remember(self, association: _Association) -> None:
         with self._living_lock:

@@ -213,7 +213,7 @@ class _Session:
         self._log_refusal(
             StoreStatus.UNRECOGNIZED_OPERATION,
             f"operation {command.field:04X}H is neither C-ECHO nor C-STORE",
-            "none: plainpacs only receives",
+            "no flag changes it: plainpacs only receives",
         )
         return response(command, StoreStatus.UNRECOGNIZED_OPERATION)
 
@@ -259,7 +259,7 @@ class _Session:
             called_ae=self._caller.called_ae, calling_ae=self._caller.calling_ae
         )
         _LOG.warning(
-            "refused association: %s: %s %s; would change it: %s",
+            "refused association: %s: %s %s; %s",
             self._caller,
             rejection.code,
             rejection.what,
@@ -277,7 +277,7 @@ class _Session:
             more = f" and {len(distinct) - _NAMES_SHOWN} more" * (len(distinct) > _NAMES_SHOWN)
             what = ", ".join(distinct[:_NAMES_SHOWN]) + more
             _LOG.warning(
-                "refused contexts: %s: result %d for %s: %s; would change it: none",
+                "refused contexts: %s: result %d for %s: %s; no flag changes it",
                 self._caller,
                 result,
                 what,
@@ -287,7 +287,7 @@ class _Session:
             self._receiver.tally.refused(f"context {result:d}", why, self._caller, instance=False)
 
     def _log_refusal(self, code: int, why: str, remedy: str, told: str = "") -> None:
-        _LOG.warning("refused: %s: %04X %s; would change it: %s", self._caller, code, why, remedy)
+        _LOG.warning("refused: %s: %04X %s; %s", self._caller, code, why, remedy)
         self._receiver.tally.refused(f"{code:04X}", told or why, self._caller, instance=bool(told))
 
 

@@ -125,18 +125,17 @@ def _signals() -> Iterator[_Waiter]:
     """SIGTERM and SIGINT end the wait instead of the process; more of them change nothing."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(write_end, False)
-
-    def note(number: int, _: object) -> None:
-        try:
-            os.write(write_end, bytes((number,)))
-        except BlockingIOError:
-            return  # the pipe is full of signals already
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    # The system may interrupt any thread, and Python runs a handler only when the main thread
+    # wakes: what wakes it is the number that the interpreter itself writes here at once.
+    wakeup_before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    before = {
+        number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield _Waiter(read_end)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup_before)
         os.close(read_end)
         os.close(write_end)

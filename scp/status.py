@@ -43,7 +43,7 @@ class Rejection:
     reason: int
     what: str
     remedy: str
-    """The flag that would change it, for the log."""
+    """For the log: which flag would change it, or that none does."""
     reference: str = "PS3.8 9.3.4"
 
     @property
@@ -52,16 +52,24 @@ class Rejection:
 
 
 CALLED_AE_NOT_OURS = Rejection(
-    1, 1, 7, "the called AE title is none of ours", "--aet {called_ae}, or --called-ae any"
+    1,
+    1,
+    7,
+    "the called AE title is none of ours",
+    "flag to accept it: --aet {called_ae} or --called-ae any",
 )
 CALLING_AE_NOT_ALLOWED = Rejection(
-    1, 1, 3, "the calling AE title is not allowed", "--calling-ae {calling_ae}"
+    1, 1, 3, "the calling AE title is not allowed", "flag to accept it: --calling-ae {calling_ae}"
 )
 APPLICATION_CONTEXT_UNKNOWN = Rejection(
-    1, 1, 2, "the application context is not DICOM's", "none: the peer does not speak DICOM"
+    1,
+    1,
+    2,
+    "the application context is not DICOM's",
+    "no flag changes it: the peer does not speak DICOM",
 )
 TOO_MANY_ASSOCIATIONS = Rejection(
-    2, 3, 2, "the limit of associations is reached", "--max-associations N"
+    2, 3, 2, "the limit of associations is reached", "flag to accept more: --max-associations N"
 )
 REJECTIONS = (
     CALLED_AE_NOT_OURS,
@@ -95,7 +103,7 @@ ANSWERS = (
         "PS3.7 9.1.1.1.9, C.5.6",
         "SOP Class refused by configuration",
         True,
-        "--refuse-sop-class without it",
+        "flag to accept it: --refuse-sop-class without it",
     ),
     Answer(
         (DataSetMismatch,),
@@ -103,7 +111,7 @@ ANSWERS = (
         "PS3.4 B.2.3",
         "Data Set does not match the request",
         True,
-        "none: the sender has to send what it announces",
+        "no flag changes it: the sender has to send what it announces",
     ),
     Answer(
         (UnreadableDataSet, InvalidUID),
@@ -111,7 +119,7 @@ ANSWERS = (
         "PS3.4 B.2.3",
         "Data Set cannot be read",
         True,
-        "none: without usable UIDs there is no place for it",
+        "no flag changes it: without usable UIDs there is no place for it",
     ),
     Answer(
         (StorageUnavailable, OSError, MemoryError),
@@ -119,7 +127,7 @@ ANSWERS = (
         "PS3.4 B.2.3",
         "Storage unavailable",
         False,
-        "none: see `plainpacs status`",
+        "no flag changes it: see `plainpacs status`",
     ),
 )
 UNFORESEEN = Answer(
@@ -128,7 +136,7 @@ UNFORESEEN = Answer(
     "PS3.7 C.5.15",
     "Processing failure",
     False,
-    "none: a defect of plainpacs, please report it",
+    "no flag changes it: a defect of plainpacs, please report it",
 )
 
 

@@ -20,6 +20,8 @@ from typing import Protocol
 
 import pynetdicom
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from peer import (
     ABORT,
     ACCEPT,
@@ -56,6 +58,7 @@ from plainpacs.archive.errors import InUse
 from plainpacs.archive.root import create_archive
 from plainpacs.archive.settings import Settings
 from plainpacs.scp import pynetdicom_seam
+from plainpacs.scp.dimse import MessageReader, ProtocolError, read_command
 from plainpacs.scp.receiver import Receiver
 
 HOSTILE = [
@@ -334,7 +337,7 @@ def test_a_bad_store_gets_its_answer_and_leaves_nothing(
     [refusal] = [r.message for r in caplog.records if r.message.startswith("refused:")]
     assert f"{expected:04X}" in refusal
     assert "TESTER at 127.0.0.1 to DRDCM" in refusal
-    assert "would change it" in refusal
+    assert "flag" in refusal
 
 
 def test_a_sop_class_refused_by_configuration_gets_0122(
@@ -443,7 +446,8 @@ def test_who_may_associate(
     assert code in line
     assert changes.get("called", "DRDCM") in line
     assert changes.get("calling", "TESTER") in line
-    assert "would change it" in line
+    assert "flag" in line
+    assert ("--" in line) == (expected != (1, 1, 2))
     running.stop()
     note = json.loads(next(running.root.glob(".plainpacs/service.*.json")).read_bytes())
     assert note["last_refusals"][0]["status"] == code
@@ -584,6 +588,36 @@ def test_a_breach_of_protocol_is_aborted_and_said(
         wait_until(lambda: "association ended" in caplog.text)
     ends = [r.message for r in caplog.records if r.message.startswith("association ended")]
     assert "aborted by us" in ends[0]
+
+
+@given(st.lists(st.binary(max_size=200), max_size=4))
+def test_no_bytes_break_the_reading_of_messages(fields: list[bytes]) -> None:
+    reader = MessageReader()
+    with contextlib.suppress(ProtocolError):
+        for field_ in fields:
+            list(reader.take(field_))
+
+
+@given(st.binary(max_size=120))
+def test_no_bytes_break_the_reading_of_commands(encoded: bytes) -> None:
+    with contextlib.suppress(ProtocolError):
+        read_command(command() + encoded)
+    with contextlib.suppress(ProtocolError):
+        read_command(encoded)
+
+
+def test_connections_far_beyond_the_limit_are_closed_unheard(start: Start) -> None:
+    running = start(max_associations=1)
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(Peer(running.port, b"")) for _ in range(80)]
+        assert peers[-1].receive() == (0, b"")
+        for peer in peers:
+            peer.socket.close()
+
+        def served() -> bool:
+            return stack.enter_context(Peer(running.port)).answer[0] == ACCEPT
+
+        wait_until(served)
 
 
 # --- time -----------------------------------------------------------------------------------------
