@@ -108,9 +108,9 @@ class Walk:
 
     last_judge = False
     """Whether nobody else can be asked when this reader does not understand."""
-    most_elements = 1_000_000
+    most_elements = 250_000
     """So many elements are looked at for the kept attributes (one hopped over is one) ..."""
-    most_elements_whole = 10_000_000
+    most_elements_whole = 5_000_000
     """... and so many after them, to the end of the data set."""
 
     def __init__(self, data: Buffer, *, little_endian: bool = True) -> None:
@@ -119,6 +119,7 @@ class Walk:
         self.little_endian = little_endian
         self.collected = Collected()
         self._left = self.most_elements
+        self._not_zero = -1
         self._item_header = _ITEM_LITTLE if little_endian else _ITEM_BIG
 
     def attributes(self) -> Attributes:
@@ -176,8 +177,16 @@ class Walk:
             raise CutShort(f"the data set is cut short in an element's header, {self.end} bytes in")
 
     def is_padding(self, pos: int) -> bool:
-        """Whether there is nothing but NULs, or nothing at all, from ``pos`` on."""
-        return not any(self.data[pos : pos + 8]) and NOT_ZERO.search(self.data, pos) is None
+        """Whether there is nothing but NULs from ``pos`` on, two at least, or nothing at all.
+
+        One NUL may be what is left of a tag such as (6000,0010).
+        """
+        if self.end - pos == 1 or any(self.data[pos : pos + 8]):
+            return False
+        if self._not_zero < pos:  # else asked before: to look again each time would be quadratic
+            found = NOT_ZERO.search(self.data, pos)
+            self._not_zero = found.start() if found else self.end
+        return self._not_zero == self.end
 
     def sequence(self, tag: int, pos: int, length: int, implicit: bool) -> int:
         """Collects out of the wanted sequence whose value is at ``pos``; where it ends."""

@@ -16,7 +16,6 @@ after an element beyond (0040,0275) is not seen.
 from __future__ import annotations
 
 import struct
-import zlib
 from itertools import repeat
 from struct import Struct
 
@@ -33,8 +32,8 @@ from plainpacs.archive.elements import (
     slot_of,
     too_many,
 )
-from plainpacs.archive.errors import UnreadableDataSet
 from plainpacs.archive.header_pydicom import PydicomWalk
+from plainpacs.archive.inflate import Inflated
 from plainpacs.archive.values import LONGEST_VALUE, Attributes, Buffer, Slot, vr_code
 
 __all__ = ["Attributes", "read_header"]
@@ -54,7 +53,6 @@ MOST_INFLATED = 64 << 20
 MOST_INFLATED_WHOLE = 4 << 30
 """Bytes; no deflated data set may be larger."""
 _FIRST_INFLATED = 256 << 10
-_CHUNK = 64 << 10
 
 # PS3.5 7.1.2: two bytes of length after these VRs; after those, two reserved ones and four.
 _SHORT_VRS = (
@@ -270,7 +268,7 @@ def _walk_implicit(walk: _StructWalk, complete: bool) -> int | None:
 
 
 def _read_deflated(data: Buffer, whole: bool, complete: bool) -> Attributes:
-    inflated = _Inflated(data)
+    inflated = Inflated(data)
     bound = _FIRST_INFLATED
     while True:
         inflated.grow(bound)
@@ -290,47 +288,3 @@ def _read_deflated(data: Buffer, whole: bool, complete: bool) -> Attributes:
         # Too large to be walked in memory; a deflate stream says itself whether it is whole.
         inflated.to_end(MOST_INFLATED_WHOLE)
     return attributes
-
-
-class _Inflated:
-    """A deflated data set (PS3.5 A.5: a raw deflate stream), inflated as far as is asked for."""
-
-    def __init__(self, data: Buffer) -> None:
-        self.bytes = bytearray()
-        self._data = memoryview(data)
-        self._pos = 0
-        self._left = b""
-        self._stream = zlib.decompressobj(-zlib.MAX_WBITS)
-
-    @property
-    def finished(self) -> bool:
-        return self._stream.eof
-
-    def grow(self, bound: int) -> None:
-        """Makes ``bytes`` so long, or shorter when there is no more."""
-        while len(self.bytes) < bound and (part := self._next(bound - len(self.bytes))):
-            self.bytes += part
-
-    def to_end(self, bound: int) -> None:
-        total = len(self.bytes)
-        while part := self._next(1 << 20):
-            total += len(part)
-            if total > bound:
-                raise UnreadableDataSet(f"the data set inflates to more than {bound} bytes")
-        if not self.finished:
-            raise CutShort("the deflated data set is cut short")
-
-    def _next(self, most: int) -> bytes:
-        """At most so many bytes more; none at the end of the stream or of what there is of it."""
-        try:
-            while not self._stream.eof:
-                chunk = self._left or self._data[self._pos : self._pos + _CHUNK]
-                if not self._left:
-                    self._pos += len(chunk)
-                part = self._stream.decompress(chunk, most)
-                self._left = self._stream.unconsumed_tail
-                if part or not len(chunk):
-                    return part
-        except zlib.error:
-            raise UnreadableDataSet("the data set is not deflated as its syntax says") from None
-        return b""

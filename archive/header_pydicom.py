@@ -70,13 +70,18 @@ class PydicomWalk(Walk):
 
     def after_opaque(self, pos: int) -> int:
         self._view.seek(pos)
+        after = self.end
         try:
             read_undefined_length_value(
                 self._file, self.little_endian, SequenceDelimiterTag, defer_size=0
             )
+            after = self._view.tell()
         except EOFError:
             raise CutShort("the data set is cut short in a value of undefined length") from None
-        return self._view.tell()
+        finally:
+            # What was searched for a delimiter counts, or one could have it searched for ever.
+            self._left -= (after - pos) // 1024
+        return after
 
 
 class _View:
