@@ -126,7 +126,7 @@ def live(data: bytes) -> Iterator[Line]:
         except ValueError:
             continue
         decided.add(uid)
-        if "removed" not in record:
+        if record.get("removed") is not True:
             yield uid.decode(), record, line
 
 
@@ -153,7 +153,7 @@ def last_line(data: bytes, study: str) -> Line | None:
             record = orjson.loads(line)
         except ValueError:
             continue
-        return None if "removed" in record else (study, record, line)
+        return None if record.get("removed") is True else (study, record, line)
     return None
 
 

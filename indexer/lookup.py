@@ -65,7 +65,10 @@ def rebuilt_record(root: str, month: str, study: str, note: Note) -> Record | No
     except OSError as error:
         note(f"{layout.study_folder(month, study)} cannot be read: {error.strerror}")
         return None
-    return None if found is None else found.as_dict()
+    if found is None:
+        return None
+    record: Record = orjson.loads(found.study_json())  # as a reader of the file would have it
+    return record
 
 
 def part_of_study(root: str, month: str, study: str, note: Note) -> Record | None:

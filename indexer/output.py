@@ -24,18 +24,14 @@ import click
 import orjson
 
 from plainpacs.archive.errors import PlainpacsError
+from plainpacs.indexer.visible import visible
 
 FORMATS = ("table", "json", "jsonl", "csv", "paths")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Beyond ASCII, as ours has newlines and JSON escapes the other controls itself; DEL it does not.
-_TO_ESCAPE = re.compile(
-    "[\x7f-\xa0\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5"
-    "\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ue000-\uf8ff\ufe00-\ufe0f\ufeff"
-    "\uffa0\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
-    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
-)
+# What JSON has not escaped itself: DEL, and all beyond ASCII.
+_UNESCAPED = re.compile("[^\n -~]")
 _PORTION = 256
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -51,7 +47,7 @@ def format_option(command: F) -> F:
 
 
 def on_terminal() -> bool:
-    return sys.stdout.isatty()
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def chosen(format_: str | None) -> str:
@@ -65,6 +61,8 @@ def write(data: bytes) -> None:
     Raises PlainpacsError when they cannot be written.
     """
     stream = sys.stdout
+    if stream is None:
+        raise PlainpacsError("cannot write the results: standard output is closed")
     try:
         stream.flush()
         if data:
@@ -115,48 +113,55 @@ def write_object(value: object) -> None:
 def _shown(json: bytes) -> bytes:
     if not on_terminal():
         return json
-    return _TO_ESCAPE.sub(_escaped, json.decode()).encode()
+    return _UNESCAPED.sub(_escaped, json.decode()).encode()
 
 
 def _escaped(match: re.Match[str]) -> str:
+    if visible(match[0]) == match[0]:
+        return match[0]
     units = match[0].encode("utf-16-be")
     return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
 
 
 def write_csv(columns: Sequence[str], records: Iterable[dict[str, Any]]) -> None:
     """The records' values for ``columns``, in that order, as the module says."""
-    rows = [",".join(columns)]
-    rows += [",".join(_cell(record.get(column)) for column in columns) for record in records]
-    text = "\r\n".join(rows) + "\r\n"
-    if on_terminal():
-        from plainpacs.indexer.table import visible  # rich is slow to load  # noqa: PLC0415
+    import csv  # only here, for a fast start of every other run  # noqa: PLC0415
+    import io  # noqa: PLC0415
 
-        write_text(visible(row) for row in rows)
-    else:
-        write(text.encode())
+    show, ending = (_shown_cell, "\n") if on_terminal() else (_cell, "\r\n")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator=ending)
+    writer.writerow(columns)
+    for record in records:
+        get = record.get
+        writer.writerow([show(get(column)) for column in columns])
+    write(text.getvalue().encode())
 
 
 def _cell(value: object) -> str:
-    if isinstance(value, dict):
-        value = list(value)
-    if isinstance(value, list):
-        value = "\\".join(_plain(item) for item in value)
-    text = _plain(value)
-    if text.startswith(_FORMULA) and not isinstance(value, (int, float)):
-        text = "'" + text
-    if any(special in text for special in '",\r\n') or text != text.strip(" "):
-        return '"' + text.replace('"', '""') + '"'
-    return text
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return "'" + value if value.startswith(_FORMULA) else value
+    if isinstance(value, (dict, list)):
+        return _cell("\\".join(_plain(item) for item in value))
+    return _plain(value)
 
 
 def _plain(value: object) -> str:
-    if value is None:
-        return ""
     return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
+def _shown_cell(value: object) -> str:
+    return visible(_cell(value))
+
+
 def write_paths(paths: Iterable[str]) -> None:
-    write(b"".join(os.fsencode(path) + b"\n" for path in paths))
+    """One path a line, as the file system has it; on a terminal, as far as it can be shown."""
+    if on_terminal():
+        write_text(visible(path) for path in paths)
+    else:
+        write(b"".join(os.fsencode(path) + b"\n" for path in paths))
 
 
 def terminal_width() -> int | None:
@@ -180,5 +185,4 @@ def write_table(columns: Sequence[Any], rows: Sequence[Sequence[str]]) -> None:
 
 def note(text: str) -> None:
     """One line to the user on standard error."""
-    words = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    click.echo(words, err=True)
+    click.echo(visible(text), err=True)

@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from operator import itemgetter
 from typing import NamedTuple
 
+from plainpacs.archive.identity import UNDATED, month_of
 from plainpacs.indexer import catalogue, lookup
 from plainpacs.indexer.catalogue import Line
 from plainpacs.indexer.lookup import Note
-from plainpacs.indexer.matching import plain_date
 from plainpacs.indexer.merging import Record, merge
 from plainpacs.indexer.query import Query
 
@@ -54,7 +54,7 @@ def search(root: str, query: Query, note: Note) -> list[Found]:
             studies.append(study)
             if judge is None or judge(record):
                 # Found(…) runs Python code, which shows when 100,000 are made.
-                matching.append(tuple.__new__(Found, (_when(record), study, where, line)))
+                matching.append(tuple.__new__(Found, (_when(record, month), study, where, line)))
         # Month by month, which are in order themselves: cheaper than all of them at the end.
         found += _in_order(matching)
     everywhere = needles is None and len(chosen) == len(months)
@@ -130,7 +130,8 @@ def _whole(root: str, study: str, months: tuple[str, ...], query: Query, note: N
     if not parts or not query.matches(record := merge(parts)):
         return []
     where = tuple(month for month, _ in parts)
-    return [Found(_when(record), study, where, catalogue.line_of(record))]
+    when = _when(record, month_of(str(record.get("StudyDate", ""))))
+    return [Found(when, study, where, catalogue.line_of(record))]
 
 
 def _parts(root: str, study: str, months: tuple[str, ...], note: Note) -> list[tuple[str, Record]]:
@@ -151,9 +152,11 @@ def _from_line(root: str, month: str, study: str, note: Note) -> Record | None:
     return line[1] if line else lookup.rebuilt_record(root, month, study, note)
 
 
-def _when(record: Record) -> str:
+def _when(record: Record, month: str) -> str:
     """Sorts studies by time: ``YYYYMMDDHHMMSS.F``; a study without a date comes last."""
     date, time = record.get("StudyDate"), record.get("StudyTime")
-    if type(date) is not str or len(date) != 8 or not date.isdigit():
-        date = plain_date(date)
+    if type(date) is not str or month == UNDATED:
+        date = ""
+    elif len(date) != 8:
+        date = date.replace(".", "").strip()
     return date + time.replace(":", "") if type(time) is str else date

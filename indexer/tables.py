@@ -7,26 +7,27 @@ from collections.abc import Iterable
 from plainpacs.archive import layout
 from plainpacs.indexer import output, readable
 from plainpacs.indexer.merging import Record, count
-from plainpacs.indexer.table import Column, visible
+from plainpacs.indexer.table import Column
+from plainpacs.indexer.visible import visible
 
 _STUDIES = (
     Column("Date", 10),
     Column("Time", 5, rank=4),
-    Column("Patient", 12),
-    Column("ID", 6),
-    Column("Modality", 2),
-    Column("Description", 10, rank=1),
-    Column("Accession", 6, rank=3),
-    Column("Inst.", 3, right=True),
+    Column("Patient", 16),
+    Column("ID", 10),
+    Column("Mod.", 5),
+    Column("Description", 14, rank=1),
+    Column("Acc. no.", 8, rank=3),
+    Column("Inst.", 5, right=True),
     Column("Size", 6, rank=2, right=True),
     Column("StudyInstanceUID"),
 )
 _SERIES = (
     Column("No.", 3, right=True),
-    Column("Modality", 2),
-    Column("Description", 10),
-    Column("Body part", 6, rank=2),
-    Column("Inst.", 3, right=True),
+    Column("Mod.", 4),
+    Column("Description", 12),
+    Column("Body part", 8, rank=2),
+    Column("Inst.", 5, right=True),
     Column("Size", 6, rank=1, right=True),
     Column("SeriesInstanceUID"),
 )
