@@ -279,12 +279,14 @@ class _Association(Association):
 
     def _wind_up(self, how: str) -> None:
         self.is_established = False
-        if self.is_rejected or self.is_released or self.is_aborted:
+        started = self.dul.ident is not None  # not, when the system has no threads left
+        if started and (self.is_rejected or self.is_released or self.is_aborted):
             # What is queued to be sent goes out, then the peer gets a moment to close first.
             self.dul.join(3 * WAIT)
         self.dul.kill_dul()
         self.dul.socket._shutdown_socket()
-        self.dul.join()
+        if started:
+            self.dul.join()
         self.dul.socket.release()
         self._forget(self)
         self.session.ended(how, self.dul.fault)

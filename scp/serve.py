@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from plainpacs.archive.archive import Archive
-from plainpacs.archive.errors import NotAnArchive
-from plainpacs.archive.root import create_archive, read_marker
+from plainpacs.archive.root import create_archive
 from plainpacs.archive.settings import Settings
 from plainpacs.scp.child import Child, indexer_command
 from plainpacs.scp.receiver import Receiver
@@ -34,7 +33,7 @@ def serve(root: str, settings: Settings, *, create: bool = False) -> None:
         receiver = Receiver(settings)
         try:
             if create:
-                create_if_empty(root, settings.node)
+                create_archive(root, settings.node)
             archive = Archive.open(
                 root, node=settings.node, sync=settings.sync == "on", digest=settings.digest
             )
@@ -57,29 +56,6 @@ def serve(root: str, settings: Settings, *, create: bool = False) -> None:
         _LOG.info("stopped")
 
 
-def create_if_empty(root: str, node: str | None) -> None:
-    """Makes the folder ``root`` an archive when it is missing or empty.
-
-    An archive stays as it is; anything else raises NotAnArchive.
-    """
-    try:
-        empty = not os.path.lexists(root) or not os.listdir(root)
-    except OSError as error:
-        raise NotAnArchive(f"cannot open {root}: {error.strerror}") from None
-    if empty:
-        create_archive(root, node)
-        return
-    try:
-        read_marker(root)
-    except NotAnArchive as error:
-        if os.path.lexists(os.path.join(root, "plainpacs.json")):
-            raise
-        raise NotAnArchive(
-            f"{root} is not empty and not an archive, so --create leaves it alone; name an empty "
-            f"or new folder, or run `plainpacs init {root}`"
-        ) from error
-
-
 def greeting(root: str, settings: Settings, port: int) -> str:
     """What is said on start: where, as whom, and a client's command line that works."""
     reach = settings.bind or "127.0.0.1"
@@ -90,7 +66,8 @@ def greeting(root: str, settings: Settings, port: int) -> str:
         (
             f"plainpacs serves {root}",
             f"as {', '.join(settings.aet)} ({called}) on {listening} of {socket.gethostname()}",
-            f"try: storescu{caller} -aec {settings.aet[0]} {reach} {port} +sd +r FOLDER",
+            # So spelled, it works with DCMTK's storescu and with pynetdicom's, which is beside us.
+            f"try: storescu{caller} -aec {settings.aet[0]} {reach} {port} FILE",
         )
     )
 
