@@ -215,6 +215,8 @@ class Walk:
         data, item_header = self.data, self._item_header
         defined = length != UNDEFINED
         limit = pos + length if defined else self.end
+        if wanted is None:
+            pos = self._past_items(pos)
         stack: list[_Frame] = [(False, limit, defined, implicit, wanted)]
         while stack:
             in_item, limit, defined, implicit, wanted = stack[-1]
@@ -266,6 +268,21 @@ class Walk:
                 raise UnreadableDataSet(f"the data set is nested too deeply in {spell(tag)}")
             stack.append((not in_item, after, length != UNDEFINED, implicit, within))
             pos = value
+        return pos
+
+    def _past_items(self, pos: int) -> int:
+        """Where the items of a defined length from ``pos`` on end: the many, at little cost."""
+        data, end, item_header = self.data, self.end, self._item_header
+        while end - pos >= 8:
+            group, element, length = item_header(data, pos)
+            if element != 0xE000 or group != 0xFFFE or length == UNDEFINED:
+                break
+            pos += 8 + length
+            self._left -= 1
+            if self._left < 0:
+                raise too_many()
+        if pos > end:
+            raise CutShort.within(ITEM, length, end - pos + length)
         return pos
 
     def _collect(self, of: Wanted | None, kept: KeptAttribute, vr: str, raw: bytes) -> None:

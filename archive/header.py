@@ -161,12 +161,12 @@ class _StructWalk(Walk):
             return group << 16 | element, "", length, pos + 8
         group, element, code, length = _EXPLICIT_VR(self.data, pos)
         tag = group << 16 | element
-        if code in _SHORT:
-            return tag, _SHORT[code], length, pos + 8
-        if code in _LONG:
+        if vr := _SHORT.get(code):
+            return tag, vr, length, pos + 8
+        if vr := _LONG.get(code):
             if self.end - pos < 12:
                 raise CutShort.within(tag, 12, self.end - pos)
-            return tag, _LONG[code], _LENGTH(self.data, pos + 8)[0], pos + 12
+            return tag, vr, _LENGTH(self.data, pos + 8)[0], pos + 12
         if group == 0xFFFE:
             return tag, "", _LENGTH(self.data, pos + 4)[0], pos + 8
         raise NotUnderstood
