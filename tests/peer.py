@@ -10,6 +10,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
 
 import pytest
 
@@ -239,7 +240,10 @@ class Peer:
 
 def dcmtk(tool: str, *arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
     """Runs a program of DCMTK. Where it is not installed the test is skipped; in CI it fails."""
-    path = shutil.which(tool)
+    # pynetdicom puts programs of the same names, but other usage, beside our interpreter.
+    own = os.path.dirname(sys.executable)
+    folders = [folder for folder in os.get_exec_path() if os.path.realpath(folder) != own]
+    path = shutil.which(tool, path=os.pathsep.join(folders))
     if path is None:
         words = f"{tool} of DCMTK is not installed (apt install dcmtk)"
         if os.environ.get("CI"):

@@ -111,18 +111,22 @@ def is_alive(pid: int) -> bool:
 
 
 def test_the_line_it_prints_works(serve: Serve, tmp_path: Path) -> None:
-    folder = tmp_path / "sent"
-    folder.mkdir()
-    (folder / "one.dcm").write_bytes(part10())
+    one, two = tmp_path / "one.dcm", tmp_path / "two.dcm"
+    one.write_bytes(part10())
+    two.write_bytes(part10(SOPInstanceUID="1.9"))
     service = serve()
     assert service.port
     line = next(x for x in service.said.splitlines() if x.startswith("try: "))
     tool, *arguments = shlex.split(line.removeprefix("try: "))
     assert tool == "storescu"
-    assert arguments[-1] == "FOLDER"
-    done = dcmtk(tool, *arguments[:-1], str(folder))
+    assert arguments[-1] == "FILE"
+    # pynetdicom's comes first on the path of who has our environment active.
+    command = [sys.executable, "-m", "pynetdicom", tool, *arguments[:-1], str(one)]
+    subprocess.run(command, check=True)
+    done = dcmtk(tool, *arguments[:-1], str(two))
     assert done.returncode == 0, done.stderr
-    assert instances_in(service.root) == ["202401/1.2.3/1.2.3.4/1.2.3.4.5.dcm"]
+    names = ["1.2.3.4.5.dcm", "1.9.dcm"]
+    assert instances_in(service.root) == [f"202401/1.2.3/1.2.3.4/{name}" for name in names]
     assert str(service.root) in service.said
     assert "DRDCM" in service.said
     eventually((service.root / "202401/1.2.3/study.json").exists)
@@ -138,15 +142,19 @@ def test_it_makes_the_archive_only_when_told_to(tmp_path: Path) -> None:
     assert not missing.exists()
 
 
-@pytest.mark.parametrize("flags", [(), ("--create",)])
-def test_a_folder_with_other_things_in_it_is_left_alone(
-    tmp_path: Path, flags: tuple[str, ...]
-) -> None:
-    (tmp_path / "letter.txt").write_text("mine")
-    done = run(*flags, "--port", "0", str(tmp_path))
+def test_a_folder_with_other_things_in_it_wants_create(serve: Serve, tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    (folder / "letter.txt").write_text("mine")
+    done = run("--port", "0", str(folder))
     assert done.returncode == 3
     assert done.stderr.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+    assert [path.name for path in folder.iterdir()] == ["letter.txt"]
+    service = serve()
+    assert service.port
+    assert service.stop() == 0
+    assert (folder / "letter.txt").read_text() == "mine"
+    assert (folder / "plainpacs.json").exists()
 
 
 def test_a_port_in_use_is_said_and_nothing_is_made(tmp_path: Path) -> None:
