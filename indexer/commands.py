@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import click
-from plainpacs.archive import settings
+from plainpacs.archive import logs, settings
 from plainpacs.archive.context import Context
 from plainpacs.archive.errors import InUse
 from plainpacs.archive.root import open_root
@@ -42,11 +40,7 @@ def index(
     Example:  plainpacs index --once -a /data/archive
     """
     chosen = settings.load(flags, config)
-    logging.basicConfig(
-        level=chosen.log_level.upper(),
-        format="%(asctime)s %(levelname)-7s %(message)s",
-        stream=sys.stderr,
-    )
+    logs.set_up(chosen.log_level)
     path = context.archive_path(root)
     if once:
         with Indexer.open(path, node=chosen.node, digest=chosen.digest) as indexer:

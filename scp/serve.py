@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from plainpacs.archive import logs
 from plainpacs.archive.archive import Archive
 from plainpacs.archive.root import create_archive
 from plainpacs.archive.settings import Settings
@@ -28,7 +29,7 @@ def serve(root: str, settings: Settings, *, create: bool = False) -> None:
     Raises NotAnArchive, UnsuitableFileSystem, InUse, StorageUnavailable.
     """
     root = os.path.abspath(root)
-    set_up_logging(settings.log_level)
+    logs.set_up(settings.log_level)
     with _signals() as wait_for_signal:
         receiver = Receiver(settings)
         try:
@@ -70,22 +71,6 @@ def greeting(root: str, settings: Settings, port: int) -> str:
             f"try: storescu{caller} -aec {settings.aet[0]} {reach} {port} FILE",
         )
     )
-
-
-def set_up_logging(level: str) -> None:
-    """Time, level and message on stderr, from ``level`` on; pynetdicom speaks only at debug."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z")
-    )
-    logging.getLogger().addHandler(handler)
-    logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("plainpacs").setLevel(level.upper())
-    # Its warnings are of peers' mistakes; ours say the same in one line. pydicom's are of values.
-    quiet = logging.DEBUG if level == "debug" else logging.CRITICAL + 1
-    for name in ("pynetdicom", "pydicom", "py.warnings"):
-        logging.getLogger(name).setLevel(quiet)
-    logging.captureWarnings(True)
 
 
 class _Waiter:
