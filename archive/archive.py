@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import blake3
+
 from plainpacs.archive import durable, layout, manifest, part10
 from plainpacs.archive.durable import Buffer, Publisher
 from plainpacs.archive.errors import (

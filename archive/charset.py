@@ -126,7 +126,9 @@ class CharacterSet:
             if number:
                 for escape in (piece[:3], piece[:2]):
                     if escape in _INTO_G1:
-                        right = _by(_INTO_G1[escape])
+                        # ISO 2022 would leave G0 as it is; DCMTK and pydicom write and read an
+                        # escape sequence as the end of what the one before brought.
+                        prefix, right = None, _by(_INTO_G1[escape])
                     elif escape in _INTO_G0:
                         prefix = _INTO_G0[escape]
                     else:

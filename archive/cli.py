@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import click
+
 from plainpacs.archive.context import Context
 from plainpacs.archive.errors import PlainpacsError
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 
 import click
+
 from plainpacs.archive import layout, settings
 from plainpacs.archive.archive import Archive
 from plainpacs.archive.context import Context

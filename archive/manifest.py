@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+
 from plainpacs.archive import durable
 from plainpacs.archive.durable import Folder, Publisher
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import click
+
 from plainpacs.archive import layout
 from plainpacs.archive.errors import BadSettings
 from plainpacs.archive.identity import as_name

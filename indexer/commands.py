@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import click
+
 from plainpacs.archive import logs, settings
 from plainpacs.archive.context import Context
 from plainpacs.archive.errors import InUse
 from plainpacs.archive.root import open_root
+from plainpacs.archive.settings import Settings
+from plainpacs.archive.signals import waiting_for_stop
 from plainpacs.indexer.pending import REQUEST_REBUILD, REQUEST_RECONCILE, Pending
 from plainpacs.indexer.service import Indexer
 
@@ -46,34 +49,35 @@ def index(
         with Indexer.open(path, node=chosen.node, digest=chosen.digest) as indexer:
             click.echo(f"{indexer.once()} studies indexed", err=True)
         return
+    _run_until_stopped(path, chosen, parent_pipe=parent_pipe)
+
+
+def _run_until_stopped(path: str, chosen: Settings, *, parent_pipe: bool) -> None:
     stopped = threading.Event()
     running: list[Indexer] = []
 
-    def stop(*_: object) -> None:
+    def stop_after(wait: Callable[[], object]) -> None:
+        with contextlib.suppress(OSError, IndexError):  # nothing to wait for any more
+            wait()
         stopped.set()
         for one in running:
             one.stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    wait: Callable[[], bool] | None = None
-    if parent_pipe:
-        threading.Thread(target=_until_closed, args=(stop,), daemon=True).start()
-
-        def wait() -> bool:
-            return not stopped.wait(1.0)
-
-    with Indexer.open(path, node=chosen.node, digest=chosen.digest, wait=wait) as indexer:
-        running.append(indexer)
-        if not stopped.is_set():
-            indexer.run()
+    with waiting_for_stop() as signalled:
+        for wait in (signalled, _until_stdin_ends) if parent_pipe else (signalled,):
+            threading.Thread(target=stop_after, args=(wait,), daemon=True).start()
+        # As a child of `serve`, we take over when another indexer ends; alone, we say so.
+        patience = (lambda: not stopped.wait(1.0)) if parent_pipe else None
+        with Indexer.open(path, node=chosen.node, digest=chosen.digest, wait=patience) as indexer:
+            running.append(indexer)
+            if not stopped.is_set():
+                indexer.run()
 
 
-def _until_closed(stop: Callable[[], None]) -> None:
+def _until_stdin_ends() -> None:
     """Our parent holds the other end of our stdin: when it dies, however, we learn of it."""
     while os.read(0, 100):
         pass
-    stop()
 
 
 @click.command()

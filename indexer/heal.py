@@ -14,6 +14,7 @@ import os
 from typing import Any
 
 import blake3
+
 from plainpacs.archive import layout, part10
 from plainpacs.archive.archive import key_of_attributes
 from plainpacs.archive.durable import Publisher

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import orjson
+
 from plainpacs.archive import durable, layout
 from plainpacs.archive.identity import is_month, is_name
 from plainpacs.archive.root import file_system_now

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import orjson
+
 from plainpacs.archive import layout
 from plainpacs.archive.attributes import PATIENT_AND_STUDY, SERIES
 from plainpacs.archive.identity import is_name

@@ -2,8 +2,8 @@
 
 One thread claims and rebuilds the studies that are due; another reconciles now and then. A study
 is due half a second after its marker was first seen; one that keeps being added to, at the latest
-after ``max(1.5 s, 10 times its last rebuild)``, so that a long acquisition costs a tenth of a core at
-most. All times are of the monotonic clock.
+after ``max(1.5 s, 10 times its last rebuild)``, so that a long acquisition costs a tenth of a core
+at most. All times are of the monotonic clock.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Indexer:
         self._writer.close()
 
     def stop(self) -> None:
-        """Ends ``run`` soon; from any thread or a signal handler."""
+        """Ends ``run`` soon. From any thread, but not from a signal handler."""
         self._stopping.set()
         self._wake.set()
 

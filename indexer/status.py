@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
+
 from plainpacs.archive import layout
 from plainpacs.archive.root import is_locked, open_root
 from plainpacs.indexer import search

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+
 from plainpacs.archive.context import Context
 from plainpacs.indexer import output, readable, table
 from plainpacs.indexer.status import Status, status_of

@@ -7,13 +7,12 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from plainpacs.archive import logs
 from plainpacs.archive.archive import Archive
 from plainpacs.archive.root import create_archive
 from plainpacs.archive.settings import Settings
+from plainpacs.archive.signals import waiting_for_stop
 from plainpacs.scp.child import Child, indexer_command
 from plainpacs.scp.receiver import Receiver
 
@@ -30,7 +29,7 @@ def serve(root: str, settings: Settings, *, create: bool = False) -> None:
     """
     root = os.path.abspath(root)
     logs.set_up(settings.log_level)
-    with _signals() as wait_for_signal:
+    with waiting_for_stop() as wait_for_signal:
         receiver = Receiver(settings)
         try:
             if create:
@@ -71,33 +70,3 @@ def greeting(root: str, settings: Settings, port: int) -> str:
             f"try: storescu{caller} -aec {settings.aet[0]} {reach} {port} FILE",
         )
     )
-
-
-class _Waiter:
-    def __init__(self, read_end: int) -> None:
-        self._read_end = read_end
-
-    def __call__(self) -> int:
-        """The number of the first signal, when it comes."""
-        return os.read(self._read_end, 1)[0]
-
-
-@contextmanager
-def _signals() -> Iterator[_Waiter]:
-    """SIGTERM and SIGINT end the wait instead of the process; more of them change nothing."""
-    read_end, write_end = os.pipe2(os.O_CLOEXEC)
-    os.set_blocking(write_end, False)
-    # The system may interrupt any thread, and Python runs a handler only when the main thread
-    # wakes: what wakes it is the number that the interpreter itself writes here at once.
-    wakeup_before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    before = {
-        number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield _Waiter(read_end)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(wakeup_before)
-        os.close(read_end)
-        os.close(write_end)

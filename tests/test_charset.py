@@ -204,6 +204,11 @@ def test_further_values_beside_unicode_do_not_count() -> None:
     assert character_set(["GB18030", "ISO 2022 IR 149"]).decode("王".encode("gbk")) == "王"
 
 
+def test_a_set_in_g1_ends_a_two_byte_one_in_g0() -> None:
+    japanese = character_set(["ISO 2022 IR 13", "ISO 2022 IR 87"])
+    assert japanese.decode(b"\x1b$B;3\x1b)I\xd4^A", name=True) == "山ﾔ^A"
+
+
 def test_escapes_that_are_not_declared_are_followed() -> None:
     assert DEFAULT.decode(b"\x1b$B;3ED\x1b(B") == "山田"
 

@@ -376,7 +376,7 @@ def test_every_read_works_on_a_copy_and_never_writes(path: str, tmp_path: Path, 
 
 
 AS_NOBODY = """
-import os, sys
+import difflib, os, sys
 from plainpacs.archive import cli
 # Loaded before, as the interpreter itself may lie where another user cannot read.
 from plainpacs.indexer import instances, listing_commands, records, tables
@@ -395,9 +395,10 @@ def test_every_read_works_for_another_user(path: str) -> None:
     os.chmod(Path(path, ".plainpacs"), 0o700)
     for arguments in READS:
         nobody = subprocess.run(
-            [sys.executable, "-c", AS_NOBODY, "-a", path, *arguments],
+            [sys.executable, "-c", AS_NOBODY, *arguments],
             capture_output=True,
             text=True,
+            env={**os.environ, "PLAINPACS_ARCHIVE": path},
             check=False,
         )
         there = run(path, *arguments)

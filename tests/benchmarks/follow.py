@@ -16,13 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from io import BytesIO
 from pathlib import Path
 
 import orjson
+from pydicom.dataset import FileMetaDataset
+from pydicom.filereader import read_dataset
 from pynetdicom import AE
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from support import CT_IMAGE_STORAGE, data_set  # noqa: E402 - found beside this folder
+from support import CT_IMAGE_STORAGE, data_set
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PIXELS = bytes(512 * 512 * 2)
@@ -66,10 +69,6 @@ def main(seconds: float = 60.0, instances: int = 5000) -> None:
 
 
 def measure(pid: int, root: str, port: int, seconds: float, instances: int) -> None:
-    from io import BytesIO  # noqa: PLC0415 - of use here alone
-
-    from pydicom.filereader import read_dataset  # noqa: PLC0415
-
     ae = AE(ae_title="BENCH")
     ae.add_requested_context(CT_IMAGE_STORAGE, "1.2.840.10008.1.2.1")
     association = ae.associate("127.0.0.1", port, ae_title="DRDCM")
@@ -96,9 +95,7 @@ def measure(pid: int, root: str, port: int, seconds: float, instances: int) -> N
     print(f"indexer / receiver:                    {indexer / receiver:.3f}")
 
 
-def meta(number: int):  # type: ignore[no-untyped-def]  # noqa: ANN201 - pydicom has no types
-    from pydicom.dataset import FileMetaDataset  # noqa: PLC0415
-
+def meta(number: int) -> FileMetaDataset:
     found = FileMetaDataset()
     found.TransferSyntaxUID = "1.2.840.10008.1.2.1"
     found.MediaStorageSOPClassUID = CT_IMAGE_STORAGE

@@ -14,11 +14,10 @@ import time
 from collections.abc import Callable
 from io import BytesIO
 
-from pydicom import dcmread
+from pydicom import dcmread, uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.sequence import Sequence
-from pydicom.uid import UID as SyntaxUID
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from plainpacs.archive.header import read_header
@@ -157,7 +156,7 @@ def ct_slice() -> Dataset:
 def encoded(ds: Dataset, syntax: str) -> tuple[bytes, int]:
     """A Part 10 file, and where its data set starts."""
     ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = SyntaxUID(syntax)
+    ds.file_meta.TransferSyntaxUID = uid.UID(syntax)
     implicit = syntax == ImplicitVRLittleEndian
     ds["PixelData"].VR = "OW"
     file = BytesIO()

@@ -17,32 +17,35 @@ import time
 from pathlib import Path
 
 import orjson
-from plainpacs.archive.root import create_archive
 from rich.console import Console
 from rich.table import Table
+
+from plainpacs.archive.root import create_archive
 
 MONTHS = [f"{2014 + number // 12}{number % 12 + 1:02d}" for number in range(120)]
 RUNS = 9
 NAMES = ("Doe^Jane^Q", "Müller^Jörg", "Yamada^Tarou=山田^太郎=やまだ^たろう", "O'Neill^Anne")
+SOP_CLASS = "1.2.840.10008.5.1.4.1.1"
 STUDIES = (
-    ("CT THORAX W CONTRAST", "CT", "2"),
-    ("MR Schädel nativ", "MR", "4"),
-    ("Echo", "US", "6"),
+    ("CT THORAX W CONTRAST", "CT", f"{SOP_CLASS}.2"),
+    ("MR Schädel nativ", "MR", f"{SOP_CLASS}.4"),
+    ("Echo", "US", f"{SOP_CLASS}.6.1"),
 )
-REPORT = "1.2.840.10008.5.1.4.1.1.88.11"
+REPORT = f"{SOP_CLASS}.88.11"
 
 
 def record(chance: random.Random, number: int, month: str) -> dict[str, object]:
-    """A study as modalities make them: about 700 bytes of JSON."""
+    """A study as modalities make them: about 630 bytes of JSON (real ones have 500 and more)."""
     description, modality, sop_class = chance.choice(STUDIES)
+    with_report = chance.random() < 0.4
     date = f"{month}{chance.randint(1, 28):02d}"
     at = f"{chance.randint(7, 19):02d}{chance.randint(0, 59):02d}{chance.randint(0, 59):02d}"
     stored = f"{date[:4]}-{date[4:6]}-{date[6:]}T{at[:2]}:{at[2:4]}:{at[4:]}"
     return {
-        "StudyInstanceUID": f"1.2.826.0.1.3680043.8.498.{chance.randrange(10**37, 10**38)}",
+        "StudyInstanceUID": f"1.2.840.113619.2.55.3.{chance.randrange(10**27, 10**28)}.{number}",
         "AccessionNumber": f"A{number:08d}",
         "InstitutionName": "Saint Elsewhere General Hospital",
-        "ModalitiesInStudy": [modality, "SR"],
+        "ModalitiesInStudy": [modality, "SR"][: 1 + with_report],
         "NumberOfStudyRelatedInstances": chance.randint(1, 2000),
         "NumberOfStudyRelatedSeries": chance.randint(1, 12),
         "PatientBirthDate": f"{chance.randint(1930, 2010)}0{chance.randint(1, 9)}15",
@@ -50,10 +53,7 @@ def record(chance: random.Random, number: int, month: str) -> dict[str, object]:
         "PatientName": chance.choice(NAMES),
         "PatientSex": chance.choice("FMO"),
         "ReferringPhysicianName": "Smith^Alexandra^^Dr.",
-        "SOPClassesInStudy": [
-            f"1.2.840.10008.5.1.4.1.1.{sop_class}",
-            REPORT,
-        ],
+        "SOPClassesInStudy": [sop_class, REPORT][: 1 + with_report],
         "StudyDate": date,
         "StudyDescription": description,
         "StudyID": str(number),

@@ -1,0 +1,33 @@
+"""Ending by signal without losing anything: SIGTERM and SIGINT are waited for, not suffered."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def waiting_for_stop() -> Iterator[Callable[[], int]]:
+    """Gives a function that waits for SIGTERM or SIGINT and returns its number, in any thread.
+
+    Meanwhile the signals do nothing else, however many come. Only in the main thread.
+    """
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(write_end, False)
+    # The system may interrupt any thread, and Python runs a handler only when the main thread
+    # wakes: what wakes us is the number that the interpreter itself writes here at once. (Nor may
+    # a handler take a lock, as setting an Event does, that the interrupted thread may hold.)
+    wakeup_before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    before = {
+        number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield lambda: os.read(read_end, 1)[0]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup_before)
+        os.close(write_end)  # ends a wait, with an IndexError
+        os.close(read_end)
