@@ -578,7 +578,7 @@ def encode(ds: Dataset, syntax: str) -> bytes:
 
 
 GENEROUS = settings(
-    max_examples=400,
+    max_examples=80,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
