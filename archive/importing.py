@@ -20,10 +20,11 @@ _AHEAD = 32
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file to take in."""
+    """A file to take in. ``variant``: only after all before it, as it was kept aside before."""
 
     path: str
     provenance: Provenance
+    variant: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,8 @@ def _archived(path: str) -> Iterator[Source]:
                 for name in names:
                     if layout.instance_of(name) or top != path:
                         found = lines.get(f"{os.path.basename(folder)}/{name}")
-                        yield _with_provenance(os.path.join(folder, name), found)
+                        provenance = _provenance(found)
+                        yield Source(os.path.join(folder, name), provenance, top != path)
 
 
 def _lines_of_study(folder: str, names: list[str]) -> dict[str, Line]:
@@ -97,9 +99,9 @@ def _lines_of_study(folder: str, names: list[str]) -> dict[str, Line]:
     return lines
 
 
-def _with_provenance(path: str, line: Line | None) -> Source:
+def _provenance(line: Line | None) -> Provenance:
     if line is None:
-        return Source(path, Provenance(origin=ORIGIN_IMPORT))
+        return Provenance(origin=ORIGIN_IMPORT)
     calling_ae, called_ae, peer, origin = (
         str(line.get(name) or "") for name in ("calling_ae", "called_ae", "peer", "origin")
     )
@@ -108,7 +110,7 @@ def _with_provenance(path: str, line: Line | None) -> Source:
         stored = round(moment.timestamp() * 1000) * 1_000_000
     except (KeyError, ValueError):
         stored = None
-    return Source(path, Provenance(calling_ae, called_ae, peer, origin or ORIGIN_IMPORT, stored))
+    return Provenance(calling_ae, called_ae, peer, origin or ORIGIN_IMPORT, stored)
 
 
 def import_all(
@@ -126,9 +128,10 @@ def import_all(
             for source in files:
                 if stop():
                     break
-                waiting.append(pool.submit(_import_one, archive, source))
-                while len(waiting) >= _AHEAD:
+                ahead = 0 if source.variant else _AHEAD - 1
+                while len(waiting) > ahead:
                     yield waiting.popleft().result()
+                waiting.append(pool.submit(_import_one, archive, source))
             while waiting:
                 yield waiting.popleft().result()
         finally:
