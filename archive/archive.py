@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import errno
 import hashlib
 import itertools
 import logging
@@ -352,19 +351,25 @@ def _as_unavailable() -> Iterator[None]:
 
 
 def _copy(source: int, to: int) -> None:
-    """Copies a whole file; the file system shares the blocks where it can."""
+    """Copies a whole file; the file system shares the blocks where it can.
+
+    Raises UnreadableDataSet when the source cannot be read, OSError when we cannot write.
+    """
     offset = 0
-    try:
+    # Whatever it fails at, the plain way finds out whose fault it is, or that it can. After
+    # success too: some file systems (procfs, FUSE) claim there is nothing to copy.
+    with contextlib.suppress(OSError):
         while taken := durable.copy_range(source, to, 1 << 30, offset):
             offset += taken
-    except OSError as error:
-        if offset or error.errno not in (
-            errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF
-        ):  # fmt: skip
-            raise
-    # Also after success: some file systems (procfs, FUSE) claim there is nothing to copy.
-    while chunk := os.pread(source, _CHUNK, offset):
+    while chunk := _read_source(source, offset):
         offset += durable.write_all(to, [chunk])
+
+
+def _read_source(source: int, offset: int) -> bytes:
+    try:
+        return os.pread(source, _CHUNK, offset)
+    except OSError as error:
+        raise UnreadableDataSet(f"it cannot be read: {error.strerror}") from None
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -113,21 +113,17 @@ def _provenance(line: Line | None) -> Provenance:
     return Provenance(calling_ae, called_ae, peer, origin or ORIGIN_IMPORT, stored)
 
 
-def import_all(
-    archive: Archive, files: Iterable[Source], stop: Callable[[], bool] = lambda: False
-) -> Generator[Imported, None, None]:
+def import_all(archive: Archive, files: Iterable[Source]) -> Generator[Imported, None, None]:
     """Stores each of ``files``; yields what became of it, in their order.
 
     Safe to interrupt and repeat: each file is in or not in, and the same instance again changes
-    nothing. When ``stop()`` becomes true no further file is begun. Raises StorageUnavailable when
+    nothing. Closing the generator ends it after the files in hand. Raises StorageUnavailable when
     the archive itself can take no more.
     """
     waiting: deque[Future[Imported]] = deque()
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="import") as pool:
         try:
             for source in files:
-                if stop():
-                    break
                 ahead = 0 if source.variant else _AHEAD - 1
                 while len(waiting) > ahead:
                     yield waiting.popleft().result()

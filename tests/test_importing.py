@@ -93,10 +93,12 @@ def test_damaged_files_are_named_and_the_rest_goes_on(path: str, tmp_path: Path)
     (disc / "d\x1b[31m.dcm").write_bytes(part10(SOPInstanceUID="../x"))
     (disc / "e.dcm").symlink_to("nowhere")
     os.mkfifo(disc / "f.dcm")
+    (disc / "g.dcm").symlink_to("/proc/self/mem")  # a bad disk: opens, and fails to be read
     done = run(path, disc)
     assert done.exit_code == 1
     assert "1 stored" in done.stderr
-    assert "4 refused" in done.stderr
+    assert "5 refused" in done.stderr
+    assert f"{disc}/g.dcm: it cannot be read: Input/output error" in done.stderr
     assert f"{disc}/a.dcm: the data set is cut short" in done.stderr
     assert f"{disc}/b.dcm: " in done.stderr
     assert f"{disc}/e.dcm: No such file" in done.stderr
