@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -85,18 +86,21 @@ def make_archive(root: Path, studies: int) -> int:
     return size
 
 
-def measure(root: Path, arguments: list[str]) -> tuple[float, int]:
-    """Median seconds of whole processes, and the lines printed. Output goes through a pipe."""
+def measure(root: Path, arguments: list[str]) -> tuple[float, float, int]:
+    """Median seconds and processor seconds of whole processes, and the lines printed to a pipe."""
     command = [sys.executable, "-m", "plainpacs.archive.cli", *arguments]
     environment = {**os.environ, "PLAINPACS_ARCHIVE": str(root)}
-    times = []
+    times, processor = [], []
     lines = 0
     for _ in range(RUNS):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         started = time.perf_counter()
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
         times.append(time.perf_counter() - started)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        processor.append(used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime)
         lines = done.stdout.count(b"\n")
-    return statistics.median(times), lines
+    return statistics.median(times), statistics.median(processor), lines
 
 
 def main() -> None:
@@ -113,13 +117,15 @@ def main() -> None:
         ("all, csv", ["ls", "--format", "csv"], None),
         ("all, table", ["ls", "--format", "table"], None),
     )  # fmt: skip
-    table = Table("ls", "lines", "median s", "target s")
+    table = Table("ls", "lines", "median s", "processor s", "target s")
     with tempfile.TemporaryDirectory(prefix="plainpacs-ls-") as folder:
         root = Path(folder) / "archive"
         size = make_archive(root, studies)
         for title, arguments, target in rows:
-            seconds, lines = measure(root, arguments)
-            table.add_row(title, f"{lines:,}", f"{seconds:.3f}", f"{target}" if target else "")
+            seconds, processor, lines = measure(root, arguments)
+            table.add_row(
+                title, f"{lines:,}", f"{seconds:.3f}", f"{processor:.3f}", f"{target or ''}"
+            )
     table.title = f"{studies:,} studies, {size / 1e6:.0f} MB of catalogue, {RUNS} runs each"
     Console(width=100).print(table)
 
