@@ -190,11 +190,13 @@ def same_file(name: str, folder: int, other_name: str, other_folder: int) -> boo
 class Folder:
     """An open directory that closes itself when nothing holds it any more."""
 
-    __slots__ = ("fd", "path")
+    __slots__ = ("fd", "identity", "path")
 
     def __init__(self, fd: int, path: str) -> None:
         self.fd = fd
         self.path = path
+        facts = os.fstat(fd)
+        self.identity = (facts.st_dev, facts.st_ino)
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError):
@@ -281,7 +283,7 @@ class Publisher:
                     ours = same_file(temporary, temporary_folder, name, folder.fd)
                     if not ours and error.errno != errno.EEXIST:
                         raise
-                if same_file(name, folder.fd, path, self._root.fd):
+                if self._in_place(folder):
                     self.sync(folder)
                     return ours
             except OSError as error:
@@ -290,6 +292,14 @@ class Publisher:
             # The folder was removed or moved away beneath us: what we hold open is not the tree.
             self.forget(where)
         raise StorageUnavailable(f"folder {where} keeps moving away")
+
+    def _in_place(self, folder: Folder) -> bool:
+        """Whether the open ``folder`` still is what its path leads to."""
+        try:
+            there = os.stat(folder.path, dir_fd=self._root.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return (there.st_dev, there.st_ino) == folder.identity
 
     def forget(self, path: str) -> None:
         """Opens the folders on the way to ``path`` anew next time."""

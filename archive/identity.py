@@ -16,9 +16,11 @@ plainpacs.archive.errors.InvalidUID: SOPInstanceUID has characters that a UID ma
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from plainpacs.archive.errors import InvalidUID
+from plainpacs.archive.errors import InvalidUID, UnreadableDataSet
 
 UNDATED = "undated"
 """The month of an instance whose StudyDate is absent or not a date."""
@@ -116,3 +118,17 @@ class InstanceKey:
             as_name("SeriesInstanceUID", series_uid),
             as_name("SOPInstanceUID", instance_uid),
         )
+
+    @classmethod
+    def of_attributes(cls, attributes: Mapping[str, Any]) -> InstanceKey:
+        """The key of an instance with these attributes, by keyword.
+
+        Raises UnreadableDataSet when a UID is lacking, InvalidUID.
+        """
+        values: list[str] = []
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+            value = attributes.get(keyword)
+            if not isinstance(value, str) or not value:
+                raise UnreadableDataSet(f"the data set has no {keyword}")
+            values.append(value)
+        return cls.of(attributes.get("StudyDate"), *values)

@@ -7,16 +7,10 @@ linked it is not coming back (a user's own hard links keep the count up for ever
 
 from __future__ import annotations
 
-import hashlib
-import io
 import logging
 import os
-from typing import Any
-
-import blake3
 
 from plainpacs.archive import layout, part10
-from plainpacs.archive.archive import key_of_attributes
 from plainpacs.archive.durable import Publisher
 from plainpacs.archive.errors import RefusedInstance, UnreadableDataSet
 from plainpacs.archive.header import read_header
@@ -29,6 +23,7 @@ from plainpacs.archive.manifest import (
     line_of,
 )
 from plainpacs.archive.root import stamp
+from plainpacs.archive.unfinished import new_digest
 from plainpacs.indexer.records import InstanceFile
 
 log = logging.getLogger(__name__)
@@ -83,13 +78,16 @@ class Healer:
                 raise UnreadableDataSet("the file is empty")
             head = file.read(_HEAD)
             found = part10.read_part10(head[: part10.LONGEST_META])
-            digest = self._digest_of(head, file)
+            digest = new_digest(self._digest)
+            digest.update(head)
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
         attributes = read_header(
             memoryview(head)[found.dataset_offset :],
             found.transfer_syntax,
             complete=len(head) == facts.st_size,
         )
-        lies = key_of_attributes(attributes)
+        lies = InstanceKey.of_attributes(attributes)
         if (lies.study, lies.series, lies.instance) != (key.study, key.series, key.instance):
             raise UnreadableDataSet("its UIDs are not those of its place")
         return line_of(
@@ -98,17 +96,10 @@ class Healer:
                 facts.st_size,
                 found.dataset_offset,
                 self._digest,
-                digest,
+                digest.hexdigest(),
                 stamp(facts.st_mtime_ns),
                 found.transfer_syntax,
             ),
             Provenance(origin=ORIGIN_RECOVERED),
             attributes,
         )
-
-    def _digest_of(self, head: bytes, rest: io.FileIO) -> str:
-        digest: Any = blake3.blake3() if self._digest == "blake3" else hashlib.sha256()
-        digest.update(head)
-        while chunk := rest.read(1 << 20):
-            digest.update(chunk)
-        return str(digest.hexdigest())

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from plainpacs.archive import durable, layout
-from plainpacs.archive.archive import mark_published
 from plainpacs.archive.errors import InUse, PlainpacsError
 from plainpacs.archive.root import Writer
+from plainpacs.archive.sweep import mark_published
 from plainpacs.indexer.full import rebuild_everything
 from plainpacs.indexer.heal import Healer
 from plainpacs.indexer.pending import REQUEST_REBUILD, Pending

@@ -348,3 +348,80 @@ def _part10_of_others() -> bytes:
     ds.file_meta.ImplementationVersionName = "SOMEBODY_ELSE"
     ds.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
+
+
+# --- large objects, written as they come ----------------------------------------------------------
+
+
+def spooled(archive: Archive, raw: bytes, uid: str = "1.2.3.4.5") -> Any:
+    """What ``store`` gives for ``raw``, written in pieces of 100 bytes."""
+    spool = archive.spool(
+        EXPLICIT_LITTLE_ENDIAN, MODALITY, sop_class=CT_IMAGE_STORAGE, sop_instance=uid
+    )
+    for start in range(0, len(raw), 100):
+        spool.write(memoryview(raw)[start : start + 100])
+    return spool.store()
+
+
+def test_a_spooled_instance_is_stored_as_any_other(archive: Archive, path: str) -> None:
+    assert spooled(archive, data_set()).outcome is StoreOutcome.STORED
+    with Archive.open(new_archive(Path(path).parent / "b")) as other:
+        store(other)
+        assert Path(path, PATH).read_bytes() == Path(other.root, PATH).read_bytes()
+    [line] = [orjson.loads(raw) for raw in manifest_lines(path)]
+    assert line["blake3"] == blake3.blake3(Path(path, PATH).read_bytes()).hexdigest()
+    assert Path(path, PATH).read_bytes()[line["dataset_offset"] :] == data_set()
+    assert spooled(archive, data_set()).outcome is StoreOutcome.DUPLICATE
+    assert spooled(archive, data_set(PatientID="P2")).outcome is StoreOutcome.CONFLICT
+
+
+@pytest.mark.parametrize(
+    ("raw", "error"),
+    [
+        (data_set(SOPInstanceUID="1.9"), DataSetMismatch),
+        (data_set(SOPClassUID="1.9"), DataSetMismatch),
+        (data_set(StudyInstanceUID=None), UnreadableDataSet),
+        (data_set(StudyInstanceUID="../x"), InvalidUID),
+        (b"rubbish" * 100, UnreadableDataSet),
+        (b"", UnreadableDataSet),
+    ],
+)
+def test_a_refused_spool_leaves_nothing(
+    archive: Archive, path: str, raw: bytes, error: type[Exception]
+) -> None:
+    before = tree(path, internal=True)
+    with pytest.raises(error):
+        spooled(archive, raw)
+    with pytest.raises(InvalidUID):
+        spooled(archive, data_set(), uid="../x")
+    assert tree(path, internal=True) == before
+
+
+def test_a_discarded_spool_leaves_nothing(archive: Archive, path: str) -> None:
+    before = tree(path, internal=True)
+    with archive.spool(
+        EXPLICIT_LITTLE_ENDIAN, MODALITY, sop_class=CT_IMAGE_STORAGE, sop_instance="1.9"
+    ) as spool:
+        spool.write(b"half")
+    spool.discard()
+    assert tree(path, internal=True) == before
+
+
+def test_a_full_disk_under_a_spool(
+    archive: Archive, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with (
+        archive.spool(
+            EXPLICIT_LITTLE_ENDIAN, MODALITY, sop_class=CT_IMAGE_STORAGE, sop_instance="1.9"
+        ) as spool,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(durable, "write", fail)
+        with pytest.raises(StorageUnavailable, match="No space left"):
+            spool.write(b"more")
+        with pytest.raises(StorageUnavailable, match="No space left"):
+            spooled(archive, data_set())
+    assert instances_in(path) == []
