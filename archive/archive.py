@@ -108,7 +108,9 @@ class Archive:
             with self._unfinished() as file:
                 file.write(meta, data_set)
                 view = memoryview(data_set)
-                return self._publish(file, view, attributes, transfer_syntax, provenance)
+                return self._publish(
+                    file, key, view, attributes, syntax=transfer_syntax, provenance=provenance
+                )
 
     def spool(
         self, transfer_syntax: str, provenance: Provenance, *, sop_class: str, sop_instance: str
@@ -154,7 +156,14 @@ class Archive:
                 attributes = _header_of_file(data_set, found)
                 if not found.whole:
                     return self.store(data_set, found.transfer_syntax, provenance)
-                return self._publish(file, data_set, attributes, found.transfer_syntax, provenance)
+                return self._publish(
+                    file,
+                    InstanceKey.of_attributes(attributes),
+                    data_set,
+                    attributes,
+                    syntax=found.transfer_syntax,
+                    provenance=provenance,
+                )
 
     def _unfinished(self) -> Unfinished:
         return Unfinished(self._writer.incoming, str(next(self._numbers)), self._digest)
@@ -162,13 +171,14 @@ class Archive:
     def _publish(
         self,
         file: Unfinished,
+        key: InstanceKey,
         data_set: memoryview,
         attributes: Attributes,
-        transfer_syntax: str,
+        *,
+        syntax: str,
         provenance: Provenance,
     ) -> Stored:
         """Keeps the file, which ends in ``data_set``."""
-        key = InstanceKey.of_attributes(attributes)
         facts = FileFacts(
             layout.instance_name(key.instance),
             file.size,
@@ -176,7 +186,7 @@ class Archive:
             self._digest,
             file.hexdigest(),
             file.finish(provenance.stored, sync=self._sync),
-            transfer_syntax,
+            syntax,
         )
         return self._shelf.publish(
             Candidate(file.name, key, data_set, facts, provenance, attributes)
@@ -226,10 +236,16 @@ class Spool:
             self._archive.check()
             data_set = self._file.view()[self._offset :]
             attributes = read_header(data_set, self._transfer_syntax)
+            key = InstanceKey.of_attributes(attributes)
             for keyword, uid in self._command.items():
                 _agree(keyword, attributes, uid)
             return self._archive._publish(
-                self._file, data_set, attributes, self._transfer_syntax, self._provenance
+                self._file,
+                key,
+                data_set,
+                attributes,
+                syntax=self._transfer_syntax,
+                provenance=self._provenance,
             )
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from plainpacs.archive.errors import InvalidUID, UnreadableDataSet
@@ -56,6 +57,7 @@ def as_name(keyword: str, uid: str) -> str:
     return name
 
 
+@lru_cache(maxsize=1 << 14)  # study and series come with each of their instances
 def _fault(name: str) -> str:
     if not name:
         return "is empty"
@@ -72,6 +74,7 @@ def _fault(name: str) -> str:
     return ""
 
 
+@lru_cache(maxsize=1 << 10)
 def month_of(study_date: str | None) -> str:
     """The ``yyyyMM`` an instance of this StudyDate is filed under, or ``undated``.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 from plainpacs.archive.errors import NotDICOM, UnreadableDataSet
 
@@ -26,6 +27,8 @@ LONGEST_META = 1 << 20
 """Bytes within which the File Meta Information of a file must end."""
 
 _PREAMBLE = 128
+_PROLOGUE = bytes(_PREAMBLE) + b"DICM"
+_LENGTH = struct.Struct("<HH2sHL")
 _SHORT = struct.Struct("<HH2sH")
 _LONG = struct.Struct("<HH2sHL")
 _LONG_VRS = {b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT"}
@@ -60,19 +63,25 @@ def file_meta(
 
     (0002,0016) and (0002,0017) are the calling AE, (0002,0018) the called AE; left out when empty.
     """
-    elements = [
-        struct.pack("<HH2sHL2s", 2, 0x0001, b"OB", 0, 2, b"\0\1"),
-        _text(0x0002, b"UI", sop_class),
-        _text(0x0003, b"UI", sop_instance),
+    before, after = _around_sop_instance(sop_class, transfer_syntax, calling_ae, called_ae)
+    body = b"".join((before, _text(0x0003, b"UI", sop_instance), after))
+    return b"".join((_PROLOGUE, _LENGTH.pack(2, 0, b"UL", 4, len(body)), body))
+
+
+@lru_cache(maxsize=256)  # the same for all instances of a series
+def _around_sop_instance(
+    sop_class: str, transfer_syntax: str, calling_ae: str, called_ae: str
+) -> tuple[bytes, bytes]:
+    version = struct.pack("<HH2sHL2s", 2, 0x0001, b"OB", 0, 2, b"\0\1")
+    after = (
         _text(0x0010, b"UI", transfer_syntax),
         _text(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
         _text(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME),
         _text(0x0016, b"AE", calling_ae),
         _text(0x0017, b"AE", calling_ae),
         _text(0x0018, b"AE", called_ae),
-    ]
-    body = b"".join(elements)
-    return b"".join((bytes(128), b"DICM", struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(body)), body))
+    )
+    return version + _text(0x0002, b"UI", sop_class), b"".join(after)
 
 
 def _text(element: int, vr: bytes, value: str) -> bytes:
