@@ -1,0 +1,154 @@
+"""The README is true: its commands are run as they stand, its tables name what there is."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click import Command
+from peer import dcmtk
+from support import eventually, instances_in, part10, tree
+
+from plainpacs.archive import cli
+from plainpacs.archive.archive import Archive
+from plainpacs.archive.settings import TABLE, load
+from plainpacs.indexer.service import Indexer
+from plainpacs.scp.receiver import Receiver
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+TEXT = README.read_text()
+STUDY = "1.2.840.113619.2.5.1762583153"
+PLAINPACS = f'plainpacs() {{ {shlex.quote(sys.executable)} -m plainpacs.archive.cli "$@"; }}\n'
+
+
+def block_with(words: str) -> str:
+    """The shell commands of the block that contains ``words``."""
+    [block] = [one for one in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) if words in one]
+    return str(block)
+
+
+def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PLAINPACS_")}
+    done = subprocess.run(
+        ["bash", "-euc", PLAINPACS + script],
+        cwd=folder,
+        env=env | {"TCP_NODELAY": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """``archive`` beside what the README calls FOLDER and FILE, with the study it shows."""
+    run("plainpacs init archive", tmp_path)
+    folder = tmp_path / "FOLDER"
+    folder.mkdir()
+    for number in range(3):
+        raw = part10(
+            StudyInstanceUID=STUDY,
+            SeriesInstanceUID=f"{STUDY}.1",
+            SOPInstanceUID=f"{STUDY}.1.{number + 1}",
+        )
+        (folder / f"{number}").write_bytes(raw)
+    (tmp_path / "FILE").write_bytes(part10())
+    return tmp_path / "archive"
+
+
+def test_five_minutes(archive: Path, tmp_path: Path) -> None:
+    dcmtk("echoscu", "--version")
+    receiver = Receiver(load({"bind": "127.0.0.1", "port": "0"}, environ={}))
+    with Archive.open(str(archive)) as opened:
+        receiver.start(opened)
+        try:
+            sending = block_with("echoscu").replace("11112", str(receiver.port))
+            for line in sending.splitlines():
+                tool, *arguments = shlex.split(line)
+                done = dcmtk(tool, *(str(tmp_path / a) if a.isupper() and a in ("FOLDER", "FILE")
+                                     else a for a in arguments))  # fmt: skip
+                assert done.returncode == 0, f"{line}\n{done.stderr}"
+        finally:
+            receiver.stop()
+    assert len(instances_in(archive)) == 4
+    with Indexer.open(str(archive)) as indexer:
+        indexer.once()
+    reading = block_with("plainpacs ls doe")
+    assert reading.startswith("cd archive\n")
+    done = run(reading, tmp_path)
+    assert done.stdout.count(STUDY) >= 4
+    assert f"archive/202401/{STUDY}\n" in done.stdout
+
+
+def test_the_first_command(tmp_path: Path) -> None:
+    command = block_with("pip install . &&").strip()
+    assert command == "pip install . && plainpacs serve --create ./archive"
+    serve = shlex.split(command.partition("&& ")[2])[1:]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "plainpacs.archive.cli", *serve, "--port", "0"],
+            cwd=tmp_path,
+            stderr=log,
+        )
+    try:
+        eventually((tmp_path / "archive/plainpacs.json").exists)
+        eventually(lambda: b"try: storescu" in (tmp_path / "log").read_bytes())
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def test_import_and_backup(archive: Path, tmp_path: Path) -> None:
+    command = block_with("plainpacs import").strip()
+    assert command.startswith("plainpacs import ")
+    run("cd archive; plainpacs import ../FOLDER ../FILE", tmp_path)
+    backup = block_with("rsync").replace("/data/archive/", "archive/")
+    run(backup.replace("backup:/archive/", "copy/"), tmp_path)
+    assert tree(tmp_path / "copy") == tree(archive)
+    assert not (tmp_path / "copy/.plainpacs/pending").exists()
+    assert (tmp_path / "copy/.plainpacs/conflicts").exists()
+    run("plainpacs index --once -a copy; plainpacs ls -a copy", tmp_path)
+
+
+def commands_in(section: str) -> set[str]:
+    start = TEXT.index(f"## {section}")
+    return set(re.findall(r"^\| `([a-z]+)", TEXT[start : TEXT.index("\n## ", start + 5)], re.M))
+
+
+def test_the_table_of_commands_is_complete() -> None:
+    assert commands_in("Commands") == set(cli.COMMANDS)
+
+
+def test_every_flag_named_exists() -> None:
+    known = {declaration.flag for declaration in TABLE} | {"--create", "--config", "--help"}
+    group = cli.root
+    context = group.make_context("plainpacs", [])
+    for name in cli.COMMANDS:
+        command = group.get_command(context, name)
+        assert isinstance(command, Command)
+        known |= {flag for option in command.params for flag in option.opts}
+    of_others = {"--fork", "--max-associations", "--delete", "--exclude"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT)) - of_others
+    assert named <= known
+    assert "--sync" in named
+
+
+def test_the_settings_shown_are_settings(tmp_path: Path) -> None:
+    [shown] = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
+    config = tmp_path / "plainpacs.toml"
+    config.write_text(shown)
+    assert load({}, str(config), {}).aet == ("DRDCM", "ARCHIVE")
+
+
+def test_its_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert (README.parent / target).exists(), target
+    for module in re.findall(r"python -m (tests\.[a-z.]+)", TEXT):
+        assert (README.parent / (module.replace(".", "/") + ".py")).exists(), module
