@@ -29,7 +29,8 @@ Line = tuple[str, dict[str, Any], bytes]
 """(StudyInstanceUID, the parsed line, its bytes without the newline)"""
 
 _START = b'{"StudyInstanceUID":"'
-_LINE = re.compile(rb'\{"StudyInstanceUID":"([0-9a-z_-][0-9a-z._-]{0,63})"')
+_LINE = re.compile(rb'\{"StudyInstanceUID":"([^"\\/.\x80-\xff][^"\\/\x80-\xff]*)"')
+_NO_NAME = ("", ".")
 # Beyond so many hits, searching the last line of each costs more than reading every line.
 _MANY_HITS = 50
 
@@ -115,19 +116,24 @@ def _read(path: str, folder: int | None = None) -> bytes | None:
 
 def live(data: bytes) -> Iterator[Line]:
     """The studies that a catalogue's bytes list, the line that counts of each, last lines first."""
-    decided: set[bytes] = set()
-    match, loads = _LINE.match, orjson.loads
+    decided: set[str] = set()
+    loads = orjson.loads
     for line in reversed(data.split(b"\n")):
-        start = match(line)
-        if start is None or (uid := start[1]) in decided:
+        if not line.startswith(_START):
             continue
         try:
             record = loads(line)
-        except ValueError:
+            study = record["StudyInstanceUID"]
+            # No folder's name, so nobody's line. is_name() would take as long as all the rest.
+            if "/" in study or study[:1] in _NO_NAME:
+                continue
+        except (ValueError, TypeError):
             continue
-        decided.add(uid)
-        if record.get("removed") is not True:
-            yield uid.decode(), record, line
+        if study in decided:
+            continue
+        decided.add(study)
+        if "removed" not in record or record["removed"] is not True:
+            yield study, record, line
 
 
 def line_of(record: Mapping[str, Any]) -> bytes:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
+from functools import partial
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from plainpacs.archive.identity import UNDATED, month_of
 from plainpacs.indexer import catalogue, lookup
 from plainpacs.indexer.catalogue import Line
 from plainpacs.indexer.lookup import Note
+from plainpacs.indexer.matching import plain_date
 from plainpacs.indexer.merging import Record, merge
 from plainpacs.indexer.query import Query
 
@@ -35,6 +37,10 @@ class Found(NamedTuple):
     line: bytes
 
 
+# Found(…) itself runs Python code, which shows when 100,000 are made.
+_make_found = partial(tuple.__new__, Found)
+
+
 def search(root: str, query: Query, note: Note) -> list[Found]:
     """The studies that match, newest first by StudyDate and StudyTime, then by UID.
 
@@ -47,14 +53,13 @@ def search(root: str, query: Query, note: Note) -> list[Found]:
     found: list[Found] = []
     read: dict[str, list[str]] = {}
     for month in chosen:
-        where = (month,)
         studies = read[month] = []
-        matching = []
+        matching: list[Found] = []
+        where = (month,)
         for study, record, line in _lines(root, month, needles, note):
             studies.append(study)
             if judge is None or judge(record):
-                # Found(…) runs Python code, which shows when 100,000 are made.
-                matching.append(tuple.__new__(Found, (_when(record, month), study, where, line)))
+                matching.append(_make_found((_when(record, month), study, where, line)))
         # Month by month, which are in order themselves: cheaper than all of them at the end.
         found += _in_order(matching)
     everywhere = needles is None and len(chosen) == len(months)
@@ -154,9 +159,12 @@ def _from_line(root: str, month: str, study: str, note: Note) -> Record | None:
 
 def _when(record: Record, month: str) -> str:
     """Sorts studies by time: ``YYYYMMDDHHMMSS.F``; a study without a date comes last."""
-    date, time = record.get("StudyDate"), record.get("StudyTime")
-    if type(date) is not str or month == UNDATED:
-        date = ""
-    elif len(date) != 8:
-        date = date.replace(".", "").strip()
-    return date + time.replace(":", "") if type(time) is str else date
+    try:
+        date, time = record["StudyDate"], record["StudyTime"]
+        if len(date) == 8 and ":" not in time and month != UNDATED:
+            when: str = date + time
+            return when
+    except (KeyError, TypeError):
+        pass
+    date, time = (str(record.get(key, "")) for key in ("StudyDate", "StudyTime"))
+    return (plain_date(date) if month != UNDATED else "") + time.replace(":", "")
