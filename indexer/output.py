@@ -68,14 +68,14 @@ def write(data: bytes) -> None:
         if data:
             stream.buffer.write(data)
         stream.buffer.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # What is left in the buffers goes nowhere when the interpreter flushes them at its end.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
-    except OSError as error:
-        why = os.strerror(error.errno or errno.EIO)
-        raise PlainpacsError(f"cannot write the results: {why}") from None
+        if not isinstance(error, BrokenPipeError):
+            why = os.strerror(error.errno or errno.EIO)
+            raise PlainpacsError(f"cannot write the results: {why}") from None
 
 
 def write_text(lines: Iterable[str]) -> None:

@@ -375,36 +375,6 @@ def test_every_read_works_on_a_copy_and_never_writes(path: str, tmp_path: Path, 
         os.chmod(folder, 0o755)
 
 
-AS_NOBODY = """
-import difflib, os, sys
-from plainpacs.archive import cli
-# Loaded before, as the interpreter itself may lie where another user cannot read.
-from plainpacs.indexer import instances, listing_commands, records, tables
-os.setgid(65534)
-os.setuid(65534)
-cli.main(sys.argv[1:])
-"""
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
-def test_every_read_works_for_another_user(path: str) -> None:
-    folder = Path(path)
-    while folder != folder.parent:  # pytest's own folders are closed to others
-        os.chmod(folder, folder.stat().st_mode | 0o055)
-        folder = folder.parent
-    os.chmod(Path(path, ".plainpacs"), 0o700)
-    for arguments in READS:
-        nobody = subprocess.run(
-            [sys.executable, "-c", AS_NOBODY, *arguments],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PLAINPACS_ARCHIVE": path},
-            check=False,
-        )
-        there = run(path, *arguments)
-        assert (nobody.returncode, nobody.stdout) == (0, there.stdout), nobody.stderr
-
-
 def test_formats_other_than_the_table_load_neither_rich_nor_pydicom(path: str) -> None:
     script = (
         "import sys; from plainpacs.archive import cli\n"
