@@ -1,0 +1,130 @@
+"""One run: a receiver is started, warmed up, sent to, looked into and stopped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.benchmarks.receiving.cases import Case
+from tests.benchmarks.receiving.data import Sent
+from tests.benchmarks.receiving.processes import Memory, MemoryWatch, Processor, processor
+from tests.benchmarks.receiving.receivers import (
+    Failed,
+    Receiver,
+    dcmtk,
+    environment,
+    last_line,
+    running,
+)
+
+_SENDER = Path(__file__).resolve().parent / "sender.py"
+_LONGEST_SECONDS = 600.0
+_FILE_META_BYTES = 1000
+"""Receivers write their own File Meta Information; no two are longer apart than that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run. ``missing`` instances were sent but are not there whole."""
+
+    count: int
+    bytes: int
+    seconds: float
+    processor: Processor
+    memory: Memory
+    missing: int
+
+    @property
+    def rate(self) -> float:
+        """Instances per second."""
+        return self.count / self.seconds
+
+
+def run(case: Case, receiver: Receiver, warm: Sent, sent: Sent, folder: Path) -> Measured:
+    """Sends to a receiver of its own in ``folder``, which is made and taken away.
+
+    Raises Failed when the receiver cannot be started or a sender does not end well.
+    """
+    folder.mkdir()
+    try:
+        with running(receiver, folder) as at:
+            send(case, at.port, warm, folder, warming=True)
+            receiver.come_to_rest(at)
+            before = processor(at.pid)
+            with MemoryWatch(at.pid) as watch:
+                seconds = send(case, at.port, sent, folder)
+                receiver.come_to_rest(at)
+            used = processor(at.pid).since(before)
+            arrived = receiver.arrived(at)
+            missing = sum(
+                abs(arrived.get(uid, 0) - size) > _FILE_META_BYTES
+                for uid, size in sent.sizes.items()
+            )
+            total = sum(sent.sizes.values())
+            return Measured(len(sent.sizes), total, seconds, used, watch.peak, missing)
+    finally:
+        shutil.rmtree(folder)
+        os.sync()  # what one receiver left to be written does not slow down the next
+
+
+def send(case: Case, port: int, sent: Sent, folder: Path, *, warming: bool = False) -> float:
+    """The seconds from the start of the senders until all have ended.
+
+    Of our own sender, those that it spent on associations: see there.
+    """
+    nodelay = case.nodelay or warming
+    commands = _commands(case, port, sent)
+    logs = [folder / f"sender{number}" for number in range(len(commands))]
+    senders: list[subprocess.Popen[bytes]] = []
+
+    def give_up() -> None:
+        for one in senders:
+            one.kill()
+
+    # Not wait(timeout), which looks only every 50 ms.
+    killer = threading.Timer(_LONGEST_SECONDS, give_up)
+    killer.start()
+    began = time.perf_counter()
+    try:
+        for command, log in zip(commands, logs, strict=True):
+            with log.open("wb") as output:
+                senders.append(
+                    subprocess.Popen(
+                        command,
+                        env=environment(nodelay=nodelay),
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=output,
+                        start_new_session=True,
+                    )
+                )
+        codes = [one.wait() for one in senders]
+        seconds = time.perf_counter() - began
+    finally:
+        killer.cancel()
+        for one in senders:
+            if one.poll() is None:
+                one.kill()
+                one.wait()
+    for code, log in zip(codes, logs, strict=True):
+        if code:
+            raise Failed(f"a sender ended with {code}: {last_line(log)}")
+    return float(last_line(logs[0])) if case.contexts else seconds
+
+
+def _commands(case: Case, port: int, sent: Sent) -> list[list[str]]:
+    if case.contexts:
+        return [[sys.executable, str(_SENDER), str(port), str(case.contexts), str(sent.folder)]]
+    storescu = dcmtk("storescu")
+    assert storescu
+    whole = len(sent.files) == sum(len(files) for _, _, files in os.walk(sent.folder))
+    if not whole:
+        return [[storescu, "127.0.0.1", str(port), *map(str, sent.files)]]
+    folders = [sent.folder] if case.senders == 1 else sent.quarters
+    return [[storescu, "+sd", "+r", "127.0.0.1", str(port), str(one)] for one in folders]

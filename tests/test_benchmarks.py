@@ -1,0 +1,56 @@
+"""The benchmark of the receive path still runs, with whichever peers are installed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from peer import dcmtk
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def receive(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    dcmtk("storescu", "--version")  # which skips, or fails in CI, where it is not installed
+    return subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.receive", "--dir", str(folder), *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+
+
+def test_receivers_are_compared(tmp_path: Path) -> None:
+    done = receive(tmp_path, "--rounds", "1", "--instances", "20", "--case", "tiny")
+    assert done.returncode == 0, done.stderr
+    assert "tiny: 2 KB x 20, one sender" in done.stdout
+    assert re.search(r"^ *plainpacs --sync off +\d+ \(\d+-\d+\) ", done.stdout, re.MULTILINE)
+    for receiver in ("storescp +B", "stock pynetdicom", "raw floor"):
+        # Instances and megabytes per second, the ratio.
+        row = rf"^ *{re.escape(receiver)} +\d+ \(\d+-\d+\) +\d+ +\d+\.\d\d \("
+        assert re.search(row, done.stdout, re.MULTILINE), done.stdout
+    assert "file system: " in done.stdout
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_the_indexer_can_be_left_out_and_the_table_be_markdown(tmp_path: Path) -> None:
+    tiny = ("--rounds", "1", "--instances", "8")
+    done = receive(tmp_path, *tiny, "--case", "indexer-small", "--markdown")
+    assert done.returncode == 0, done.stderr
+    row = r"^\| 36 KB, one sender, --sync off \| \d+ \| plainpacs --sync off, no indexer \| \d+ \|"
+    assert re.search(row, done.stdout, re.MULTILINE), done.stdout
+
+
+def test_a_receiver_that_fails_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
+    tiny = ("--rounds", "1", "--instances", "4", "--case", "associations")
+    peers = ("--receiver", "raw", "--receiver", "pynetdicom")
+    done = receive(tmp_path, *tiny, *peers, "--serve=--no-such-flag")
+    assert done.returncode == 1
+    assert re.search(r"plainpacs --sync off +failed", done.stdout)
+    assert "No such option" in done.stdout
+    for receiver in ("raw floor", "stock pynetdicom"):
+        assert re.search(rf"{receiver} +\d+ \(", done.stdout), done.stdout
