@@ -11,13 +11,13 @@ import enum
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from plainpacs.archive.identity import is_name, strip_padding
 
 _ELEMENT = struct.Struct("<HHL")
-_PDV = struct.Struct(">LB")
 _NO_DATA_SET = 0x0101
-_LONGEST_COMMAND = 1 << 16
+LONGEST_COMMAND = 1 << 16
 
 _GROUP_LENGTH = 0x0000
 _AFFECTED_SOP_CLASS_UID = 0x0002
@@ -29,12 +29,28 @@ _STATUS = 0x0900
 _ERROR_COMMENT = 0x0902
 _AFFECTED_SOP_INSTANCE_UID = 0x1000
 
-_COMMAND_BIT = 1
-_LAST_BIT = 2
+COMMAND_BIT = 1
+LAST_BIT = 2
+"""Of the message control header of a presentation data value (PS3.8 E.2)."""
+
+
+class Reason(enum.IntEnum):
+    """Why the upper layer aborts (PS3.8 Table 9-26)."""
+
+    NOT_SPECIFIED = 0
+    UNRECOGNIZED_PDU = 1
+    UNEXPECTED_PDU = 2
+    UNRECOGNIZED_PARAMETER = 4
+    UNEXPECTED_PARAMETER = 5
+    INVALID_PARAMETER = 6
 
 
 class ProtocolError(Exception):
     """The peer broke the protocol so that the association cannot go on."""
+
+    def __init__(self, words: str, reason: Reason = Reason.INVALID_PARAMETER) -> None:
+        super().__init__(words)
+        self.reason = reason
 
 
 class CommandField(enum.IntEnum):
@@ -60,13 +76,35 @@ class Command:
     sop_instance: str
 
 
+class Spill(Protocol):
+    """Where a data set goes that is too large to be gathered. Its methods raise nothing."""
+
+    def write(self, piece: memoryview) -> None:
+        """The next bytes of the data set; they are only lent."""
+
+    def discard(self) -> None:
+        """Leaves nothing unfinished; called always, last."""
+
+
+class Drain:
+    """A ``Spill`` for a data set that nothing is done with."""
+
+    def write(self, piece: memoryview) -> None:
+        pass
+
+    def discard(self) -> None:
+        pass
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A whole message: ``data`` is the encoded data set, None when the command announced none."""
+    """A whole message. ``data`` is the encoded data set; the ``Spill`` that took it when it is too
+    large; None when the command announced none.
+    """
 
     context_id: int
     command: Command
-    data: memoryview | None
+    data: memoryview | Spill | None
 
 
 def read_command(encoded: bytes | bytearray) -> Command:
@@ -151,73 +189,4 @@ def command_fragments(command_set: bytes, longest_pdu: int) -> Iterator[bytes]:
     step = max(longest_pdu - 6, 16) if longest_pdu else len(command_set)
     for at in range(0, len(command_set), step):
         last = at + step >= len(command_set)
-        yield bytes((_COMMAND_BIT | (_LAST_BIT if last else 0),)) + command_set[at : at + step]
-
-
-class MessageReader:
-    """Puts messages together from the variable fields of P-DATA-TF PDUs (PS3.8 9.3.5)."""
-
-    def __init__(self) -> None:
-        self._encoded_command = bytearray()
-        self._command: Command | None = None
-        self._context_id = 0
-        self._data: memoryview | bytearray | None = None
-
-    def take(self, field: bytes | bytearray) -> Iterator[Message]:
-        """The messages that ``field`` completes; it must not change afterwards.
-
-        Raises ProtocolError.
-        """
-        view = memoryview(field)
-        at = 0
-        while at < len(view):
-            if at + _PDV.size > len(view):
-                raise ProtocolError("a PDU ends within a presentation data value")
-            length, context_id = _PDV.unpack_from(view, at)
-            end = at + 4 + length
-            if length < 2 or end > len(view):
-                raise ProtocolError("a presentation data value has an impossible length")
-            header, fragment = view[at + 5], view[at + 6 : end]
-            at = end
-            if header & _COMMAND_BIT:
-                message = self._take_command(context_id, header, fragment)
-            else:
-                message = self._take_data(context_id, header, fragment)
-            if message is not None:
-                yield message
-
-    def _take_command(self, context_id: int, header: int, fragment: memoryview) -> Message | None:
-        if self._command is not None:
-            raise ProtocolError("a command came before the data set was complete")
-        if self._encoded_command and context_id != self._context_id:
-            raise ProtocolError("fragments of one command came on different contexts")
-        self._context_id = context_id
-        self._encoded_command += fragment
-        if len(self._encoded_command) > _LONGEST_COMMAND:
-            raise ProtocolError("a command set is longer than any can be")
-        if not header & _LAST_BIT:
-            return None
-        command = read_command(self._encoded_command)
-        self._encoded_command = bytearray()
-        if not command.has_data_set:
-            return Message(context_id, command, None)
-        self._command = command
-        return None
-
-    def _take_data(self, context_id: int, header: int, fragment: memoryview) -> Message | None:
-        if self._command is None:
-            raise ProtocolError("a data set came without a command")
-        if context_id != self._context_id:
-            raise ProtocolError("a data set came on another context than its command")
-        # The usual data set that fits in one PDU is passed on without being copied.
-        if self._data is None:
-            self._data = fragment
-        elif isinstance(self._data, bytearray):
-            self._data += fragment
-        else:
-            self._data = bytearray(self._data) + fragment
-        if not header & _LAST_BIT:
-            return None
-        message = Message(context_id, self._command, memoryview(self._data).toreadonly())
-        self._command = self._data = None
-        return message
+        yield bytes((COMMAND_BIT | (LAST_BIT if last else 0),)) + command_set[at : at + step]

@@ -20,13 +20,24 @@ from plainpacs.archive.errors import InUse, PlainpacsError, StorageUnavailable
 from plainpacs.archive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from plainpacs.archive.settings import Settings
 from plainpacs.scp import status
-from plainpacs.scp.dimse import RESPONSE, Command, CommandField, Message, ProtocolError, response
+from plainpacs.scp.association import Association
+from plainpacs.scp.connection import Connection
+from plainpacs.scp.dimse import (
+    RESPONSE,
+    Command,
+    CommandField,
+    Drain,
+    Message,
+    ProtocolError,
+    Spill,
+    response,
+)
 from plainpacs.scp.negotiation import ContextResult, Result, answered_roles, name_of, negotiate
-from plainpacs.scp.pynetdicom_seam import Server, address_of
-from plainpacs.scp.pynetdicom_upper_layer import Limits
+from plainpacs.scp.reading import Limits
+from plainpacs.scp.server import Server, listen
 from plainpacs.scp.session import Acceptance, Proposal
 from plainpacs.scp.status import Rejection, StoreStatus
-from plainpacs.scp.storing import StoreAnswer, StoreRequest, store
+from plainpacs.scp.storing import LargeInstance, StoreAnswer, StoreRequest, store
 from plainpacs.scp.tally import COUNTED_AS, Caller, Tally
 
 _LOG = logging.getLogger("plainpacs.scp")
@@ -57,15 +68,11 @@ class Receiver:
         self.settings = settings
         self.archive: Archive
         try:
-            self._server = Server(
-                address_of(settings.bind, settings.port),
-                lambda peer: _Session(self, peer),
-                implementation=(IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME),
-                limits=Limits(settings.pdu_timeout, settings.idle_timeout, settings.max_pdu),
-                most_connections=settings.max_associations + _SPARE_CONNECTIONS,
-            )
+            listener = listen(settings.bind, settings.port)
         except OSError as error:
             raise InUse(_cannot_listen(settings, error)) from None
+        self._limits = Limits(settings.pdu_timeout, settings.idle_timeout, settings.max_pdu)
+        self._server = Server(listener, self._serve, settings.max_associations + _SPARE_CONNECTIONS)
         self.tally = Tally(settings.aet, self.port)
         self._associations = 0
         self._lock = threading.Lock()
@@ -75,7 +82,7 @@ class Receiver:
     @property
     def port(self) -> int:
         """The port it listens on, also when the system picked it."""
-        return int(self._server.server_address[1])
+        return self._server.port
 
     def start(self, archive: Archive) -> None:
         """Accepts associations from now on, and stores into ``archive``."""
@@ -112,6 +119,11 @@ class Receiver:
             self.archive.flush()
         except (OSError, StorageUnavailable) as error:
             _LOG.warning("manifests could not be synced: %s", error)
+
+    def _serve(self, connection: Connection, address: str) -> None:
+        session = _Session(self, address)
+        implementation = (IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME)
+        Association(connection, session, self._limits, implementation).run()
 
     def _keep_house(self) -> None:
         stopping = False
@@ -200,16 +212,14 @@ class _Session:
     # --- messages -----------------------------------------------------------------------------
 
     def serve(self, message: Message) -> bytes | None:
-        context = self._contexts.get(message.context_id)
-        if context is None:
-            raise ProtocolError(f"a message came on context {message.context_id}, not accepted")
+        context = self._context(message.context_id)
         command = message.command
         if command.field & RESPONSE or command.field == CommandField.C_CANCEL_RQ:
             return None  # nothing was asked of the peer, and nothing takes long enough to cancel
         if command.field == CommandField.C_ECHO_RQ:
             return response(command, StoreStatus.SUCCESS)
         if command.field == CommandField.C_STORE_RQ:
-            return self._store(context, message)
+            return self._store(context, command, message.data)
         self._log_refusal(
             StoreStatus.UNRECOGNIZED_OPERATION,
             f"operation {command.field:04X}H is neither C-ECHO nor C-STORE",
@@ -217,20 +227,43 @@ class _Session:
         )
         return response(command, StoreStatus.UNRECOGNIZED_OPERATION)
 
-    def _store(self, context: ContextResult, message: Message) -> bytes:
+    def spill(self, context_id: int, command: Command) -> Spill:
+        context = self._context(context_id)
+        if command.field != CommandField.C_STORE_RQ:
+            return Drain()
+        request = self._request(context, command)
+        return LargeInstance(self._receiver.archive, request, self._settings.refuse_sop_class)
+
+    def _context(self, context_id: int) -> ContextResult:
+        context = self._contexts.get(context_id)
+        if context is None:
+            raise ProtocolError(f"a message came on context {context_id}, not accepted")
+        return context
+
+    def _request(self, context: ContextResult, command: Command) -> StoreRequest:
         caller = self._caller
-        request = StoreRequest(
-            message.command.sop_class,
-            message.command.sop_instance,
+        return StoreRequest(
+            command.sop_class,
+            command.sop_instance,
             context.abstract_syntax,
             context.transfer_syntax,
             Provenance(caller.calling_ae, caller.called_ae, caller.peer),
         )
-        refused = self._settings.refuse_sop_class
-        answer = store(self._receiver.archive, request, message.data, refused)
-        self._bytes += len(message.data or b"")
-        self._account(answer, message.command)
-        return response(message.command, answer.status, answer.comment)
+
+    def _store(
+        self, context: ContextResult, command: Command, data: memoryview | Spill | None
+    ) -> bytes:
+        if isinstance(data, LargeInstance):
+            answer = data.store()
+            self._bytes += data.size
+        else:
+            assert data is None or isinstance(data, memoryview), "a Drain is for other commands"
+            request = self._request(context, command)
+            refused = self._settings.refuse_sop_class
+            answer = store(self._receiver.archive, request, data, refused)
+            self._bytes += len(data or b"")
+        self._account(answer, command)
+        return response(command, answer.status, answer.comment)
 
     def _account(self, answer: StoreAnswer, command: Command) -> None:
         if answer.stored is None:

@@ -1,6 +1,6 @@
 """What the network layer and the receiver say to each other, as plain data.
 
-The network layer (``pynetdicom_seam``) makes one ``Session`` for each connection and tells it what
+The network layer (``association``) makes one ``Session`` for each connection and tells it what
 comes; the session decides. Neither knows more of the other than is written here, so that either
 can be replaced.
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from plainpacs.scp.dimse import Message
+from plainpacs.scp.dimse import Command, Message, Spill
 from plainpacs.scp.negotiation import ContextResult, ProposedContext, Role
 from plainpacs.scp.status import Rejection
 
@@ -42,6 +42,12 @@ class Session(Protocol):
 
     def propose(self, proposal: Proposal) -> Acceptance | Rejection:
         """The answer to the request for an association."""
+
+    def spill(self, context_id: int, command: Command) -> Spill:
+        """Where the data set of this command goes to, which is too large to be held in memory.
+
+        It comes back in the message, whole, or is discarded. Raises ProtocolError to abort.
+        """
 
     def serve(self, message: Message) -> bytes | None:
         """The command set to answer with, on the same context; None when there is no answer.

@@ -71,6 +71,14 @@ APPLICATION_CONTEXT_UNKNOWN = Rejection(
 TOO_MANY_ASSOCIATIONS = Rejection(
     2, 3, 2, "the limit of associations is reached", "flag to accept more: --max-associations N"
 )
+PROTOCOL_VERSION_UNKNOWN = Rejection(
+    1,
+    2,
+    2,
+    "the protocol version is not 1",
+    "no flag changes it: the peer does not speak DICOM",
+)
+"""By the upper layer itself, before the design's rows count."""
 REJECTIONS = (
     CALLED_AE_NOT_OURS,
     CALLING_AE_NOT_ALLOWED,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import logging
 import os
@@ -18,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import pynetdicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,16 +47,12 @@ from peer import (
     pdv,
     us,
 )
-from pynetdicom.association import Association
-from pynetdicom.dul import DULServiceProvider
-from pynetdicom.presentation import PresentationContext
 
 from plainpacs.archive.archive import Archive
 from plainpacs.archive.errors import InUse
 from plainpacs.archive.root import create_archive
 from plainpacs.archive.settings import Settings
-from plainpacs.scp import pynetdicom_seam
-from plainpacs.scp.dimse import MessageReader, ProtocolError, read_command
+from plainpacs.scp.dimse import ProtocolError, read_command
 from plainpacs.scp.receiver import Receiver
 
 HOSTILE = [
@@ -590,14 +584,6 @@ def test_a_breach_of_protocol_is_aborted_and_said(
     assert "aborted by us" in ends[0]
 
 
-@given(st.lists(st.binary(max_size=200), max_size=4))
-def test_no_bytes_break_the_reading_of_messages(fields: list[bytes]) -> None:
-    reader = MessageReader()
-    with contextlib.suppress(ProtocolError):
-        for field_ in fields:
-            list(reader.take(field_))
-
-
 @given(st.binary(max_size=120))
 def test_no_bytes_break_the_reading_of_commands(encoded: bytes) -> None:
     with contextlib.suppress(ProtocolError):
@@ -768,44 +754,3 @@ def test_more_descriptors_than_select_can_take(start: Start) -> None:
         for fd in opened:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-# --- pynetdicom -----------------------------------------------------------------------------------
-
-
-def test_pynetdicom_is_inside_as_the_seam_expects(start: Start) -> None:
-    assert pynetdicom.__version__.startswith("3.0."), "check the seam against this version"
-    for owner, names in pynetdicom_seam.PRIVATE_NAMES.items():
-        for name in names:
-            assert hasattr(owner, name), f"{owner.__name__}.{name} is gone"
-    running = start()
-    with Peer(running.port) as peer:
-        assert peer.echo() == 0
-        [association] = [t for t in threading.enumerate() if isinstance(t, Association)]
-        objects = {
-            "association": association,
-            "dul": association.dul,
-            "socket": association.dul.socket,
-            "context": PresentationContext(),
-        }
-        for owner_name, names in pynetdicom_seam.PRIVATE_ATTRIBUTES.items():
-            for name in names:
-                assert hasattr(objects[owner_name], name), f"{owner_name}.{name} is gone"
-        assert association.dul.state_machine.current_state == "Sta6"
-
-
-def test_the_loop_we_build_on_is_the_one_we_read() -> None:
-    # UpperLayer relies on the order of these steps in the loop of pynetdicom's DUL thread.
-    source = inspect.getsource(DULServiceProvider.run_reactor)
-    steps = [
-        "_idle_timer.start()",
-        "_run_loop_delay",
-        "_kill_thread",
-        "artim_timer.expired",
-        "_process_recv_primitive()",
-        "_is_transport_event()",
-        "event_queue.get(block=False)",
-        "state_machine.do_action(event)",
-    ]
-    places = [source.index(step) for step in steps]
-    assert places == sorted(places)

@@ -1,0 +1,212 @@
+"""The PDUs of associations (PS3.8 9.3), as bytes and as what they say. Pure functions.
+
+Requests are read and answers written here by struct: pynetdicom's classes take 10 ms for a request
+of 128 contexts with one transfer syntax each and 27 ms for four, this takes less than one. The
+tests hold both to the same answer.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from plainpacs.archive.identity import strip_padding
+from plainpacs.scp.dimse import ProtocolError, Reason
+from plainpacs.scp.negotiation import ProposedContext, Role
+from plainpacs.scp.session import Acceptance, Proposal
+from plainpacs.scp.status import Rejection
+
+HEADER = struct.Struct(">BxL")
+"""Type and length of what follows: the first six bytes of every PDU."""
+_ITEM = struct.Struct(">BxH")
+_REQUEST = struct.Struct(">H2x16s16s32x")
+_SHORT = struct.Struct(">H")
+_LONG = struct.Struct(">L")
+_VALUE = struct.Struct(">LB")
+
+_PROTOCOL_VERSION_BIT = 1
+
+_APPLICATION_CONTEXT = 0x10
+_PROPOSED_CONTEXT = 0x20
+_CONTEXT_RESULT = 0x21
+_ABSTRACT_SYNTAX = 0x30
+_TRANSFER_SYNTAX = 0x40
+_USER_INFORMATION = 0x50
+_MAXIMUM_LENGTH = 0x51
+_IMPLEMENTATION_CLASS = 0x52
+_ROLE = 0x54
+_IMPLEMENTATION_VERSION = 0x55
+_COMMON_EXTENDED = 0x57
+
+
+class PDU(enum.IntEnum):
+    """The types of PDU (PS3.8 9.3.1)."""
+
+    ASSOCIATE_RQ = 1
+    ASSOCIATE_AC = 2
+    ASSOCIATE_RJ = 3
+    P_DATA_TF = 4
+    RELEASE_RQ = 5
+    RELEASE_RP = 6
+    ABORT = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An A-ASSOCIATE-RQ."""
+
+    proposal: Proposal
+    speaks_version_1: bool
+    longest_pdu: int
+    """The longest P-DATA-TF the peer takes, without its header; 0 for any (PS3.8 D.1)."""
+    echoed: bytes
+    """The AE titles and reserved bytes, which an acceptance has to repeat."""
+
+
+def read_request(body: bytes) -> Request:
+    """The A-ASSOCIATE-RQ with the variable field ``body``. Items unknown here are passed over.
+
+    Raises ProtocolError when it is malformed.
+    """
+    if len(body) < _REQUEST.size:
+        raise ProtocolError("a request for an association ends early")
+    version, called, calling = _REQUEST.unpack_from(body)
+    application = ""
+    contexts: list[ProposedContext] = []
+    declared: dict[str, str] = {}
+    roles: dict[str, Role] = {}
+    longest = 0
+    for kind, value in _items(body, _REQUEST.size):
+        if kind == _PROPOSED_CONTEXT:
+            contexts.append(_proposed_context(value))
+        elif kind == _APPLICATION_CONTEXT:
+            application = strip_padding(_text(value))
+        elif kind == _USER_INFORMATION:
+            for sub_kind, sub_value in _items(value, 0):
+                if sub_kind == _MAXIMUM_LENGTH:
+                    longest = _number(_LONG, sub_value, 0)
+                elif sub_kind == _ROLE:
+                    uid, at = _counted(sub_value, 0)
+                    if len(sub_value) < at + 2:
+                        raise ProtocolError("a role selection ends early")
+                    roles[uid] = Role(sub_value[at] == 1, sub_value[at + 1] == 1)
+                elif sub_kind == _COMMON_EXTENDED:
+                    uid, at = _counted(sub_value, 0)
+                    declared[uid] = _counted(sub_value, at)[0]
+    proposal = Proposal(
+        _title(calling), _title(called), application, tuple(contexts), declared, roles
+    )
+    echoed = body[4 : _REQUEST.size]
+    return Request(proposal, bool(version & _PROTOCOL_VERSION_BIT), longest, echoed)
+
+
+def _items(data: bytes, at: int) -> Iterator[tuple[int, bytes]]:
+    while at < len(data):
+        if at + _ITEM.size > len(data):
+            raise ProtocolError("a request for an association ends within an item")
+        kind, length = _ITEM.unpack_from(data, at)
+        at += _ITEM.size
+        if at + length > len(data):
+            raise ProtocolError("an item is longer than what it lies in")
+        yield kind, data[at : at + length]
+        at += length
+
+
+def _proposed_context(value: bytes) -> ProposedContext:
+    if len(value) < 4 or not value[0] & 1:
+        raise ProtocolError("a proposed context has no valid id")
+    abstract = ""
+    syntaxes = []
+    for kind, uid in _items(value, 4):
+        if kind == _TRANSFER_SYNTAX:
+            syntaxes.append(_text(uid))
+        elif kind == _ABSTRACT_SYNTAX:
+            abstract = _text(uid)
+    return ProposedContext(value[0], abstract, tuple(syntaxes))
+
+
+def _number(shape: struct.Struct, value: bytes, at: int) -> int:
+    if at + shape.size > len(value):
+        raise ProtocolError("an item ends within a number")
+    return int(shape.unpack_from(value, at)[0])
+
+
+def _counted(value: bytes, at: int) -> tuple[str, int]:
+    """The UID at ``at``, which its length precedes, and where it ends."""
+    end = at + 2 + _number(_SHORT, value, at)
+    if end > len(value):
+        raise ProtocolError("a UID is longer than the item it lies in")
+    return strip_padding(_text(value[at + 2 : end])), end
+
+
+def _text(value: bytes) -> str:
+    return value.decode("ascii", "replace")
+
+
+def _title(value: bytes) -> str:
+    return _text(value).strip(" \0")
+
+
+# --- what we send ---------------------------------------------------------------------------------
+
+
+def accept(
+    request: Request, acceptance: Acceptance, announced_pdu: int, implementation: tuple[str, str]
+) -> bytes:
+    """An A-ASSOCIATE-AC. ``implementation``: our class UID and version name."""
+    user = [
+        _item(_MAXIMUM_LENGTH, _LONG.pack(announced_pdu)),
+        _item(_IMPLEMENTATION_CLASS, implementation[0].encode()),
+    ]
+    for uid, role in acceptance.roles.items():
+        told = uid.encode("ascii", "replace")
+        user.append(
+            _item(_ROLE, _SHORT.pack(len(told)) + told + bytes((int(role.scu), int(role.scp))))
+        )
+    user.append(_item(_IMPLEMENTATION_VERSION, implementation[1].encode()))
+    contexts = [
+        _item(
+            _CONTEXT_RESULT,
+            bytes((one.id, 0, one.result, 0))
+            + _item(_TRANSFER_SYNTAX, one.transfer_syntax.encode("ascii", "replace")),
+        )
+        for one in acceptance.contexts
+    ]
+    body = b"".join(
+        (
+            b"\0\1\0\0",
+            request.echoed,
+            _item(_APPLICATION_CONTEXT, request.proposal.application_context.encode()),
+            *contexts,
+            _item(_USER_INFORMATION, b"".join(user)),
+        )
+    )
+    return HEADER.pack(PDU.ASSOCIATE_AC, len(body)) + body
+
+
+def _item(kind: int, value: bytes) -> bytes:
+    return _ITEM.pack(kind, len(value)) + value
+
+
+def reject(rejection: Rejection) -> bytes:
+    """An A-ASSOCIATE-RJ."""
+    body = bytes((0, rejection.result, rejection.source, rejection.reason))
+    return HEADER.pack(PDU.ASSOCIATE_RJ, 4) + body
+
+
+def abort(reason: Reason) -> bytes:
+    """An A-ABORT by the upper layer, because of what the peer did."""
+    return HEADER.pack(PDU.ABORT, 4) + bytes((0, 0, 2, reason))
+
+
+ABORT_BY_USER = HEADER.pack(PDU.ABORT, 4) + bytes(4)
+"""An A-ABORT because we want to end; the reason means nothing then (PS3.8 9.3.8)."""
+RELEASE_RP = HEADER.pack(PDU.RELEASE_RP, 4) + bytes(4)
+
+
+def data(context_id: int, fragment: bytes) -> bytes:
+    """A P-DATA-TF with one presentation data value: ``fragment``, its control header included."""
+    length = len(fragment) + 1
+    return HEADER.pack(PDU.P_DATA_TF, length + 4) + _VALUE.pack(length, context_id) + fragment

@@ -1,0 +1,151 @@
+"""Listening: connections are accepted in one thread, and each gets a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+
+from plainpacs.scp.connection import Connection
+
+_LOG = logging.getLogger("plainpacs.scp")
+
+_BACKLOG = 128
+_PAUSE_MILLISECONDS = 200
+
+
+def listen(bind: str, port: int) -> socket.socket:
+    """A socket that listens on ``bind`` (a name or address), or on all addresses when empty:
+    those of IPv4 and of IPv6, where the system has both. Raises OSError.
+    """
+    if not bind:
+        with contextlib.suppress(OSError):
+            return _listening(("::", port), socket.AF_INET6, both=True)
+        bind = "0.0.0.0"
+    family, _, _, _, address = socket.getaddrinfo(bind, port, type=socket.SOCK_STREAM)[0]
+    return _listening(address[:2], family, both=False)  # type: ignore[arg-type]  # host and port
+
+
+def _listening(address: tuple[str, int], family: int, *, both: bool) -> socket.socket:
+    listener = socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=both)
+    listener.setblocking(False)
+    return listener
+
+
+class Server:
+    """Serves each connection to ``listener`` with ``serve(connection, address)`` in a thread.
+
+    Takes the socket over. Nothing is accepted before ``start``.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        serve: Callable[[Connection, str], None],
+        most_connections: int,
+    ) -> None:
+        self.port = int(listener.getsockname()[1])
+        self._listener = listener
+        self._serve = serve
+        self._most_connections = most_connections
+        self._full = False
+        # Readable, for all who wait for it, once its other end is closed.
+        self._stopping, self._stop = os.pipe()
+        self._living: set[threading.Thread] = set()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._accept_all, name="listener", daemon=True)
+
+    def start(self) -> None:
+        """Accepts connections from now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Accepts no more, and returns when every connection ended. Once; also when not started.
+
+        What waits for a peer ends at once, or within a second where something is to be said yet.
+        """
+        os.close(self._stop)
+        if self._thread.is_alive():
+            self._thread.join()
+        self._listener.close()
+        with self._lock:
+            living = list(self._living)
+        for thread in living:
+            thread.join()
+        os.close(self._stopping)
+
+    def _accept_all(self) -> None:
+        poll = select.poll()
+        poll.register(self._stopping, select.POLLIN)
+        pause = select.poll()
+        pause.register(self._stopping, select.POLLIN)
+        poll.register(self._listener, select.POLLIN)
+        while all(fd != self._stopping for fd, _ in poll.poll()):
+            try:
+                self._accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                continue  # another process has it, or it went away again
+            except Exception as error:
+                # No descriptors, memory or threads left: it will pass, and those who live go on.
+                _LOG.warning("connection not accepted: %s", error)
+                pause.poll(_PAUSE_MILLISECONDS)
+
+    def _accept(self) -> None:
+        peer, address = self._listener.accept()
+        try:
+            name = _shown(str(address[0]))
+            if self._has_room(name):
+                self._begin(peer, name)
+                return
+        except BaseException:
+            peer.close()
+            raise
+        peer.close()
+
+    def _has_room(self, address: str) -> bool:
+        with self._lock:
+            full = len(self._living) >= self._most_connections
+        if full and not self._full:  # said once, until there is room again
+            _LOG.warning(
+                "connections refused: somebody at %s: %d connections are open already; "
+                "flag to accept more: --max-associations N",
+                address,
+                self._most_connections,
+            )
+        self._full = full
+        return not full
+
+    def _begin(self, peer: socket.socket, address: str) -> None:
+        # A handshake (TLS) belongs in the thread too: nobody else is to wait for it.
+        thread = threading.Thread(
+            target=self._run, args=(peer, address), name=f"association from {address}", daemon=True
+        )
+        with self._lock:
+            self._living.add(thread)
+        try:
+            thread.start()
+        except BaseException:
+            with self._lock:
+                self._living.discard(thread)
+            raise
+
+    def _run(self, peer: socket.socket, address: str) -> None:
+        try:
+            self._serve(Connection(peer, self._stopping), address)
+        except OSError as error:  # the peer was gone before it began
+            _LOG.debug("connection failed: somebody at %s: %s", address, error)
+        except Exception:
+            _LOG.exception("connection failed: somebody at %s", address)
+        finally:
+            peer.close()
+            with self._lock:
+                self._living.discard(threading.current_thread())
+
+
+def _shown(address: str) -> str:
+    """An IPv4 address as such also when it came by way of IPv6; no zone."""
+    return address.removeprefix("::ffff:").partition("%")[0]
