@@ -115,7 +115,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     add("--instances", type=int, help="at most so many instances in each case")
     add("--dir", help="where data and archives lie while it runs (the temporary folder)")
     add("--serve", default="", metavar="FLAGS", help="more flags for `plainpacs serve`, in quotes")
-    add("--markdown", action="store_true", help="one table in Markdown at the end")
+    add("--markdown", action="store_true", help="at the end, all in one Markdown table")
     return parser.parse_args(given)  # fmt: skip
 
 
@@ -135,9 +135,7 @@ def receivers_of(
     case: Case, options: argparse.Namespace, every: dict[str, Receiver]
 ) -> dict[str, Receiver]:
     chosen = {}
-    for name in (case.subject, *case.peers):
-        if name != case.subject and options.receiver and name not in options.receiver:
-            continue
+    for name in dict.fromkeys((case.subject, *(options.receiver or case.peers))):
         if every[name].program is None:
             say(f"{case.name}: {every[name].title} is left out: it is not installed")
             continue
@@ -163,14 +161,12 @@ def main(given: Sequence[str] | None = None) -> int:
             runs = measure(case, receivers_of(case, options, every), rounds, data, folder)
             results.append((case, runs))
             data.keep_only([(SMALL, _WARM), *((one.kind, one.count) for one in cases[at + 1 :])])
-            if not options.markdown:
-                print_case(case, runs, every)
+            print_case(case, runs, every)
+    print(EXPLANATION)
+    for name, value in facts:
+        print(f"{name}: {value}")
     if options.markdown:
         print_markdown(results, every, facts)
-    else:
-        print(EXPLANATION)
-        for name, value in facts:
-            print(f"{name}: {value}")
     return int(any(any(problems(one)) for _, runs in results for one in runs.values()))
 
 

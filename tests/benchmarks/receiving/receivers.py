@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from tests.benchmarks.receiving.processes import family, is_indexer
+
 T = TypeVar("T")
 
 _HERE = Path(__file__).resolve().parent
@@ -91,7 +93,9 @@ class Plainpacs(Receiver):
     @contextlib.contextmanager
     def around(self, folder: Path) -> Iterator[None]:
         root = folder / "archive"
-        subprocess.run([*_PLAINPACS, "init", str(root)], check=True, capture_output=True)
+        made = subprocess.run([*_PLAINPACS, "init", str(root)], check=False, capture_output=True)
+        if made.returncode:
+            raise Failed(f"plainpacs init: {made.stderr.decode(errors='replace').strip()}")
         with contextlib.ExitStack() as held:
             if not self._indexer:
                 lock = held.enter_context((root / ".plainpacs/indexer.lock").open("ab"))
@@ -107,17 +111,13 @@ class Plainpacs(Receiver):
         return {path.stem: path.stat().st_size for path in found}
 
     def come_to_rest(self, at: Running) -> None:
-        """Every study is indexed. (So after the first one the indexer has started, too.)"""
+        """Every study is indexed, so after the first one the indexer has started, too; or else it
+        has started and waits for its place."""
         root = at.folder / "archive"
         if self._indexer:
-            waiting = (root / ".plainpacs/pending", root / ".plainpacs/indexing")
-            eventually(
-                lambda: (
-                    not any(any(place.iterdir()) for place in waiting)
-                    and all((study / "study.json").exists() for study in _studies(root))
-                ),
-                "the indexer to be done",
-            )
+            eventually(lambda: _is_indexed(root), "the indexer to be done")
+        else:
+            eventually(lambda: _awaits_lock(at.pid), "the indexer to wait")
 
 
 class Storescp(Receiver):
@@ -158,8 +158,11 @@ class Orthanc(Receiver):
     def arrived(self, at: Running) -> dict[str, int]:
         connection = http.client.HTTPConnection("127.0.0.1", at.second_port, timeout=_PATIENCE)
         with contextlib.closing(connection):
-            connection.request("GET", "/instances?expand")
-            found = json.loads(connection.getresponse().read())
+            try:
+                connection.request("GET", "/instances?expand")
+                found = json.loads(connection.getresponse().read())
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                raise Failed(f"Orthanc does not say what it has: {error}") from None
         return {one["MainDicomTags"]["SOPInstanceUID"]: one["FileSize"] for one in found}
 
 
@@ -183,7 +186,7 @@ def receivers(serve: tuple[str, ...] = ()) -> dict[str, Receiver]:
     every = (
         Plainpacs("plainpacs-off", "plainpacs --sync off", off, indexer=True),
         Plainpacs("plainpacs", "plainpacs", serve, indexer=True),
-        Plainpacs("no-indexer", "plainpacs --sync off, no indexer", off, indexer=False),
+        Plainpacs("no-indexer", "the same, no indexer", off, indexer=False),
         Storescp("storescp", "storescp +B", ("+B",)),
         Storescp("storescp-fork", "storescp +B --fork", ("+B", "--fork")),
         Storescp("storescp-pdu", "storescp +B -pdu 131072", ("+B", "-pdu", "131072")),
@@ -290,5 +293,19 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _studies(root: Path) -> Iterator[Path]:
-    return (path for path in root.glob("[0-9]*/*") if path.is_dir())
+def _is_indexed(root: Path) -> bool:
+    waiting = (root / ".plainpacs/pending", root / ".plainpacs/indexing")
+    if any(any(place.iterdir()) for place in waiting):
+        return False
+    studies = (path for path in root.glob("[0-9]*/*") if path.is_dir())
+    return all((study / "study.json").exists() for study in studies)
+
+
+def _awaits_lock(pid: int) -> bool:
+    """Whether the indexer below ``pid`` has the lock's file open."""
+    for indexer in filter(is_indexer, family(pid)):
+        with contextlib.suppress(FileNotFoundError):  # closed or ended meanwhile
+            opened = Path(f"/proc/{indexer}/fd").iterdir()
+            if any(one.readlink().name == "indexer.lock" for one in opened):
+                return True
+    return False

@@ -72,7 +72,8 @@ def print_markdown(
     receivers: Mapping[str, Receiver],
     machine: Iterable[tuple[str, str]],
 ) -> None:
-    """One table, one line for each target, as the README has it."""
+    """One table of all cases, a line for each peer, as the README has it."""
+    print()
     print("| case | plainpacs | against | | ratio | target | CPU ms | peak MB |")
     print("|---|--:|---|--:|--:|--:|--:|--:|")
     for case, runs in results:

@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydicom import uid
+
 from tests.benchmarks.receiving.cases import Case
 from tests.benchmarks.receiving.data import Sent
 from tests.benchmarks.receiving.processes import Memory, MemoryWatch, Processor, processor
@@ -24,6 +26,11 @@ from tests.benchmarks.receiving.receivers import (
 )
 
 _SENDER = Path(__file__).resolve().parent / "sender.py"
+_STORAGE = sorted(
+    str(value)
+    for name, value in vars(uid).items()
+    if name.endswith("Storage") and value.startswith("1.2.840.10008.5.1.4.1.1.")
+)
 _LONGEST_SECONDS = 600.0
 _FILE_META_BYTES = 1000
 """Receivers write their own File Meta Information; no two are longer apart than that."""
@@ -118,9 +125,16 @@ def send(case: Case, port: int, sent: Sent, folder: Path, *, warming: bool = Fal
     return float(last_line(logs[0])) if case.contexts else seconds
 
 
+def _sop_classes(first: str, count: int) -> list[str]:
+    """Storage SOP Classes, that one at first."""
+    others = [one for one in _STORAGE if one != first]
+    return [first, *others][:count]
+
+
 def _commands(case: Case, port: int, sent: Sent) -> list[list[str]]:
     if case.contexts:
-        return [[sys.executable, str(_SENDER), str(port), str(case.contexts), str(sent.folder)]]
+        classes = _sop_classes(sent.kind.sop_class, case.contexts // 2)
+        return [[sys.executable, str(_SENDER), str(port), str(sent.folder), *classes]]
     storescu = dcmtk("storescu")
     assert storescu
     whole = len(sent.files) == sum(len(files) for _, _, files in os.walk(sent.folder))
