@@ -422,9 +422,12 @@ class Writer:
             durable.unlink("lock", folder=self.incoming)
             durable.remove_folder(self._incoming_name, folder=self.root)
         os.close(self.incoming)
-        if _try_lock(self._lock, fcntl.LOCK_EX):
-            with contextlib.suppress(OSError):
-                self.dirty.clear()
+        for _ in range(3):  # `status` may be looking
+            if _try_lock(self._lock, fcntl.LOCK_EX):
+                with contextlib.suppress(OSError):
+                    self.dirty.clear()
+                break
+            time.sleep(0.01)
         os.close(self._lock)
         os.close(self.root)
 

@@ -37,6 +37,8 @@ _RETRY_AFTER = 30.0
 _RECONCILE_EVERY = 10.0
 _RECONCILE_SHARE = 100
 _QUIET = 5.0
+_GATHER = 0.05
+_REMEMBERED = 20_000
 _LOCK_PATIENCE = 0.3
 
 
@@ -156,6 +158,8 @@ class Indexer:
                 while not self._stopping.is_set():
                     self._wake.wait(self._seconds_to_next())
                     self._wake.clear()
+                    # Many studies at once make one list of many, not many of one.
+                    self._stopping.wait(_GATHER)
                     self._writer.check()
                     self._turn()
             finally:
@@ -214,7 +218,10 @@ class Indexer:
             return 0
         now = time.monotonic()
         self._pending.release(study)
+        self._last.pop(study, None)
         self._last[study] = _Last(now, now - began, facts)
+        if len(self._last) > _REMEMBERED:
+            del self._last[next(iter(self._last))]
         self._worked = now
         if rebuilt.waiting:
             self._pending.mark(study)
@@ -246,9 +253,6 @@ class Indexer:
             return
         took = self._rebuilder.compact()
         self._compacted = (time.monotonic(), took)
-        for study, last in list(self._last.items()):
-            if now - last.ended > 10 * _REBUILD_SHARE * max(last.took, 1.0):
-                del self._last[study]
 
     # --- reconciling ----------------------------------------------------------------------------
 
