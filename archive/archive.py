@@ -22,10 +22,10 @@ from plainpacs.archive.errors import (
 from plainpacs.archive.header import Attributes, read_header
 from plainpacs.archive.identity import InstanceKey, as_name, strip_padding
 from plainpacs.archive.manifest import FileFacts, Provenance
-from plainpacs.archive.root import Writer
 from plainpacs.archive.shelf import Candidate, Shelf, Stored, StoreOutcome
 from plainpacs.archive.sweep import mark_published
 from plainpacs.archive.unfinished import Unfinished
+from plainpacs.archive.writer import Writer
 
 __all__ = ["Archive", "Provenance", "Spool", "StoreOutcome", "Stored"]
 

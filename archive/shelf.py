@@ -20,7 +20,7 @@ from plainpacs.archive.errors import StorageUnavailable, UnreadableDataSet
 from plainpacs.archive.header import Attributes
 from plainpacs.archive.identity import InstanceKey
 from plainpacs.archive.manifest import FileFacts, ManifestWriter, Provenance
-from plainpacs.archive.root import Writer
+from plainpacs.archive.writer import Writer
 
 log = logging.getLogger(__name__)
 

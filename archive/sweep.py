@@ -9,8 +9,8 @@ from plainpacs.archive import durable, layout, part10
 from plainpacs.archive.errors import RefusedInstance
 from plainpacs.archive.header import read_header
 from plainpacs.archive.identity import InstanceKey
-from plainpacs.archive.root import Writer
 from plainpacs.archive.unfinished import mapped
+from plainpacs.archive.writer import Writer
 
 
 def mark_published(writer: Writer, folder: int) -> None:

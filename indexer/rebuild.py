@@ -249,6 +249,10 @@ class Rebuilder:
 
     # --- compaction ---------------------------------------------------------------------------
 
+    def appended(self) -> int:
+        """Bytes appended to derived files that were not compacted since."""
+        return sum(self.touched_months.values()) + sum(self.touched_shards.values())
+
     def compact(self, *, everything: bool = False) -> float:
         """Tidies what was touched: small files always, large ones when much was appended.
 

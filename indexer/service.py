@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from plainpacs.archive import durable, layout
 from plainpacs.archive.errors import InUse, PlainpacsError
-from plainpacs.archive.root import Writer
 from plainpacs.archive.sweep import mark_published
+from plainpacs.archive.writer import Writer
 from plainpacs.indexer.full import rebuild_everything
 from plainpacs.indexer.heal import Healer
 from plainpacs.indexer.pending import REQUEST_REBUILD, Pending
@@ -37,6 +37,7 @@ _RETRY_AFTER = 30.0
 _RECONCILE_EVERY = 10.0
 _RECONCILE_SHARE = 100
 _QUIET = 5.0
+_MUCH_APPENDED = 64 << 20
 _GATHER = 0.05
 _REMEMBERED = 20_000
 _LOCK_PATIENCE = 0.3
@@ -249,7 +250,8 @@ class Indexer:
         """Compacts when it is quiet, or much was appended; one per cent of the time at most."""
         at, took = self._compacted
         now = time.monotonic()
-        if now - self._worked < _QUIET or now - at < max(_QUIET, _RECONCILE_SHARE * took):
+        busy = now - self._worked < _QUIET and self._rebuilder.appended() < _MUCH_APPENDED
+        if busy or now - at < max(_QUIET, _RECONCILE_SHARE * took):
             return
         took = self._rebuilder.compact()
         self._compacted = (time.monotonic(), took)

@@ -13,7 +13,7 @@ import orjson
 import pytest
 from support import data_set, instances_in, left_behind, new_archive, store
 
-from plainpacs.archive import durable, root
+from plainpacs.archive import durable, writer
 from plainpacs.archive.archive import Archive
 from plainpacs.archive.errors import (
     InUse,
@@ -99,9 +99,9 @@ def test_a_node_of_another_machine_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = new_archive(tmp_path / "a")
-    monkeypatch.setattr(root, "_CLAIM_SECONDS", 0.1)
+    monkeypatch.setattr(writer, "_CLAIM_SECONDS", 0.1)
     with Archive.open(path):
-        monkeypatch.setattr(root.socket, "gethostname", lambda: "another")
+        monkeypatch.setattr(writer.socket, "gethostname", lambda: "another")
         with pytest.raises(InUse, match="--node NAME"):
             Archive.open(path)
         with Archive.open(path, node="b2") as other:
@@ -129,7 +129,7 @@ def test_a_network_file_system_wants_a_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = new_archive(tmp_path / "a")
-    monkeypatch.setattr(root, "_on_network", lambda fd: "nfs4")
+    monkeypatch.setattr(writer, "_on_network", lambda fd: "nfs4")
     with pytest.raises(UnsuitableFileSystem, match="--node NAME"):
         Archive.open(path)
     Archive.open(path, node="n1").close()
@@ -137,7 +137,7 @@ def test_a_network_file_system_wants_a_node(
 
 def test_a_root_that_goes_away_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = new_archive(tmp_path / "a")
-    monkeypatch.setattr(root, "_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(writer, "_CHECK_SECONDS", 0.0)
     with Archive.open(path) as archive:
         store(archive)
         os.rename(path, tmp_path / "away")
@@ -207,7 +207,7 @@ def test_after_a_reboot_everything_is_looked_at_anew(
     Archive.open(path).close()
     assert seen.exists(), "the machine stayed up: what was seen still holds"
     killed_after_link(path, "1.9")
-    monkeypatch.setattr(root, "boot_id", lambda: "another boot")
+    monkeypatch.setattr(writer, "boot_id", lambda: "another boot")
     Archive.open(path).close()
     assert not seen.exists()
 

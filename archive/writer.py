@@ -1,0 +1,243 @@
+"""A process that writes to an archive: its node, its folder under ``incoming``, the dirty flag.
+
+It notices when the root goes away beneath it, and clears up after one that died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+
+from plainpacs.archive import durable, layout
+from plainpacs.archive.errors import InUse, StorageUnavailable, UnsuitableFileSystem
+from plainpacs.archive.root import (
+    make_internal_folders,
+    open_root,
+    read_marker_at,
+    try_file_system,
+    try_lock,
+)
+
+_NETWORK_FILE_SYSTEMS = {
+    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "lustre", "glusterfs", "gpfs", "beegfs"),
+    *("9p", "afs", "ocfs2", "gfs2", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph"),
+}
+_CHECK_SECONDS = 1.0
+_CLAIM_SECONDS = 5.0
+
+
+def _on_network(root: int) -> str | None:
+    """The type of the network file system that ``root`` is on; None for a local one."""
+    device = os.fstat(root).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8") as mounts:
+        for line in mounts:
+            left, _, right = line.partition(" - ")
+            if left.split()[2] == wanted and right.split()[0] in _NETWORK_FILE_SYSTEMS:
+                return right.split()[0]
+    return None
+
+
+def boot_id() -> str:
+    """Differs after every boot of the machine; empty where the system does not tell."""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+    return ""
+
+
+class DirtyFlag:
+    """``.plainpacs/dirty.<name>``: that a writer is at work, and since which boot.
+
+    Found at a start, its writer did not stop cleanly; with another boot id, the machine went down.
+    """
+
+    def __init__(self, root: int, name: str) -> None:
+        self._root = root
+        self._path = f"{layout.INTERNAL}/dirty.{name}"
+
+    def found(self) -> str | None:
+        """The boot id of an unclean stop; None after a clean one."""
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._root)
+        except FileNotFoundError:
+            return None
+        with open(fd, "rb") as file:
+            return file.read(100).decode("ascii", "replace").strip()
+
+    def set(self) -> None:
+        """Durable when this returns. Raises OSError."""
+        durable.replace_file(self._root, self._path, boot_id().encode() + b"\n")
+
+    def clear(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            durable.unlink(self._path, folder=self._root)
+
+
+class Writer:
+    """A process's place in an archive it writes to. Made by ``Writer.open``; close it.
+
+    ``incoming`` is an open directory of this process alone, for unfinished files.
+    """
+
+    def __init__(self, path: str, root: int, node: str) -> None:
+        self.path = path
+        self.root = root
+        self.node = node
+        self._checked = 0.0
+        self._device_and_inode = _identity(os.fstat(root))
+        marker = os.stat(layout.MARKER, dir_fd=root)
+        self._marker = _identity(marker)
+
+    @classmethod
+    def open(cls, path: str, node: str | None, sweep: Callable[[Writer, int], None]) -> Writer:
+        """Claims ``node`` (the marker's by default) on the archive at ``path``.
+
+        After an unclean stop ``sweep(writer, folder)`` is called with each open folder under
+        ``incoming`` that a dead process of this node left, and after a reboot everything that
+        reconciliation remembers is dropped, so that it looks at every series anew.
+        Raises NotAnArchive, UnsuitableFileSystem, InUse, StorageUnavailable.
+        """
+        root = open_root(path)
+        try:
+            network = _on_network(root)
+            if network and not node:
+                raise UnsuitableFileSystem(
+                    f"{path} is on a network file system ({network}); give this writer a name "
+                    "of its own there with --node NAME"
+                )
+            writer = cls(path, root, node or read_marker_at(root, path).node)
+            make_internal_folders(root, path)
+            try_file_system(root, path)
+            writer._claim(sweep)
+        except OSError as error:
+            os.close(root)
+            raise StorageUnavailable(f"cannot write in {path}: {error.strerror}") from error
+        except BaseException:
+            os.close(root)
+            raise
+        return writer
+
+    def _claim(self, sweep: Callable[[Writer, int], None]) -> None:
+        self._lock = durable.open_to_append(f"{layout.INTERNAL}/node.{self.node}", folder=self.root)
+        try:
+            self.dirty = DirtyFlag(self.root, self.node)
+            if self._hold_node():
+                before = self.dirty.found()
+                # Durable before the first store, so that a crash from here on is noticed.
+                self.dirty.set()
+                if before is not None:
+                    self._sweep(sweep)
+                if before is not None and before != boot_id():
+                    self._forget_seen()
+                fcntl.flock(self._lock, fcntl.LOCK_SH)
+            self._incoming_name = f"{layout.INCOMING}/{self.node}.{secrets.token_hex(6)}"
+            durable.make_folder(self._incoming_name, folder=self.root)
+            self.incoming = durable.open_folder(self._incoming_name, folder=self.root)
+            self._incoming_lock = durable.create("lock", folder=self.incoming)
+            fcntl.flock(self._incoming_lock, fcntl.LOCK_EX)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _hold_node(self) -> bool:
+        """Locks the node: alone (True), or shared with other processes of this machine.
+
+        The lock's file says which machine has the node. Raises InUse.
+        """
+        machine = f"{socket.gethostname()} {boot_id()}\n".encode()
+        deadline = time.monotonic() + _CLAIM_SECONDS
+        while True:
+            if try_lock(self._lock, fcntl.LOCK_EX):
+                os.ftruncate(self._lock, 0)
+                durable.write_all(self._lock, [machine])
+                return True
+            if try_lock(self._lock, fcntl.LOCK_SH):
+                if os.pread(self._lock, 500, 0) == machine:
+                    return False
+                break
+            # Held alone: by another machine, or for a moment by a process starting or stopping.
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
+        raise InUse(
+            f"node {self.node} of {self.path} is in use by another machine; give this "
+            "writer another name with --node NAME"
+        )
+
+    def _sweep(self, sweep: Callable[[Writer, int], None]) -> None:
+        folder = durable.open_folder(layout.INCOMING, folder=self.root)
+        try:
+            names = [name for name in os.listdir(folder) if name.startswith(self.node + ".")]
+        finally:
+            os.close(folder)
+        for name in names:
+            self._sweep_one(f"{layout.INCOMING}/{name}", sweep)
+
+    def _sweep_one(self, name: str, sweep: Callable[[Writer, int], None]) -> None:
+        folder = durable.open_folder(name, folder=self.root)
+        try:
+            lock = durable.open_to_append("lock", folder=folder)
+            try:
+                if not try_lock(lock, fcntl.LOCK_EX):
+                    return
+                sweep(self, folder)
+                durable.unlink("lock", folder=folder)
+            finally:
+                os.close(lock)
+        finally:
+            os.close(folder)
+        durable.remove_folder(name, folder=self.root)
+
+    def _forget_seen(self) -> None:
+        folder = durable.open_folder(layout.SEEN, folder=self.root)
+        try:
+            for name in os.listdir(folder):
+                durable.unlink(name, folder=folder)
+            durable.sync_folder(folder)
+        finally:
+            os.close(folder)
+
+    def check(self) -> None:
+        """Notices, at most once a second, a root that was unmounted or replaced.
+
+        Raises StorageUnavailable.
+        """
+        now = time.monotonic()
+        if now - self._checked < _CHECK_SECONDS:
+            return
+        try:
+            there = _identity(os.stat(self.path)) == self._device_and_inode
+            marker = os.stat(os.path.join(self.path, layout.MARKER))
+            there = there and _identity(marker) == self._marker
+        except OSError:
+            there = False
+        if not there:
+            raise StorageUnavailable(
+                f"{self.path} is no longer the archive that was opened; mount it again, or restart"
+            )
+        self._checked = now
+
+    def close(self) -> None:
+        """Leaves nothing behind: the incoming folder, and the dirty flag if nobody else writes."""
+        os.close(self._incoming_lock)
+        with contextlib.suppress(OSError):
+            durable.unlink("lock", folder=self.incoming)
+            durable.remove_folder(self._incoming_name, folder=self.root)
+        os.close(self.incoming)
+        for _ in range(3):  # `status` may be looking
+            if try_lock(self._lock, fcntl.LOCK_EX):
+                with contextlib.suppress(OSError):
+                    self.dirty.clear()
+                break
+            time.sleep(0.01)
+        os.close(self._lock)
+        os.close(self.root)
+
+
+def _identity(facts: os.stat_result) -> tuple[int, int]:
+    return facts.st_dev, facts.st_ino
