@@ -388,8 +388,7 @@ def test_stores_are_indexed_as_they_come(path: str) -> None:
                 not os.listdir(last)
                 and Path(path, "202401/studies.jsonl").exists()
                 and study_json(path)["NumberOfStudyRelatedInstances"] == 300
-            ),
-            3.0,
+            )
         )
 
 

@@ -142,6 +142,9 @@ def send_with_pynetdicom(association: Association, real: Real) -> int:
     association.dimse.send_msg(request, context.context_id)
     _, response = association.dimse.get_msg(block=True)
     association._reactor_checkpoint.set()
+    # Else the next one may find it paused still, while it is about to go on and take the answer.
+    while association._is_paused:
+        time.sleep(0.0001)
     assert response is not None
     assert isinstance(response.Status, int)
     return response.Status
