@@ -27,6 +27,8 @@ from plainpacs.archive.sweep import mark_published
 from plainpacs.archive.unfinished import Unfinished
 from plainpacs.archive.writer import Writer
 
+_HEAD = 32 << 10  # bytes kept of a spooled data set
+
 __all__ = ["Archive", "Provenance", "Spool", "StoreOutcome", "Stored"]
 
 
@@ -107,9 +109,13 @@ class Archive:
             self.check()
             with self._unfinished() as file:
                 file.write(meta, data_set)
-                view = memoryview(data_set)
                 return self._publish(
-                    file, key, view, attributes, syntax=transfer_syntax, provenance=provenance
+                    file,
+                    key,
+                    attributes,
+                    offset=len(meta),
+                    syntax=transfer_syntax,
+                    provenance=provenance,
                 )
 
     def spool(
@@ -159,8 +165,8 @@ class Archive:
                 return self._publish(
                     file,
                     InstanceKey.of_attributes(attributes),
-                    data_set,
                     attributes,
+                    offset=found.dataset_offset,
                     syntax=found.transfer_syntax,
                     provenance=provenance,
                 )
@@ -172,25 +178,23 @@ class Archive:
         self,
         file: Unfinished,
         key: InstanceKey,
-        data_set: memoryview,
         attributes: Attributes,
         *,
+        offset: int,
         syntax: str,
         provenance: Provenance,
     ) -> Stored:
-        """Keeps the file, which ends in ``data_set``."""
+        """Keeps the file, whose data set starts at ``offset``."""
         facts = FileFacts(
             layout.instance_name(key.instance),
             file.size,
-            file.size - len(data_set),
+            offset,
             self._digest,
             file.hexdigest(),
             file.finish(provenance.stored, sync=self._sync),
             syntax,
         )
-        return self._shelf.publish(
-            Candidate(file.name, key, data_set, facts, provenance, attributes)
-        )
+        return self._shelf.publish(Candidate(file.name, key, facts, provenance, attributes))
 
 
 class Spool:
@@ -214,6 +218,7 @@ class Spool:
         self._command = command
         self._transfer_syntax = transfer_syntax
         self._provenance = provenance
+        self._head = b""
 
     def __enter__(self) -> Spool:
         return self
@@ -226,7 +231,9 @@ class Spool:
         self._file.discard()
 
     def write(self, data: Buffer) -> None:
-        """Adds bytes of the data set. Raises StorageUnavailable."""
+        """Adds bytes of the data set; faster in large pieces. Raises StorageUnavailable."""
+        if not self._head:
+            self._head = bytes(memoryview(data)[:_HEAD])
         with _as_unavailable():
             self._file.write(data)
 
@@ -234,19 +241,25 @@ class Spool:
         """Keeps the instance, as ``Archive.store`` does and with its errors."""
         with self, _as_unavailable():
             self._archive.check()
-            data_set = self._file.view()[self._offset :]
-            attributes = read_header(data_set, self._transfer_syntax)
+            attributes = self._header()
             key = InstanceKey.of_attributes(attributes)
             for keyword, uid in self._command.items():
                 _agree(keyword, attributes, uid)
             return self._archive._publish(
                 self._file,
                 key,
-                data_set,
                 attributes,
+                offset=self._offset,
                 syntax=self._transfer_syntax,
                 provenance=self._provenance,
             )
+
+    def _header(self) -> Attributes:
+        # Nearly every header lies in the first bytes; what does not is read from the file.
+        if len(self._head) < self._file.size - self._offset:
+            with contextlib.suppress(UnreadableDataSet):
+                return read_header(self._head, self._transfer_syntax, complete=False)
+        return read_header(self._file.view()[self._offset :], self._transfer_syntax)
 
 
 def _header_of_file(data_set: memoryview, found: part10.Part10) -> Attributes:

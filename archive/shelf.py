@@ -20,6 +20,7 @@ from plainpacs.archive.errors import StorageUnavailable, UnreadableDataSet
 from plainpacs.archive.header import Attributes
 from plainpacs.archive.identity import InstanceKey
 from plainpacs.archive.manifest import FileFacts, ManifestWriter, Provenance
+from plainpacs.archive.unfinished import mapped
 from plainpacs.archive.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,6 @@ class Candidate:
 
     name: str
     key: InstanceKey
-    data_set: memoryview
     facts: FileFacts
     provenance: Provenance
     attributes: Attributes
@@ -94,7 +94,7 @@ class Shelf:
         key = candidate.key
         # Of what makes an instance the same, not of the file: a retry by another AE adds nothing.
         digest = blake3.blake3(candidate.facts.transfer_syntax.encode() + b"\0")
-        digest.update(candidate.data_set)
+        digest.update(self._data_set(candidate))
         name = f"{key.instance}~{digest.hexdigest()}"
         path = f"{layout.CONFLICTS}/{layout.series_folder(key)}/{name}"
         if self._publisher.publish(candidate.name, self._writer.incoming, path):
@@ -104,6 +104,9 @@ class Shelf:
         elif not self._holds_same(path, candidate):
             raise StorageUnavailable(f"{path} does not hold what its name says; move it away")
         return Stored(StoreOutcome.CONFLICT, key, path)
+
+    def _data_set(self, candidate: Candidate) -> memoryview:
+        return mapped(self._writer.incoming, candidate.name)[candidate.facts.dataset_offset :]
 
     def _append_line(self, folder: str, candidate: Candidate) -> None:
         """The manifest line. It can be made again from the file: a failure is logged only."""
@@ -139,9 +142,10 @@ class Shelf:
                 return False
             if found.transfer_syntax != candidate.facts.transfer_syntax:
                 return False
-            wanted = candidate.data_set
-            if os.fstat(file.fileno()).st_size - found.dataset_offset != len(wanted):
+            length = candidate.facts.size - candidate.facts.dataset_offset
+            if os.fstat(file.fileno()).st_size - found.dataset_offset != length:
                 return False
+            wanted = self._data_set(candidate)
             file.seek(found.dataset_offset)
             position = 0
             while position < len(wanted):

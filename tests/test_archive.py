@@ -425,3 +425,14 @@ def test_a_full_disk_under_a_spool(
         with pytest.raises(StorageUnavailable, match="No space left"):
             spooled(archive, data_set())
     assert instances_in(path) == []
+
+
+def test_a_header_beyond_the_first_bytes_of_a_spool(archive: Archive, path: str) -> None:
+    raw = data_set()
+    place = raw.index(b"\x10\0\x10\0PN")
+    private = b"\x09\0\x01\x10UN\0\0" + (100_000).to_bytes(4, "little") + bytes(100_000)
+    raw = raw[:place] + private + raw[place:]
+    assert spooled(archive, raw).path == PATH
+    [line] = [orjson.loads(one) for one in manifest_lines(path)]
+    assert line["PatientName"] == "Doe^Jane"
+    assert archive.store(raw, EXPLICIT_LITTLE_ENDIAN, MODALITY).outcome is StoreOutcome.DUPLICATE
