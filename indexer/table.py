@@ -16,6 +16,8 @@ from rich.cells import cell_len, set_cell_size
 
 from plainpacs.indexer.visible import visible
 
+__all__ = ["Column", "lines", "visible"]
+
 _GAP = "  "
 _BELOW = "    "
 
