@@ -10,7 +10,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import threading
 import time
 from dataclasses import dataclass
@@ -123,9 +122,10 @@ def create_archive(path: str, node: str | None = None) -> None:
             return
         make_internal_folders(root, path)
         try_file_system(root, path)
+        letters = (_NODE_LETTERS[byte % len(_NODE_LETTERS)] for byte in os.urandom(4))
         marker = {
             "format": FORMAT,
-            "node": node or "".join(secrets.choice(_NODE_LETTERS) for _ in range(4)),
+            "node": node or "".join(letters),
             "created": stamp(time.time_ns()),
         }
         # The marker last: what has one is an archive in working order.
@@ -161,7 +161,7 @@ def make_internal_folders(root: int, path: str) -> None:
 def try_file_system(root: int, path: str) -> None:
     """Refuses a file system that lacks what the order of a store rests on."""
     incoming = durable.open_folder(layout.INCOMING, folder=root)
-    name, other = f"try.{secrets.token_hex(4)}", f"try.{secrets.token_hex(4)}"
+    name, other = f"try.{os.urandom(4).hex()}", f"try.{os.urandom(4).hex()}"
     what = "write files"
     try:
         os.close(durable.create(name, folder=incoming))

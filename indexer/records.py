@@ -22,9 +22,7 @@ from plainpacs.archive.attributes import PATIENT_AND_STUDY, SERIES
 from plainpacs.archive.identity import is_name
 from plainpacs.archive.manifest import ORIGIN_RECOVERED, Line, lines_in
 from plainpacs.archive.root import stamp
-
-MOST_CONFLICTING = 20
-"""Values kept of a keyword on which the instances of a study disagree."""
+from plainpacs.indexer.merging import MOST_CONFLICTING
 
 _STUDY_KEYWORDS = tuple(sorted(PATIENT_AND_STUDY - {"StudyInstanceUID"}))
 _SERIES_KEYWORDS = tuple(sorted(SERIES - {"SeriesInstanceUID"}))

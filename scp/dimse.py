@@ -107,22 +107,22 @@ class Message:
     data: memoryview | Spill | None
 
 
-def read_command(encoded: bytes | bytearray) -> Command:
+def read_command(encoded: bytes) -> Command:
     """The command set in ``encoded``, Implicit VR Little Endian (PS3.7 6.3.1).
 
     Raises ProtocolError when it cannot be read or lacks what an answer needs.
     """
     values: dict[int, bytes] = {}
-    at = 0
-    while at < len(encoded):
-        if at + 8 > len(encoded):
+    at, end = 0, len(encoded)
+    while at < end:
+        if at + 8 > end:
             raise ProtocolError("a command set ends within an element")
         group, element, length = _ELEMENT.unpack_from(encoded, at)
-        at += 8
-        if group != 0 or length > len(encoded) - at:
+        begin = at + 8
+        at = begin + length
+        if group or at > end:
             raise ProtocolError("a command set cannot be read")
-        values[element] = bytes(encoded[at : at + length])
-        at += length
+        values[element] = encoded[begin:at]
     field = _number(values, _COMMAND_FIELD)
     answered = field & RESPONSE or field == CommandField.C_CANCEL_RQ
     id_element = _MESSAGE_ID_BEING_RESPONDED_TO if answered else _MESSAGE_ID

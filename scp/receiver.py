@@ -159,6 +159,7 @@ class _Session:
         self._receiver = receiver
         self._settings = receiver.settings
         self._caller = Caller(peer)
+        self._provenance = Provenance()
         self._contexts: dict[int, ContextResult] = {}
         self._admitted = False
         self._counts: Counter[str] = Counter()
@@ -174,6 +175,7 @@ class _Session:
             self._log_rejection(rejection)
             return rejection
         self._admitted = True
+        self._provenance = Provenance(proposal.calling_ae, proposal.called_ae, self._caller.peer)
         results = negotiate(proposal.contexts, proposal.declared, proposal.roles)
         self._contexts = {r.id: r for r in results if r.result is Result.ACCEPTED}
         self._log_refused_contexts(results)
@@ -241,13 +243,12 @@ class _Session:
         return context
 
     def _request(self, context: ContextResult, command: Command) -> StoreRequest:
-        caller = self._caller
         return StoreRequest(
             command.sop_class,
             command.sop_instance,
             context.abstract_syntax,
             context.transfer_syntax,
-            Provenance(caller.calling_ae, caller.called_ae, caller.peer),
+            self._provenance,
         )
 
     def _store(

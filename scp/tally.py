@@ -49,20 +49,19 @@ class Tally:
         self._port = port
         self._started = _now()
         self._counts = dict.fromkeys(("stored", "duplicates", "conflicts", "refused"), 0)
-        self._last_stored: deque[dict[str, str]] = deque(maxlen=_SENDERS_KEPT)
+        self._last_stored: deque[tuple[int, tuple[str, str]]] = deque(maxlen=_SENDERS_KEPT)
         self._last_refusals: deque[dict[str, str]] = deque(maxlen=_REFUSALS_KEPT)
         self._lock = threading.Lock()
         self._changed = True
 
     def stored(self, outcome: StoreOutcome, caller: Caller) -> None:
         """An instance was answered 0000. ``last_stored`` has one entry per sender."""
-        entry = {"time": _now(), "calling_ae": caller.calling_ae, "peer": caller.peer}
+        sender = (caller.calling_ae, caller.peer)
         with self._lock:
             self._counts[COUNTED_AS[outcome]] += 1
-            last = self._last_stored[0] if self._last_stored else {}
-            if all(last.get(key) == entry[key] for key in ("calling_ae", "peer")):
+            if self._last_stored and self._last_stored[0][1] == sender:
                 self._last_stored.popleft()
-            self._last_stored.appendleft(entry)
+            self._last_stored.appendleft((time.time_ns(), sender))
             self._changed = True
 
     def refused(self, status: str, why: str, caller: Caller, *, instance: bool) -> None:
@@ -93,7 +92,10 @@ class Tally:
                     "port": self._port,
                     "started": self._started,
                     **self._counts,
-                    "last_stored": list(self._last_stored),
+                    "last_stored": [
+                        {"time": stamp(when), "calling_ae": calling_ae, "peer": peer}
+                        for when, (calling_ae, peer) in self._last_stored
+                    ],
                     "last_refusals": list(self._last_refusals),
                 },
                 option=orjson.OPT_APPEND_NEWLINE,

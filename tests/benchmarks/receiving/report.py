@@ -44,7 +44,7 @@ def print_case(case: Case, runs: Runs, receivers: Mapping[str, Receiver]) -> Non
             continue
         table.add_row(
             title,
-            f"{_median(good, _rate):.0f} ({_spread(good, _rate, '.0f')})",
+            f"{_number(_median(good, _rate))} ({_spread(good, _rate)})",
             f"{_median(good, _megabytes_per_second):.0f}",
             *_ratio_and_target(case, name, runs),
             _processor(good, name),
@@ -89,9 +89,9 @@ def print_markdown(
             ratio, target = _ratio_and_target(case, name, runs, spread=False)
             columns = (
                 title,
-                f"{_median(ours, _rate):.0f}",
+                _number(_median(ours, _rate)),
                 receivers[name].title,
-                f"{_median(theirs, _rate):.0f}",
+                _number(_median(theirs, _rate)),
                 ratio,
                 target,
                 f"{_receiver_ms(ours):.2f}; {_receiver_ms(theirs):.2f}",
@@ -123,9 +123,14 @@ def _median(good: Sequence[Measured], of: Callable[[Measured], float]) -> float:
     return statistics.median(map(of, good))
 
 
-def _spread(good: Sequence[Measured], of: Callable[[Measured], float], form: str) -> str:
+def _spread(good: Sequence[Measured], of: Callable[[Measured], float]) -> str:
     values = [of(one) for one in good]
-    return f"{min(values):{form}}-{max(values):{form}}"
+    return f"{_number(min(values))}-{_number(max(values))}"
+
+
+def _number(value: float) -> str:
+    """To three digits or the unit."""
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 def _receiver_ms(good: Sequence[Measured]) -> float:

@@ -75,6 +75,8 @@ def run(case: Case, receiver: Receiver, warm: Sent, sent: Sent, folder: Path) ->
             )
             total = sum(sent.sizes.values())
             return Measured(len(sent.sizes), total, seconds, used, watch.peak, missing)
+    except Failed as failed:
+        raise Failed(f"{failed}; the receiver's last words: {last_line(folder / 'log')}") from None
     finally:
         shutil.rmtree(folder)
         os.sync()  # what one receiver left to be written does not slow down the next
