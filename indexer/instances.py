@@ -59,7 +59,12 @@ def append(root: int, lines: Iterable[tuple[str, bytes]]) -> dict[str, int]:
     added: dict[str, int] = {}
     for shard, some in by_shard.items():
         data = b"".join(some)
-        durable.append_lines(root, f"{layout.INSTANCES}/{shard}", data)
+        path = f"{layout.INSTANCES}/{shard}"
+        try:
+            durable.append_lines(root, path, data)
+        except FileNotFoundError:  # somebody removed the folder: it may be made again
+            durable.make_folder(layout.INSTANCES, folder=root)
+            durable.append_lines(root, path, data)
         added[shard] = len(data)
     return added
 

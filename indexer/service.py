@@ -162,7 +162,11 @@ class Indexer:
                     # Many studies at once make one list of many, not many of one.
                     self._stopping.wait(_GATHER)
                     self._writer.check()
-                    self._turn()
+                    try:
+                        self._turn()
+                    except OSError as error:  # a full disk, say; nothing is lost by waiting
+                        log.warning("cannot index, trying again: %s", error)
+                        self._stopping.wait(_LIST_EVERY)
             finally:
                 self.stop()
                 reconciling.join()

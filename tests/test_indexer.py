@@ -368,6 +368,18 @@ def test_a_catalogue_that_lost_a_study_is_noticed(path: str) -> None:
 # --- at work ------------------------------------------------------------------------------------
 
 
+def test_derived_folders_may_be_removed_while_it_is_at_work(path: str) -> None:
+    fill(path)
+    with at_work(path), Archive.open(path) as archive:
+        eventually(lambda: len(listed(path)) == 5)
+        for folder in ("seen", "instances", "pending"):
+            shutil.rmtree(Path(path, ".plainpacs", folder))
+        store(archive)
+        eventually(lambda: instances.find(path, "1.2.3.4.5"))
+        assert run("reindex", "--full", "-a", path).exit_code == 0
+        assert instances.find(path, "1.1.9.3") == ["202402/1.1/1.1.1/1.1.9.3.dcm"]
+
+
 def test_one_indexer_at_a_time(path: str) -> None:
     with Indexer.open(path):
         with pytest.raises(InUse, match="another indexer is at work"):
@@ -457,6 +469,28 @@ def test_a_study_that_cannot_be_read_does_not_stop_the_rest(
     assert os.listdir(Path(path, ".plainpacs/pending")) == ["202402~1.1"]
     once(path)
     assert "1.1" in listed(path)
+
+
+def test_a_full_disk_is_waited_for(
+    path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(path)
+    monkeypatch.setattr(service, "_RETRY_AFTER", 0.1)
+    full = threading.Event()
+    real = durable.create
+
+    def create(name: str, mode: int = 0o666, *, folder: int) -> int:
+        if full.is_set():
+            raise OSError(28, "No space left on device")
+        return real(name, mode, folder=folder)
+
+    monkeypatch.setattr(durable, "create", create)
+    with at_work(path):
+        full.set()
+        eventually(lambda: "No space left on device" in caplog.text)
+        assert listed(path) == set()
+        full.clear()
+        eventually(lambda: listed(path) == {f"1.{study}" for study in range(5)})
 
 
 def test_claims_of_a_dead_indexer_are_pending_again(path: str) -> None:
