@@ -33,6 +33,7 @@ class Settings:
     bind: str = ""
     port: int = 11112
     max_associations: int = 64
+    receivers: int = 0
     max_pdu: int = 1 << 20
     pdu_timeout: float = 30.0
     idle_timeout: float = 300.0
@@ -142,6 +143,7 @@ TABLE: tuple[Declaration, ...] = (
     Declaration("bind", _text, "ADDRESS", "address to listen on (all)"),
     Declaration("port", _whole(0, 65535), "PORT", "port to listen on; 0 lets the system pick"),
     Declaration("max_associations", _whole(1, 10000), "N", "associations at once"),
+    Declaration("receivers", _whole(0, 64), "N", "processes that receive; 0: by the cores"),
     Declaration("max_pdu", _whole(4096, 1 << 27), "BYTES", "longest PDU we announce to take"),
     Declaration("pdu_timeout", _seconds, "SECONDS", "a PDU arrives within, from its first byte"),
     Declaration("idle_timeout", _seconds, "SECONDS", "silence after which we abort"),

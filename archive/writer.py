@@ -170,13 +170,16 @@ class Writer:
         )
 
     def _sweep(self, sweep: Callable[[Writer, int], None]) -> None:
+        for name in self._folders():
+            self._sweep_one(f"{layout.INCOMING}/{name}", sweep)
+
+    def _folders(self) -> list[str]:
+        """The names of this node's folders under ``incoming``. Raises OSError."""
         folder = durable.open_folder(layout.INCOMING, folder=self.root)
         try:
-            names = [name for name in os.listdir(folder) if name.startswith(self.node + ".")]
+            return [name for name in os.listdir(folder) if name.startswith(self.node + ".")]
         finally:
             os.close(folder)
-        for name in names:
-            self._sweep_one(f"{layout.INCOMING}/{name}", sweep)
 
     def _sweep_one(self, name: str, sweep: Callable[[Writer, int], None]) -> None:
         folder = durable.open_folder(name, folder=self.root)
@@ -232,7 +235,9 @@ class Writer:
         for _ in range(3):  # `status` may be looking
             if try_lock(self._lock, fcntl.LOCK_EX):
                 with contextlib.suppress(OSError):
-                    self.dirty.clear()
+                    # What a killed process of this node left is to be swept yet.
+                    if not self._folders():
+                        self.dirty.clear()
                 break
             time.sleep(0.01)
         os.close(self._lock)

@@ -1,6 +1,7 @@
-"""The indexer as a child process: started, started again when it dies, stopped at the end.
+"""A child process: started, started again when it dies, stopped at the end.
 
-The receiver never waits for it. The child ends by itself when this process is gone, whatever
+Such are the indexer, for which the receiver never waits, and the receivers when there are several.
+The child ends by itself when this process is gone, whatever
 ended it: its standard input, a pipe from here, comes to its end.
 """
 
@@ -34,9 +35,11 @@ def indexer_command(root: str, settings: Settings) -> list[str]:
 class Child:
     """Keeps ``command`` running from ``start`` to ``stop``."""
 
-    def __init__(self, name: str, command: list[str]) -> None:
+    def __init__(self, name: str, command: list[str], inherited: tuple[int, ...] = ()) -> None:
+        """``inherited``: descriptors that the child gets, under the same numbers."""
         self._name = name
         self._command = command
+        self._inherited = inherited
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -46,13 +49,19 @@ class Child:
         """Returns at once; a command that cannot be started is tried again like one that died."""
         self._thread.start()
 
+    def ask_to_stop(self) -> None:
+        """Returns at once; ``stop`` waits."""
+        with self._lock:
+            if not self._stopping.is_set():
+                self._stopping.set()
+                if self._process is not None:
+                    self._process.terminate()
+
     def stop(self) -> None:
         """Asks the child to end, waits, and ends it if it does not."""
-        with self._lock:
-            self._stopping.set()
-            process = self._process
+        self.ask_to_stop()
+        process = self._process
         if process is not None:
-            process.terminate()
             try:
                 process.wait(_PATIENCE_SECONDS)
             except subprocess.TimeoutExpired:
@@ -81,7 +90,10 @@ class Child:
                     return "stopped"
                 # A session of its own: Ctrl-C on the terminal is for us to pass on, in order.
                 self._process = subprocess.Popen(
-                    self._command, stdin=subprocess.PIPE, start_new_session=True
+                    self._command,
+                    stdin=subprocess.PIPE,
+                    start_new_session=True,
+                    pass_fds=self._inherited,
                 )
         except OSError as error:
             return str(error)

@@ -15,8 +15,9 @@ from plainpacs.scp import serve as service
 @click.argument("root", metavar="[ROOT]", required=False)
 @click.option("--create", is_flag=True, help="Make ROOT an archive if it is none yet.")
 @settings.options(
-    *("aet", "called_ae", "calling_ae", "bind", "port", "max_associations", "max_pdu"),
-    *("pdu_timeout", "idle_timeout", "refuse_sop_class", "sync", "digest", "node", "log_level"),
+    *("aet", "called_ae", "calling_ae", "bind", "port", "max_associations", "receivers"),
+    *("max_pdu", "pdu_timeout", "idle_timeout", "refuse_sop_class"),
+    *("sync", "digest", "node", "log_level"),
 )
 @click.pass_obj
 def serve(

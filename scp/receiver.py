@@ -21,6 +21,7 @@ from plainpacs.archive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VE
 from plainpacs.archive.settings import Settings
 from plainpacs.scp import status
 from plainpacs.scp.association import Association
+from plainpacs.scp.board import Board
 from plainpacs.scp.connection import Connection
 from plainpacs.scp.dimse import (
     RESPONSE,
@@ -61,18 +62,28 @@ _WHY = {
 class Receiver:
     """Listens from the moment it is made; accepts associations from ``start`` to ``stop``.
 
-    Raises InUse when it cannot listen.
+    As one of several processes it is given the socket that all listen on, which it takes over,
+    and their board. Raises InUse when it cannot listen.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        listener: socket.socket | None = None,
+        board: Board | None = None,
+    ) -> None:
         self.settings = settings
         self.archive: Archive
-        try:
-            listener = listen(settings.bind, settings.port)
-        except OSError as error:
-            raise InUse(_cannot_listen(settings, error)) from None
+        self._one_of_several = board is not None
+        self._board = board or Board.create(1)
+        listener = listener or open_listener(settings)
         self._limits = Limits(settings.pdu_timeout, settings.idle_timeout, settings.max_pdu)
-        self._server = Server(listener, self._serve, settings.max_associations + _SPARE_CONNECTIONS)
+        self._server = Server(
+            listener,
+            self._serve,
+            settings.max_associations + _SPARE_CONNECTIONS,
+            self._board,
+        )
         self.tally = Tally(settings.aet, self.port)
         self._associations = 0
         self._lock = threading.Lock()
@@ -100,18 +111,14 @@ class Receiver:
         self._stopping.set()
         if self._housekeeper.is_alive():
             self._housekeeper.join()
+        self._board.close()
 
     def admit(self) -> bool:
         """Counts one association more, if the limit allows it."""
-        with self._lock:
-            if self._associations >= self.settings.max_associations:
-                return False
-            self._associations += 1
-            return True
+        return self._board.admit(self.settings.max_associations)
 
     def dismiss(self) -> None:
-        with self._lock:
-            self._associations -= 1
+        self._board.dismiss()
 
     def flush(self) -> None:
         """Makes manifest lines durable. Failing to is logged: the instances are safe."""
@@ -134,11 +141,23 @@ class Receiver:
 
     def _write_note(self) -> None:
         note = self.tally.note()
-        if note is not None:
+        if note is None:
+            return
+        if self._one_of_several:
+            self._board.write_note(note)
+        else:
             try:
                 self.archive.write_service_note(note)
             except (OSError, PlainpacsError) as error:
                 _LOG.warning("the note for `plainpacs status` could not be written: %s", error)
+
+
+def open_listener(settings: Settings) -> socket.socket:
+    """The socket to listen on. Raises InUse."""
+    try:
+        return listen(settings.bind, settings.port)
+    except OSError as error:
+        raise InUse(_cannot_listen(settings, error)) from None
 
 
 def _cannot_listen(settings: Settings, error: OSError) -> str:

@@ -1,4 +1,4 @@
-"""The service: the receiver here, the indexer beside it, from start to a clean stop."""
+"""The service: the receiver here or several as children, the indexer beside, till a clean stop."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from plainpacs.archive.settings import Settings
 from plainpacs.archive.signals import waiting_for_stop
 from plainpacs.scp.child import Child, indexer_command
 from plainpacs.scp.receiver import Receiver
+from plainpacs.scp.receivers import Receivers, number_of_receivers
 
 _LOG = logging.getLogger("plainpacs.scp")
 
@@ -30,7 +31,8 @@ def serve(root: str, settings: Settings, *, create: bool = False) -> None:
     root = os.path.abspath(root)
     logs.set_up(settings.log_level)
     with waiting_for_stop() as wait_for_signal:
-        receiver = Receiver(settings)
+        count = number_of_receivers(settings)
+        receiver = Receiver(settings) if count == 1 else Receivers(settings, count)
         try:
             if create:
                 create_archive(root, settings.node)

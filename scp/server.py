@@ -10,12 +10,15 @@ import socket
 import threading
 from collections.abc import Callable
 
+from plainpacs.scp.board import Board
 from plainpacs.scp.connection import Connection
 
 _LOG = logging.getLogger("plainpacs.scp")
 
 _BACKLOG = 128
 _PAUSE_MILLISECONDS = 200
+_HESITATION_MILLISECONDS = 2
+"""Time for a process with fewer connections to take the next."""
 
 
 def listen(bind: str, port: int) -> socket.socket:
@@ -47,11 +50,13 @@ class Server:
         listener: socket.socket,
         serve: Callable[[Connection, str], None],
         most_connections: int,
+        board: Board,
     ) -> None:
         self.port = int(listener.getsockname()[1])
         self._listener = listener
         self._serve = serve
         self._most_connections = most_connections
+        self._board = board
         self._full = False
         # Readable, for all who wait for it, once its other end is closed.
         self._stopping, self._stop = os.pipe()
@@ -85,6 +90,8 @@ class Server:
         pause.register(self._stopping, select.POLLIN)
         poll.register(self._listener, select.POLLIN)
         while all(fd != self._stopping for fd, _ in poll.poll()):
+            if self._board.is_busier():
+                pause.poll(_HESITATION_MILLISECONDS)
             try:
                 self._accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -124,13 +131,11 @@ class Server:
         thread = threading.Thread(
             target=self._run, args=(peer, address), name=f"association from {address}", daemon=True
         )
-        with self._lock:
-            self._living.add(thread)
+        self._remember(thread)
         try:
             thread.start()
         except BaseException:
-            with self._lock:
-                self._living.discard(thread)
+            self._forget(thread)
             raise
 
     def _run(self, peer: socket.socket, address: str) -> None:
@@ -142,8 +147,17 @@ class Server:
             _LOG.exception("connection failed: somebody at %s", address)
         finally:
             peer.close()
-            with self._lock:
-                self._living.discard(threading.current_thread())
+            self._forget(threading.current_thread())
+
+    def _remember(self, thread: threading.Thread) -> None:
+        with self._lock:
+            self._living.add(thread)
+        self._board.opened()
+
+    def _forget(self, thread: threading.Thread) -> None:
+        self._board.closed()
+        with self._lock:
+            self._living.discard(thread)
 
 
 def _shown(address: str) -> str:

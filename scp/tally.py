@@ -1,6 +1,6 @@
 """What the service did since it started, for ``plainpacs status``. No patient data.
 
-Written as JSON to ``.plainpacs/service.<node>.json`` by the receiver:
+Written as JSON to ``.plainpacs/service.<node>.json``, one for all receiver processes:
 ``{"pid", "aets", "port", "started", "stored", "duplicates", "conflicts", "refused",
 "last_stored": [{"time", "calling_ae", "peer"}, …],
 "last_refusals": [{"time", "calling_ae", "called_ae", "peer", "status", "why"}, …]}``.
@@ -8,10 +8,12 @@ Written as JSON to ``.plainpacs/service.<node>.json`` by the receiver:
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import orjson
@@ -19,6 +21,7 @@ import orjson
 from plainpacs.archive.archive import StoreOutcome
 from plainpacs.archive.root import stamp
 
+_COUNTED = ("stored", "duplicates", "conflicts", "refused")
 _SENDERS_KEPT = 5
 _REFUSALS_KEPT = 10
 
@@ -44,11 +47,13 @@ def _printable(text: str) -> str:
 class Tally:
     """Counts and the last of each kind, newest first. Thread-safe."""
 
-    def __init__(self, aets: tuple[str, ...], port: int) -> None:
+    def __init__(self, aets: tuple[str, ...], port: int, before: bytes = b"") -> None:
+        """``before``: the note of the process in whose place this one is; it is gone on from."""
         self._aets = aets
         self._port = port
-        self._started = _now()
-        self._counts = dict.fromkeys(("stored", "duplicates", "conflicts", "refused"), 0)
+        earlier = orjson.loads(before) if before else {}
+        self._started = earlier.get("started", _now())
+        self._counts = {kind: int(earlier.get(kind, 0)) for kind in _COUNTED}
         self._last_stored: deque[tuple[int, tuple[str, str]]] = deque(maxlen=_SENDERS_KEPT)
         self._last_refusals: deque[dict[str, str]] = deque(maxlen=_REFUSALS_KEPT)
         self._lock = threading.Lock()
@@ -100,6 +105,30 @@ class Tally:
                 },
                 option=orjson.OPT_APPEND_NEWLINE,
             )
+
+
+def merged(notes: Iterable[bytes]) -> bytes:
+    """One note for the notes of several processes of one service, at least one; this one's pid."""
+    all_notes = [orjson.loads(note) for note in notes]
+    newest_first = operator.itemgetter("time")
+    refusals = [one for note in all_notes for one in note["last_refusals"]]
+    refusals.sort(key=newest_first, reverse=True)
+    stored = [one for note in all_notes for one in note["last_stored"]]
+    stored.sort(key=newest_first, reverse=True)
+    senders = {(one["calling_ae"], one["peer"]): one for one in reversed(stored)}
+    by_sender = sorted(senders.values(), key=newest_first, reverse=True)
+    return orjson.dumps(
+        {
+            "pid": os.getpid(),
+            "aets": all_notes[0]["aets"],
+            "port": all_notes[0]["port"],
+            "started": min(note["started"] for note in all_notes),
+            **{kind: sum(note[kind] for note in all_notes) for kind in _COUNTED},
+            "last_stored": by_sender[:_SENDERS_KEPT],
+            "last_refusals": refusals[:_REFUSALS_KEPT],
+        },
+        option=orjson.OPT_APPEND_NEWLINE,
+    )
 
 
 COUNTED_AS = {

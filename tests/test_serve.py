@@ -46,14 +46,18 @@ class Service:
 
     def indexer(self) -> int:
         """The indexer's process id, once it runs."""
-        return int(eventually(self._children)[0])
+        return int(eventually(lambda: self.children(b"index"))[0])
 
-    def _children(self) -> list[int]:
+    def receivers(self) -> list[int]:
+        return self.children(b"plainpacs.scp.receivers")
+
+    def children(self, word: bytes = b"") -> list[int]:
+        """The processes it started, or those that have ``word`` as an argument."""
         found: list[int] = []
         for task in Path(f"/proc/{self.process.pid}/task").iterdir():
             with contextlib.suppress(FileNotFoundError):
                 found += [int(one) for one in (task / "children").read_text().split()]
-        return found
+        return [pid for pid in found if not word or word in arguments_of(pid)]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
@@ -98,6 +102,13 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         timeout=30,
         env={**os.environ, **environment},
     )
+
+
+def arguments_of(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except FileNotFoundError:
+        return []
 
 
 def is_alive(pid: int) -> bool:
@@ -280,14 +291,16 @@ def test_a_stop_while_four_send_keeps_all_that_was_answered(serve: Serve) -> Non
 
 def test_what_was_answered_outlives_a_kill_and_the_next_start_tidies_up(serve: Serve) -> None:
     service = serve()
-    indexer = service.indexer()
+    service.indexer()
     with Peer(service.port) as peer:
+        children = service.children()
         assert peer.store(data_set()) == 0
         # A store that is under way when it dies.
         peer.send(message(1, command(sop=b"1.2.3.9"), data_set("1.2.3.9", size=90_000))[:-10])
         service.process.kill()
         service.process.wait()
-    eventually(lambda: not is_alive(indexer))
+    # By themselves, as they have no parent any more.
+    eventually(lambda: not any(map(is_alive, children)))
     assert len(instances_in(service.root)) == 1
     again = serve(root=service.root)
     with Peer(again.port) as peer:
@@ -312,6 +325,61 @@ def test_an_indexer_that_dies_is_started_again(serve: Serve) -> None:
         r"WARNING the indexer ended \(signal 9\); started again in 0\.\d s", service.said
     )
     assert service.stop() == 0
+
+
+# --- several receivers ----------------------------------------------------------------------------
+
+
+def test_several_receivers_are_one_service(serve: Serve) -> None:
+    service = serve("--receivers", "3", "--max-associations", "4")
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(Peer(service.port)) for _ in range(4)]
+        for number, peer in enumerate(peers):
+            sop = f"{SOP}.{number}"
+            assert peer.store(data_set(sop), sop=sop) == 0
+        beyond = stack.enter_context(Peer(service.port))
+        assert tuple(beyond.answer[1][1:4]) == (2, 3, 2), "the limit is of them all together"
+        assert peers[0].store(data_set(study=""), sop=SOP) == 0xC000
+        [note_path] = service.root.glob(".plainpacs/service.*.json")
+        note = eventually(
+            lambda: (found := json.loads(note_path.read_bytes()))["stored"] == 4 and found
+        )
+    assert note["pid"] == service.process.pid
+    assert note["port"] == service.port
+    assert [one["calling_ae"] for one in note["last_stored"]] == ["TESTER"]
+    assert service.said.count("try: storescu") == 1
+    assert service.stop() == 0
+    note = json.loads(note_path.read_bytes())
+    assert (note["stored"], note["refused"]) == (4, 1)
+    assert {one["status"] for one in note["last_refusals"]} >= {"C000", "2/3/2"}
+    assert left_behind(service.root) == []
+    assert not list((service.root / ".plainpacs").glob("dirty.*"))
+
+
+def test_a_receiver_that_dies_is_started_again_and_the_others_go_on(serve: Serve) -> None:
+    service = serve("--receivers", "2")
+    port = service.port
+    first = eventually(lambda: len(found := service.receivers()) == 2 and found)
+    # Once it accepts, each has four threads.
+    eventually(lambda: all(len(os.listdir(f"/proc/{pid}/task")) >= 4 for pid in first))
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(Peer(port)) for _ in range(6)]
+        assert all(peer.echo() == 0 for peer in peers)
+        [note_path] = service.root.glob(".plainpacs/service.*.json")
+        assert peers[0].store(data_set()) == 0
+        eventually(lambda: json.loads(note_path.read_bytes())["stored"] == 1)
+        os.kill(first[0], signal.SIGKILL)
+        alive = 0
+        for peer in peers:
+            with contextlib.suppress(AssertionError, OSError):
+                alive += peer.echo() == 0
+        assert 0 < alive < 6, "each had some"
+    with Peer(port) as peer:
+        assert peer.store(data_set("1.9"), sop="1.9") == 0
+    eventually(lambda: len(set(service.receivers()) - set(first)) == 1)
+    assert re.search(r"WARNING the receiver \d ended \(signal 9\); started again", service.said)
+    assert service.stop() == 0
+    assert json.loads(note_path.read_bytes())["stored"] == 2, "counts outlive the process"
 
 
 # --- the log --------------------------------------------------------------------------------------
