@@ -10,7 +10,7 @@ Asserts nothing; exit status 1 says that a run failed, 3 that nothing could be m
 
 What makes it fair: the same files from the same file system, in the page cache, to the same file
 system; the same client, one process for each sender, its start included in the time; TCP_NODELAY=1
-in the environment of client and receiver (but for the one case); everything over 127.0.0.1. Our own
+in the environment of client and receiver (but for two cases); everything over 127.0.0.1. Our own
 sender serves the cases of one association for each instance alone, because DCMTK's clients keep
 theirs; it is the same for every receiver. The indexer runs beside plainpacs and has proved it by
 indexing the warm-up. Only plainpacs with its default, and Orthanc, sync what they store.
@@ -74,8 +74,8 @@ def measure(case: Case, chosen: dict[str, Receiver], rounds: int, data: Data, fo
     warm, sent = data.of(SMALL, _WARM), data.of(case.kind, case.count)
     for number in range(rounds):
         for name, receiver in chosen.items():
-            few = case.few if name != case.subject else None
-            what = sent.first(few) if few else sent
+            few = case.few.get(name, case.count)
+            what = sent.first(few) if few < case.count else sent
             try:
                 result: Measured | str = run(case, receiver, warm, what, folder / "receiver")
             except Failed as failed:
@@ -126,8 +126,7 @@ def cases_of(options: argparse.Namespace) -> list[Case]:
             continue
         count = max(4, case.count // _QUICK_SHARE) if options.quick else case.count
         count = min(count, options.instances or count)
-        few = min(case.few, count) if case.few else None
-        chosen.append(dataclasses.replace(case, count=count, few=few))
+        chosen.append(dataclasses.replace(case, count=count))
     return chosen
 
 

@@ -14,9 +14,10 @@ TIMES_PYNETDICOM = {"pynetdicom": 3.0}
 class Case:
     """One sort of sending. ``subject`` is what is compared with each of ``peers``.
 
-    ``targets``: the least ratio of the subject's rate to a peer's. ``few``: to a receiver that
-    takes 40 ms for each instance only so many are sent. ``contexts``: instances are sent by our own
-    sender, one association for each, proposing so many presentation contexts.
+    ``targets``: the least ratio of the subject's rate to a peer's. ``few``: a peer that takes 40 ms
+    for each instance is sent only so many. ``contexts``: instances are sent by our own sender, one
+    association for each, proposing so many presentation contexts. ``sender_nodelay`` and
+    ``receiver_nodelay``: TCP_NODELAY=1 in the environment of the one and the other.
     """
 
     name: str
@@ -27,8 +28,9 @@ class Case:
     peers: tuple[str, ...]
     targets: Mapping[str, float] = field(default_factory=dict)
     senders: int = 1
-    nodelay: bool = True
-    few: int | None = None
+    sender_nodelay: bool = True
+    receiver_nodelay: bool = True
+    few: Mapping[str, int] = field(default_factory=dict)
     contexts: int | None = None
     most_megabytes: int | None = None
 
@@ -72,8 +74,14 @@ CASES = (
     ),
     Case(
         "delay", "sender without TCP_NODELAY, --sync off", CT, 800, "plainpacs-off",
+        ("storescp", "pynetdicom", "raw"), TIMES_PYNETDICOM, sender_nodelay=False,
+    ),
+    # storescp sends its answers in two pieces. Without TCP_NODELAY the second waits until the
+    # sender has acknowledged the first, which it does after 40 ms.
+    Case(
+        "defaults", "nobody with TCP_NODELAY, --sync off", CT, 800, "plainpacs-off",
         ("storescp", "pynetdicom", "raw"), TIMES_PYNETDICOM | {"storescp": 20.0},
-        nodelay=False, few=60,
+        sender_nodelay=False, receiver_nodelay=False, few={"storescp": 60},
     ),
     Case(
         "associations", "one association (4 contexts) for each, --sync off", CT, 800,
@@ -86,7 +94,7 @@ CASES = (
     ),
     # Long enough for the indexer, which waits 2 s after a study's first instance, to be at work.
     Case(
-        "indexer", "one sender, --sync off", CT, 4000, "plainpacs-off", ("no-indexer",),
+        "indexer", "one sender, --sync off", CT, 3000, "plainpacs-off", ("no-indexer",),
         {"no-indexer": 0.9},
     ),
     Case(

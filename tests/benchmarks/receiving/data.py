@@ -40,22 +40,28 @@ class Sent:
     """Files of one kind in ``folder``: in four quarters, each a study of two series.
 
     ``sizes`` has the length of each file by its SOP Instance UID, ``files`` are the same in the
-    order in which they were made.
+    order in which they were made; all that are in the folder if ``whole``.
     """
 
     kind: Kind
     folder: Path
     files: tuple[Path, ...]
     sizes: dict[str, int]
+    whole: bool = True
 
     @property
     def quarters(self) -> list[Path]:
         return sorted(self.folder.iterdir())
 
+    @property
+    def series(self) -> list[Path]:
+        return sorted(self.folder.glob("*/*"))
+
     def first(self, count: int) -> Sent:
         """The first ``count`` of them."""
         files = self.files[:count]
-        return Sent(self.kind, self.folder, files, {f.name: self.sizes[f.name] for f in files})
+        sizes = {file.name: self.sizes[file.name] for file in files}
+        return Sent(self.kind, self.folder, files, sizes, whole=False)
 
 
 def make(folder: Path, kind: Kind, count: int) -> Sent:

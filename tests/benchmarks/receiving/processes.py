@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _EVERY = 0.05
+_FORGET_PEAK = "5"
 _STEADY = 0.15
 
 
@@ -111,7 +113,7 @@ def _peak(pid: int) -> int:
 
 
 class MemoryWatch:
-    """Looks every 50 ms while it is open, for the sake of children that end; a context manager."""
+    """The peak while it is open; a context manager. Looks every 50 ms, as children may end."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -120,6 +122,9 @@ class MemoryWatch:
         self.peak = Memory()
 
     def __enter__(self) -> MemoryWatch:
+        for one in family(self._pid):
+            with contextlib.suppress(OSError):  # ended, or a kernel without: then since its start
+                Path(f"/proc/{one}/clear_refs").write_text(_FORGET_PEAK)
         self._thread.start()
         return self
 

@@ -198,7 +198,7 @@ def receivers(serve: tuple[str, ...] = ()) -> dict[str, Receiver]:
 
 
 @contextlib.contextmanager
-def running(receiver: Receiver, folder: Path) -> Iterator[Running]:
+def running(receiver: Receiver, folder: Path, *, nodelay: bool = True) -> Iterator[Running]:
     """Starts it in the empty ``folder``; it and all that it started have ended afterwards."""
     port, second_port = free_ports(2)
     log = folder / "log"
@@ -206,7 +206,7 @@ def running(receiver: Receiver, folder: Path) -> Iterator[Running]:
         process = subprocess.Popen(
             receiver.command(folder, port, second_port),
             cwd=folder,
-            env=environment(),
+            env=environment(nodelay=nodelay),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -240,7 +240,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def environment(*, nodelay: bool = True) -> dict[str, str]:
-    """Ours, without settings of plainpacs; with ``nodelay`` DCMTK does not wait to send."""
+    """Ours, without settings of plainpacs. ``nodelay`` turns off Nagle's algorithm in DCMTK."""
     dropped = ("PLAINPACS_", "TCP_NODELAY")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     return kept | {"TCP_NODELAY": "1"} if nodelay else kept

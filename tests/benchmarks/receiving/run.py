@@ -60,12 +60,16 @@ def run(case: Case, receiver: Receiver, warm: Sent, sent: Sent, folder: Path) ->
     """
     folder.mkdir()
     try:
-        with running(receiver, folder) as at:
-            send(case, at.port, warm, folder, warming=True)
+        with running(receiver, folder, nodelay=case.receiver_nodelay) as at:
+            # Many at once, so that where several processes receive each has had some.
+            send([_storescu(at.port, series) for series in warm.series], folder)
             receiver.come_to_rest(at)
             before = processor(at.pid)
             with MemoryWatch(at.pid) as watch:
-                seconds = send(case, at.port, sent, folder)
+                commands = _commands(case, at.port, sent)
+                seconds = send(commands, folder, nodelay=case.sender_nodelay)
+                if case.contexts:
+                    seconds = float(last_line(folder / "sender0"))
                 receiver.come_to_rest(at)
             used = processor(at.pid).since(before)
             arrived = receiver.arrived(at)
@@ -82,13 +86,11 @@ def run(case: Case, receiver: Receiver, warm: Sent, sent: Sent, folder: Path) ->
         os.sync()  # what one receiver left to be written does not slow down the next
 
 
-def send(case: Case, port: int, sent: Sent, folder: Path, *, warming: bool = False) -> float:
-    """The seconds from the start of the senders until all have ended.
+def send(commands: list[list[str]], folder: Path, *, nodelay: bool = True) -> float:
+    """Runs the senders at once; the seconds from their start until all have ended.
 
-    Of our own sender, those that it spent on associations: see there.
+    What they say goes to ``sender0`` and so on in ``folder``. Raises Failed when one ends ill.
     """
-    nodelay = case.nodelay or warming
-    commands = _commands(case, port, sent)
     logs = [folder / f"sender{number}" for number in range(len(commands))]
     senders: list[subprocess.Popen[bytes]] = []
 
@@ -124,7 +126,7 @@ def send(case: Case, port: int, sent: Sent, folder: Path, *, warming: bool = Fal
     for code, log in zip(codes, logs, strict=True):
         if code:
             raise Failed(f"a sender ended with {code}: {last_line(log)}")
-    return float(last_line(logs[0])) if case.contexts else seconds
+    return seconds
 
 
 def _sop_classes(first: str, count: int) -> list[str]:
@@ -137,10 +139,14 @@ def _commands(case: Case, port: int, sent: Sent) -> list[list[str]]:
     if case.contexts:
         classes = _sop_classes(sent.kind.sop_class, case.contexts // 2)
         return [[sys.executable, str(_SENDER), str(port), str(sent.folder), *classes]]
-    storescu = dcmtk("storescu")
-    assert storescu
-    whole = len(sent.files) == sum(len(files) for _, _, files in os.walk(sent.folder))
-    if not whole:
-        return [[storescu, "127.0.0.1", str(port), *map(str, sent.files)]]
+    if not sent.whole:
+        return [_storescu(port, *sent.files)]
     folders = [sent.folder] if case.senders == 1 else sent.quarters
-    return [[storescu, "+sd", "+r", "127.0.0.1", str(port), str(one)] for one in folders]
+    return [_storescu(port, one) for one in folders]
+
+
+def _storescu(port: int, *what: Path) -> list[str]:
+    """Sends files, or what lies in folders."""
+    program = dcmtk("storescu")
+    assert program
+    return [program, "+sd", "+r", "127.0.0.1", str(port), *map(str, what)]
