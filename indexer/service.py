@@ -8,6 +8,7 @@ at most. All times are of the monotonic clock.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -92,6 +93,7 @@ class Indexer:
         self._pending = Pending(writer.root)
         self._pending.recover()
         self._due: dict[Study, float] = {}
+        self._look_again: dict[Study, float] = {}
         self._last: dict[Study, _Last] = {}
         self._worked = time.monotonic()
         self._compacted = (0.0, 0.0)
@@ -119,6 +121,9 @@ class Indexer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            for study in self._look_again:
+                self._pending.mark(study)
         self._healer.close()
         self._pending.close()
         os.close(self._lock)
@@ -173,8 +178,11 @@ class Indexer:
         self._rebuilder.compact(everything=True)
 
     def _turn(self) -> None:
-        studies, requests = self._pending.waiting()
         now = time.monotonic()
+        for study in [study for study, at in self._look_again.items() if at <= now]:
+            del self._look_again[study]
+            self._pending.mark(study)
+        studies, requests = self._pending.waiting()
         for study in studies - self._due.keys():
             self._due[study] = self._due_at(study, now)
         if requests:
@@ -228,9 +236,10 @@ class Indexer:
         if len(self._last) > _REMEMBERED:
             del self._last[next(iter(self._last))]
         self._worked = now
+        # Who stores marks the study once more when the line is there; this is for who never does.
+        self._look_again.pop(study, None)
         if rebuilt.waiting:
-            self._pending.mark(study)
-            self._due[study] = now + _RETRY_AFTER
+            self._look_again[study] = now + _RETRY_AFTER
         log.debug("indexed study %s/%s in %.0f ms", *study, 1000 * (now - began))
         return 1
 

@@ -257,6 +257,24 @@ def test_what_may_still_be_in_work_is_not_healed(
     assert study_json(path)["NumberOfStudyRelatedInstances"] == 1
 
 
+def test_an_instance_in_work_does_not_delay_the_others(path: str) -> None:
+    with at_work(path), Archive.open(path) as archive:
+        store(archive)
+        eventually(lambda: Path(path, "202401/1.2.3/study.json").exists())
+        # Linked a moment ago, its line not written yet: as a rebuild may meet it at any time.
+        folder = Path(path, "202401/1.2.3/1.2.3.4")
+        (folder / "1.7.dcm").write_bytes(part10(SOPInstanceUID="1.7"))
+        os.link(folder / "1.7.dcm", Path(path, ".plainpacs/incoming/0"))
+        for number in range(3):
+            store(archive, SOPInstanceUID=f"1.9.{number}")
+            eventually(
+                partial(
+                    lambda n: study_json(path)["NumberOfStudyRelatedInstances"] == n, number + 2
+                ),
+                10.0,
+            )
+
+
 def test_what_cannot_be_healed_is_named_once(path: str, caplog: pytest.LogCaptureFixture) -> None:
     with Archive.open(path) as archive:
         store(archive)

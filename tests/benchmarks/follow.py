@@ -16,16 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from io import BytesIO
 from pathlib import Path
 
 import orjson
-from pydicom.dataset import FileMetaDataset
-from pydicom.filereader import read_dataset
-from pynetdicom import AE
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from support import CT_IMAGE_STORAGE, data_set
+from peer import Peer
+from support import data_set
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PIXELS = bytes(512 * 512 * 2)
@@ -37,12 +34,20 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def child_of(pid: int) -> int:
-    while True:
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            for child in children.read_text().split():
-                return int(child)
-        time.sleep(0.05)
+def processes(pid: int) -> tuple[list[int], list[int]]:
+    """The processes that receive, and the one that indexes, of the service ``pid``."""
+    receiving, indexing = [pid], []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, children.read_text().split()):
+            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            (indexing if b"index" in words else receiving).append(child)
+    return receiving, indexing
+
+
+def times(pid: int) -> tuple[float, float]:
+    """The processor time of receiving and of indexing so far."""
+    receiving, indexing = processes(pid)
+    return sum(map(cpu_seconds, receiving)), sum(map(cpu_seconds, indexing))
 
 
 def listed(root: str) -> int:
@@ -69,38 +74,27 @@ def main(seconds: float = 60.0, instances: int = 5000) -> None:
 
 
 def measure(pid: int, root: str, port: int, seconds: float, instances: int) -> None:
-    ae = AE(ae_title="BENCH")
-    ae.add_requested_context(CT_IMAGE_STORAGE, "1.2.840.10008.1.2.1")
-    association = ae.associate("127.0.0.1", port, ae_title="DRDCM")
-    assert association.is_established
     time.sleep(3)  # until the indexer has started too
-    receiver, indexer = cpu_seconds(pid), cpu_seconds(child_of(pid))
-    began = time.monotonic()
-    for number in range(instances):
-        time.sleep(max(0.0, began + seconds * number / instances - time.monotonic()))
-        raw = data_set(SOPInstanceUID=f"1.2.3.4.5.{number}", PixelData=_PIXELS)
-        dataset = read_dataset(BytesIO(raw), False, True)
-        dataset.file_meta = meta(number)
-        assert association.send_c_store(dataset).Status == 0
-    sent = time.monotonic()
-    while (there := listed(root)) < instances:
-        time.sleep(0.05)
-    done = time.monotonic()
-    receiver, indexer = cpu_seconds(pid) - receiver, cpu_seconds(child_of(pid)) - indexer
-    association.release()
+    with Peer(port) as sender:
+        receiver, indexer = times(pid)
+        began = time.monotonic()
+        for number in range(instances):
+            time.sleep(max(0.0, began + seconds * number / instances - time.monotonic()))
+            uid = f"1.2.3.4.5.{number}"
+            raw = data_set(SOPInstanceUID=uid, PixelData=_PIXELS)
+            assert sender.store(raw, sop=uid) == 0
+        sent = time.monotonic()
+        while (there := listed(root)) < instances:
+            time.sleep(0.05)
+        done = time.monotonic()
+        now = times(pid)
+        sender.release()
+    receiver, indexer = now[0] - receiver, now[1] - indexer
     print(f"{there} instances in {sent - began:.1f} s")
     print(f"listed by `ls` after the last answer:  {done - sent:.2f} s (its own start included)")
     print(f"processor time, receiver:              {receiver:.2f} s")
     print(f"processor time, indexer:               {indexer:.2f} s")
     print(f"indexer / receiver:                    {indexer / receiver:.3f}")
-
-
-def meta(number: int) -> FileMetaDataset:
-    found = FileMetaDataset()
-    found.TransferSyntaxUID = "1.2.840.10008.1.2.1"
-    found.MediaStorageSOPClassUID = CT_IMAGE_STORAGE
-    found.MediaStorageSOPInstanceUID = f"1.2.3.4.5.{number}"
-    return found
 
 
 if __name__ == "__main__":
