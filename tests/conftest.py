@@ -1,0 +1,5 @@
+"""Fixtures that several test modules use."""
+
+from running import start
+
+__all__ = ["start"]
