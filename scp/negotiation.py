@@ -123,9 +123,13 @@ def negotiate(
     here we never act as SCU. An id that comes again keeps its first result.
     """
     results: dict[int, ContextResult] = {}
+    choices: dict[tuple[str, ...], tuple[str | None, str]] = {}  # senders repeat one list
     for context in proposed:
         if context.id not in results:
-            results[context.id] = _judge(context, declared or {}, roles or {})
+            choice = choices.get(context.transfer_syntaxes)
+            if choice is None:
+                choice = choices[context.transfer_syntaxes] = _choose(context.transfer_syntaxes)
+            results[context.id] = _judge(context, choice, declared or {}, roles or {})
     return list(results.values())
 
 
@@ -135,12 +139,20 @@ def answered_roles(roles: Mapping[str, Role], results: Iterable[ContextResult]) 
     return {uid: Role(role.scu, False) for uid, role in roles.items() if uid in accepted}
 
 
+def _choose(transfer_syntaxes: Iterable[str]) -> tuple[str | None, str]:
+    """The transfer syntax to accept, if there is one, and the one to name if not."""
+    offered = [uid for uid in map(strip_padding, transfer_syntaxes) if uid]
+    return choose_transfer_syntax(offered), offered[0] if offered else IMPLICIT_VR_LITTLE_ENDIAN
+
+
 def _judge(
-    context: ProposedContext, declared: Mapping[str, str], roles: Mapping[str, Role]
+    context: ProposedContext,
+    choice: tuple[str | None, str],
+    declared: Mapping[str, str],
+    roles: Mapping[str, Role],
 ) -> ContextResult:
     abstract = strip_padding(context.abstract_syntax)
-    offered = [uid for uid in map(strip_padding, context.transfer_syntaxes) if uid]
-    chosen = choose_transfer_syntax(offered)
+    chosen, fallback = choice
     role = roles.get(abstract)
     if not is_accepted(abstract, declared.get(abstract)):
         result = Result.ABSTRACT_SYNTAX_NOT_SUPPORTED
@@ -150,7 +162,6 @@ def _judge(
         result = Result.USER_REJECTION
     else:
         result = Result.ACCEPTED
-    fallback = offered[0] if offered else IMPLICIT_VR_LITTLE_ENDIAN
     return ContextResult(context.id, abstract, chosen or fallback, result)
 
 

@@ -77,10 +77,11 @@ def read_request(body: bytes) -> Request:
     contexts: list[ProposedContext] = []
     declared: dict[str, str] = {}
     roles: dict[str, Role] = {}
+    known: dict[bytes, tuple[str, ...]] = {}
     longest = 0
     for kind, value in _items(body, _REQUEST.size):
         if kind == _PROPOSED_CONTEXT:
-            contexts.append(_proposed_context(value))
+            contexts.append(_proposed_context(value, known))
         elif kind == _APPLICATION_CONTEXT:
             application = strip_padding(_text(value))
         elif kind == _USER_INFORMATION:
@@ -114,17 +115,22 @@ def _items(data: bytes, at: int) -> Iterator[tuple[int, bytes]]:
         at += length
 
 
-def _proposed_context(value: bytes) -> ProposedContext:
+def _proposed_context(value: bytes, known: dict[bytes, tuple[str, ...]]) -> ProposedContext:
+    """``known``: the encoded lists of transfer syntaxes read so far; senders repeat one list."""
     if len(value) < 4 or not value[0] & 1:
         raise ProtocolError("a proposed context has no valid id")
-    abstract = ""
-    syntaxes = []
-    for kind, uid in _items(value, 4):
-        if kind == _TRANSFER_SYNTAX:
-            syntaxes.append(_text(uid))
-        elif kind == _ABSTRACT_SYNTAX:
-            abstract = _text(uid)
-    return ProposedContext(value[0], abstract, tuple(syntaxes))
+    abstract, at = "", 4
+    if len(value) >= 8 and value[4] == _ABSTRACT_SYNTAX:
+        at = 8 + _number(_SHORT, value, 6)
+        if at > len(value):
+            raise ProtocolError("an abstract syntax is longer than what it lies in")
+        abstract = _text(value[8:at])
+    encoded = value[at:]
+    syntaxes = known.get(encoded)
+    if syntaxes is None:
+        syntaxes = tuple(_text(uid) for kind, uid in _items(encoded, 0) if kind == _TRANSFER_SYNTAX)
+        known[encoded] = syntaxes
+    return ProposedContext(value[0], abstract, syntaxes)
 
 
 def _number(shape: struct.Struct, value: bytes, at: int) -> int:
