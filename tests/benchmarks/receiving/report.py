@@ -51,7 +51,7 @@ def print_case(case: Case, runs: Runs, receivers: Mapping[str, Receiver]) -> Non
             _memory(case, good, name),
         )
     # Not as wide as the terminal: lines that are cut or folded cannot be compared.
-    console = Console(width=120, highlight=False)
+    console = Console(width=140, highlight=False)
     console.print(table)
     for name, measured in runs.items():
         for words in problems(measured):
