@@ -77,7 +77,7 @@ class Command:
 
 
 class Spill(Protocol):
-    """Where a data set goes that is too large to be gathered. Its methods raise nothing."""
+    """Where a data set goes that comes in pieces. Its methods raise nothing."""
 
     def write(self, piece: memoryview) -> None:
         """The next bytes of the data set; they are only lent."""
@@ -98,8 +98,8 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A whole message. ``data`` is the encoded data set; the ``Spill`` that took it when it is too
-    large; None when the command announced none.
+    """A whole message. ``data`` is the encoded data set; the ``Spill`` that took it when it came in
+    pieces; None when the command announced none.
     """
 
     context_id: int

@@ -44,7 +44,7 @@ class Session(Protocol):
         """The answer to the request for an association."""
 
     def spill(self, context_id: int, command: Command) -> Spill:
-        """Where the data set of this command goes to, which is too large to be held in memory.
+        """Where the data set of this command goes to, which is not held in memory as a whole.
 
         It comes back in the message, whole, or is discarded. Raises ProtocolError to abort.
         """

@@ -20,12 +20,23 @@ LIMITS = Limits(30.0, 300.0, 1 << 20)
 
 
 class Pieces(Connection):
-    """A connection on which exactly these pieces come, then its end; it never waits."""
+    """A connection on which exactly these pieces come, then its end.
 
-    def __init__(self, pieces: Iterable[bytes]) -> None:
+    ``waits``: each has to be waited for, in no time.
+    """
+
+    def __init__(self, pieces: Iterable[bytes], *, waits: bool) -> None:
         self._pieces = [piece for piece in pieces if piece]
+        self._waits = waits
+        self._waited = False
 
-    def receive(self, into: memoryview) -> int:
+    def wait(self, seconds: float) -> None:
+        self._waited = True
+
+    def receive(self, into: memoryview) -> int | None:
+        if self._waits and not self._waited:
+            return None
+        self._waited = False
         if not self._pieces:
             return 0
         piece = self._pieces.pop(0)
@@ -50,7 +61,9 @@ class Kept:
         self.discarded += 1
 
 
-def read_all(pieces: Iterable[bytes], spills: list[Kept] | None = None) -> Iterator[object]:
+def read_all(
+    pieces: Iterable[bytes], spills: list[Kept] | None = None, *, waits: bool = False
+) -> Iterator[object]:
     """What is read until the end of the association or the connection, as plain values."""
 
     def spill(context_id: int, command: Command) -> Kept:
@@ -59,7 +72,7 @@ def read_all(pieces: Iterable[bytes], spills: list[Kept] | None = None) -> Itera
             spills.append(made)
         return made
 
-    reader = MessageReader(Pieces(pieces), LIMITS, spill)
+    reader = MessageReader(Pieces(pieces, waits=waits), LIMITS, spill)
     try:
         while True:
             found = reader.read()
@@ -107,7 +120,7 @@ EXPECTED = [STORED, ECHOED, (1, 1, "1.9", DATA_SET), STORED, ECHOED, ECHOED, PDU
 
 def test_a_stream_cut_anywhere_reads_the_same() -> None:
     for at in range(len(STREAM) + 1):
-        assert list(read_all((STREAM[:at], STREAM[at:]))) == EXPECTED
+        assert list(read_all((STREAM[:at], STREAM[at:]), waits=bool(at % 2))) == EXPECTED
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 11, 12, 13, 64, 1 << 20])
@@ -151,18 +164,18 @@ def content(size: int) -> bytes:
 
 @pytest.mark.parametrize("extra", [-70000, -1, 0, 1, 70001, 3 << 20])
 @pytest.mark.parametrize("longest", [16384, 131072, (1 << 20) + 6])
-@pytest.mark.parametrize("piece", [65536, 1 << 22])
-def test_large_data_sets_come_whole(extra: int, longest: int, piece: int) -> None:
+@pytest.mark.parametrize(("piece", "waits"), [(65536, False), (1 << 22, False), (100_000, True)])
+def test_large_data_sets_come_whole(extra: int, longest: int, piece: int, waits: bool) -> None:
     large = content(reading.MOST_GATHERED + extra)
     stream = message(1, command(), large, longest)
     stream = ECHO + stream + ECHO + stream + message(1, command(), DATA_SET) + pdu(RELEASE_RQ)
     spills: list[Kept] = []
     pieces = (stream[at : at + piece] for at in range(0, len(stream), piece))
-    found = list(read_all(pieces, spills))
+    found = list(read_all(pieces, spills, waits=waits))
     stored = (1, 1, "1.2.3.1.1.1", large)
     assert found == [ECHOED, stored, ECHOED, stored, STORED, PDU.RELEASE_RQ]
     assert all(one.discarded for one in spills)
-    assert len(spills) == 2 or extra < (1 << 18)
+    assert len(spills) == 2 or (extra < (1 << 18) and not waits)
 
 
 def test_a_large_data_set_that_ends_early_is_discarded() -> None:
