@@ -29,6 +29,9 @@ Line = tuple[str, dict[str, Any], bytes]
 """(StudyInstanceUID, the parsed line, its bytes without the newline)"""
 
 _START = b'{"StudyInstanceUID":"'
+_REMOVED = b'"removed":true}'
+_DATE = b'"StudyDate":"'
+_TIME = b'"StudyTime":"'
 _LINE = re.compile(rb'\{"StudyInstanceUID":"([^"\\/.\x80-\xff][^"\\/\x80-\xff]*)"')
 _NO_NAME = ("", ".")
 # Beyond so many hits, searching the last line of each costs more than reading every line.
@@ -134,6 +137,39 @@ def live(data: bytes) -> Iterator[Line]:
         decided.add(study)
         if "removed" not in record or record["removed"] is not True:
             yield study, record, line
+
+
+def glance(data: bytes) -> list[tuple[str, str, bytes]] | None:
+    """Of a catalogue in its compacted form, (study, StudyDate and StudyTime joined, line) of each
+    study, without parsing the lines, which takes three times as long.
+
+    None when anything about the bytes is not as compaction leaves them, or a date or time is not in
+    the plain form: then they are to be read by ``live``.
+    """
+    lines = data.split(b"\n")
+    if lines.pop() or b"\0" in data or data.count(_START) != len(lines):
+        return None
+    found = []
+    before = b""
+    try:
+        for line in lines:
+            if line[: len(_START)] != _START or line[-1:] != b"}" or line.endswith(_REMOVED):
+                return None
+            end = line.index(b'"', len(_START))
+            study = line[len(_START) : end]
+            if study <= before or b"/" in study or study[:1] == b".":
+                return None
+            before = study
+            # Within a text the quotes would be escaped: this can only be the attribute.
+            date = line.index(_DATE, end) + len(_DATE)
+            time = line.index(_TIME, date) + len(_TIME)
+            when = line[date : date + 8] + line[time : line.index(b'"', time)]
+            if line[date + 8] != 0x22 or b":" in when:
+                return None
+            found.append((study.decode(), when.decode(), line))
+    except ValueError:
+        return None
+    return found
 
 
 def line_of(record: Mapping[str, Any]) -> bytes:

@@ -56,6 +56,12 @@ def search(root: str, query: Query, note: Note) -> list[Found]:
         studies = read[month] = []
         matching: list[Found] = []
         where = (month,)
+        if judge is None and month != UNDATED and (seen := _glance(root, month)) is not None:
+            for study, when, line in seen:
+                studies.append(study)
+                matching.append(_make_found((when, study, where, line)))
+            found += _in_order(matching)
+            continue
         for study, record, line in _lines(root, month, needles, note):
             studies.append(study)
             if judge is None or judge(record):
@@ -102,6 +108,14 @@ def _in_several_months(
         for study in there:
             months_of[study].add(month)
     return {study: tuple(sorted(where)) for study, where in months_of.items() if len(where) > 1}
+
+
+def _glance(root: str, month: str) -> list[tuple[str, str, bytes]] | None:
+    try:
+        data = catalogue.read(root, month)
+    except OSError:
+        return None
+    return catalogue.glance(data) if data is not None else None
 
 
 def _lines(root: str, month: str, needles: tuple[bytes, ...] | None, note: Note) -> Iterable[Line]:

@@ -192,3 +192,38 @@ def test_a_line_made_of_study_json_is_the_one_that_the_indexer_writes() -> None:
     )
     read_back = orjson.loads(record.study_json())
     assert catalogue.line_of(read_back) + b"\n" == record.catalogue_line()
+
+
+def test_a_glance_sees_what_reading_does_or_nothing() -> None:
+    def line(uid: str, **values: str) -> bytes:
+        return orjson.dumps({"StudyInstanceUID": uid, **values}) + b"\n"
+
+    plain = {"PatientName": 'A"StudyDate":"19990101"', "StudyDate": "20240131", "StudyTime": "1011"}
+    sound = line("1.2", **plain) + line("1.3", **plain)
+    assert catalogue.glance(sound) == [
+        ("1.2", "202401311011", line("1.2", **plain)[:-1]),
+        ("1.3", "202401311011", line("1.3", **plain)[:-1]),
+    ]
+    assert catalogue.glance(b"") == []
+    for unsound in (
+        sound[:-1],
+        sound[:-5] + b"\n",
+        sound + sound,
+        sound + b"\0\n",
+        sound[:30] + sound,
+        line("1.3", **plain) + line("1.2", **plain),
+        sound + b'{"StudyInstanceUID":"1.4","removed":true}\n',
+        line("../x", **plain),
+        line("1.2", StudyDate="20240131"),
+        line("1.2", StudyTime="1011"),
+        line("1.2", StudyDate="2024.01.31", StudyTime="1011"),
+        line("1.2", StudyDate="20240131", StudyTime="10:11"),
+        b"garbage\n" + sound,
+    ):
+        assert catalogue.glance(unsound) is None, unsound
+
+
+@given(st.binary(max_size=300))
+def test_a_glance_at_anything(data: bytes) -> None:
+    seen = catalogue.glance(data)
+    assert seen is None or len(seen) == data.count(b"\n")
