@@ -78,6 +78,30 @@ def search(root: str, query: Query, note: Note) -> list[Found]:
     return found
 
 
+def everything(root: str) -> list[bytes] | None:
+    """Every study's line, as they stand in the catalogues: month by month, newest first, in a month
+    by UID. Much quicker than a search.
+
+    None when the catalogues cannot be taken as they are: one is missing or not compacted, or a
+    study lies in several months. Raises NotAnArchive.
+    """
+    found: list[bytes] = []
+    studies: set[bytes] = set()
+    total = 0
+    for month in catalogue.months(root):
+        try:
+            data = catalogue.read(root, month)
+        except OSError:
+            return None
+        listed = catalogue.compacted(data) if data is not None else None
+        if data is None or listed is None:
+            return None
+        found.append(data)
+        studies.update(listed)
+        total += len(listed)
+    return found if len(studies) == total else None
+
+
 def _in_order(found: list[Found]) -> list[Found]:
     found.sort(key=itemgetter(1))
     found.sort(key=itemgetter(0), reverse=True)

@@ -227,3 +227,34 @@ def test_a_glance_sees_what_reading_does_or_nothing() -> None:
 def test_a_glance_at_anything(data: bytes) -> None:
     seen = catalogue.glance(data)
     assert seen is None or len(seen) == data.count(b"\n")
+
+
+def test_a_compacted_catalogue_is_taken_as_it_is_and_no_other() -> None:
+    def line(uid: str) -> bytes:
+        return orjson.dumps({"StudyInstanceUID": uid, "PatientName": 'A"\n"removed":true}'}) + b"\n"
+
+    sound = line("1.2") + line("1.3")
+    assert catalogue.compacted(sound) == [b"1.2", b"1.3"]
+    assert catalogue.compacted(b"") == []
+    for unsound in (
+        sound[:-1],
+        sound[:-5] + b"\n",
+        sound + sound,
+        sound + b"\0\n",
+        sound + b"\n",
+        sound[:30] + sound,
+        sound + sound[:30],
+        line("1.3") + line("1.2"),
+        sound + b'{"StudyInstanceUID":"1.4","removed":true}\n',
+        line("../x"),
+        line(".x"),
+        b"garbage\n" + sound,
+        b"garbage" + sound,
+    ):
+        assert catalogue.compacted(unsound) is None, unsound
+
+
+@given(st.binary(max_size=300))
+def test_anything_else_is_not_taken_for_compacted(data: bytes) -> None:
+    studies = catalogue.compacted(data)
+    assert studies is None or len(studies) == data.count(b"\n")
