@@ -101,7 +101,8 @@ def ls(
     if form == "jsonl" and not (terms or stored or months or output.on_terminal()):
         lines = everything(root)
         if lines and any(lines):
-            output.write(b"".join(lines))
+            for month_lines in lines:
+                output.write(month_lines)
             return
     # A short run that makes many objects, none of them in cycles.
     gc.disable()
