@@ -24,7 +24,7 @@ from plainpacs.archive.manifest import (
 )
 from plainpacs.archive.root import stamp
 from plainpacs.archive.unfinished import new_digest
-from plainpacs.indexer.records import InstanceFile
+from plainpacs.indexer.study_files import InstanceFile
 
 log = logging.getLogger(__name__)
 

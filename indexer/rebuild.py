@@ -16,15 +16,14 @@ from plainpacs.archive.identity import InstanceKey
 from plainpacs.archive.root import file_system_now
 from plainpacs.indexer import catalogue, instances
 from plainpacs.indexer.heal import Healer
-from plainpacs.indexer.records import (
+from plainpacs.indexer.records import StudyRecord, record_of
+from plainpacs.indexer.study_files import (
     InstanceFacts,
     InstanceFile,
     ManifestFacts,
     StudyFiles,
-    StudyRecord,
     best_line,
     read_manifest,
-    record_of,
     study_files,
 )
 

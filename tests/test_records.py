@@ -11,12 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plainpacs.indexer.records import (
-    ManifestFacts,
-    instances,
-    read_manifest,
-    study_record,
-)
+from plainpacs.indexer.records import instances, study_record
+from plainpacs.indexer.study_files import ManifestFacts, read_manifest
 
 MTIME = 1_709_087_890_123_000_000
 STORED = "2024-02-28T02:38:10.123Z"
