@@ -17,7 +17,7 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from plainpacs.archive import layout
 from plainpacs.archive.errors import StorageUnavailable
@@ -243,26 +243,33 @@ class Publisher:
         return made
 
     def sync(self, folder: Folder) -> None:
-        """Makes the names in ``folder`` durable.
+        """Makes the names in ``folder`` durable. Raises StorageUnavailable."""
+        self._sync_once(sync_folder, folder.fd, folder.path)
 
-        The kernel reports a failed write-back once and then forgets the pages: a directory whose
-        fsync failed is refused from then on, as a second fsync would claim what is not so.
+    def sync_published(self, fd: int, path: str) -> None:
+        """Makes the bytes of the open file that lies at ``path`` durable.
+
         Raises StorageUnavailable.
         """
+        self._sync_once(sync_file, fd, path.rpartition("/")[0])
+
+    def _sync_once(self, sync: Callable[[int], None], fd: int, folder: str) -> None:
+        """The kernel reports a failed write-back once and then forgets the pages: a folder in which
+        an fsync failed is refused from then on, as a second fsync would claim what is not so."""
         if not self._sync:
-            return None
-        if folder.path not in self._failed:
-            try:
-                return sync_folder(folder.fd)
-            except OSError as error:
-                self._failed.add(folder.path)
-                why = error.strerror or str(error)
-                raise StorageUnavailable(
-                    f"cannot sync folder {folder.path or '.'}: {why}; check the disk, then restart"
-                ) from error
-        raise StorageUnavailable(
-            f"folder {folder.path or '.'} failed to sync before; check the disk, then restart"
-        )
+            return
+        if folder in self._failed:
+            raise StorageUnavailable(
+                f"folder {folder or '.'} failed to sync before; check the disk, then restart"
+            )
+        try:
+            sync(fd)
+        except OSError as error:
+            self._failed.add(folder)
+            why = error.strerror or str(error)
+            raise StorageUnavailable(
+                f"cannot sync folder {folder or '.'}: {why}; check the disk, then restart"
+            ) from error
 
     def publish(self, temporary: str, temporary_folder: int, path: str) -> bool:
         """Links the finished, synced file ``temporary`` to ``path``, durably.

@@ -63,7 +63,6 @@ class Shelf:
 
     def __init__(self, writer: Writer, *, sync: bool) -> None:
         self._writer = writer
-        self._sync = sync
         self._publisher = Publisher(writer.root, sync=sync)
         self._manifests = ManifestWriter(self._publisher, sync=sync)
         self._pending = durable.open_folder(layout.PENDING, folder=writer.root)
@@ -153,6 +152,5 @@ class Shelf:
                 if not chunk or chunk != wanted[position : position + len(chunk)]:
                     return False
                 position += len(chunk)
-            if self._sync:
-                durable.sync_file(file.fileno())
+            self._publisher.sync_published(file.fileno(), path)
             return True

@@ -321,6 +321,26 @@ def test_the_duplicate_is_made_durable_too(
     assert synced[-2:] == ["1.2.3.4", "1.2.3.4.5.dcm"]
 
 
+def test_a_duplicate_that_cannot_be_made_durable_is_never_answered_with_success(
+    archive: Archive, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(archive)
+    real = durable.sync_file
+
+    def fail_once(fd: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith(".dcm"):
+            monkeypatch.setattr(durable, "sync_file", real)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    monkeypatch.setattr(durable, "sync_file", fail_once)
+    for _ in range(3):  # the kernel tells of the failure once only
+        with pytest.raises(StorageUnavailable):
+            store(archive)
+    with Archive.open(path) as restarted:
+        assert store(restarted).outcome is StoreOutcome.DUPLICATE
+
+
 def test_pending_may_be_removed_meanwhile(archive: Archive, path: str) -> None:
     os.rmdir(Path(path, ".plainpacs/pending"))
     store(archive)
