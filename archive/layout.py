@@ -31,6 +31,7 @@ CONFLICTS = f"{INTERNAL}/conflicts"
 TRASH = f"{INTERNAL}/trash"
 SEEN = f"{INTERNAL}/seen"
 INSTANCES = f"{INTERNAL}/instances"
+AUDIT = f"{INTERNAL}/audit"
 INDEXER_LOCK = f"{INTERNAL}/indexer.lock"
 """Locked by the one indexer at work."""
 INTERNAL_FOLDERS = (INTERNAL, INCOMING, PENDING, INDEXING, CONFLICTS, TRASH, SEEN, INSTANCES)
