@@ -99,12 +99,44 @@ def set_time(fd: int, nanoseconds: int) -> None:
     os.utime(fd, ns=(nanoseconds, nanoseconds))
 
 
+def truncate(fd: int) -> None:
+    """Leaves nothing in the file. Of lock files alone; nothing else is ever cut short."""
+    os.ftruncate(fd, 0)
+
+
 # --- what is made of them ---------------------------------------------------------------------
 
 
 def open_folder(name: str, *, folder: int | None = None) -> int:
     """An open directory. Raises FileNotFoundError, NotADirectoryError; a link is not followed."""
     return os.open(name, _DIRECTORY, dir_fd=folder)
+
+
+def make_path(path: str) -> None:
+    """The folder at ``path``, and those above it that are missing, made and durable.
+
+    That ``path`` itself is known to the folder above it is made durable in any case: it may have
+    been made a moment ago. Raises OSError.
+    """
+    above, name = os.path.split(os.path.abspath(path))
+    there = os.path.isdir(path)
+    if not name:
+        return
+    if not there and not os.path.isdir(above):
+        make_path(above)
+    try:
+        parent = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if not there:
+                with contextlib.suppress(FileExistsError):
+                    make_folder(name, folder=parent)
+            sync_folder(parent)
+        finally:
+            os.close(parent)
+    except OSError:
+        # Who may write in a folder need not be allowed to read the one above it.
+        if not there:
+            raise
 
 
 def write_all(fd: int, buffers: Iterable[Buffer]) -> int:

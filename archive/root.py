@@ -112,7 +112,7 @@ def create_archive(path: str, node: str | None = None) -> None:
     UnsuitableFileSystem.
     """
     try:
-        os.makedirs(path, exist_ok=True)
+        durable.make_path(path)
         root = durable.open_folder(path + "/.")
     except OSError as error:
         raise NotAnArchive(f"cannot make {path}: {error.strerror}") from None
