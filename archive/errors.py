@@ -69,5 +69,13 @@ class DataSetMismatch(RefusedInstance):
     """The data set names another SOP Class or Instance than the C-STORE request did."""
 
 
+class ForbiddenInstance(RefusedInstance):
+    """The instance, or its series or study, was removed with the word that it never come back."""
+
+
 class StorageUnavailable(PlainpacsError):
     """The tree cannot take the instance now: no space, read-only, gone, or an I/O error."""
+
+
+class OutOfSpace(StorageUnavailable):
+    """There is no room for the instance: the disk or quota is full, or down to its reserve."""

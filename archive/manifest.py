@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,25 @@ def lines_in(data: bytes) -> Iterator[tuple[Line, bytes]]:
             continue
         if isinstance(line, dict) and isinstance(line.get("file"), str):
             yield line, raw
+
+
+def removal_in_force(lines: Iterable[Line]) -> str | None:
+    """When the instance was removed, of which ``lines`` are all there are, from every node.
+
+    None when none of them is a removal, or it was stored or restored since: a removal is in force
+    when its stamp is later than every ``stored`` and ``restored``.
+    """
+    removed = kept = ""
+    for line in lines:
+        removed = max(removed, _stamp_in(line, "removed"))
+        kept = max(kept, _stamp_in(line, "stored"), _stamp_in(line, "restored"))
+    return removed if removed > kept else None
+
+
+def _stamp_in(line: Line, key: str) -> str:
+    # Stamps have one form (``root.stamp``), so that the order of the text is that of time.
+    value = line.get(key)
+    return value if isinstance(value, str) else ""
 
 
 class ManifestWriter:
