@@ -8,20 +8,25 @@ final name, sync the folders (``durable.Publisher.publish``), manifest line, pen
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
+import os
 from collections.abc import Iterator, Mapping
 
 from plainpacs.archive import durable, layout, part10
+from plainpacs.archive.audit import AuditLog
 from plainpacs.archive.durable import Buffer
 from plainpacs.archive.errors import (
     DataSetMismatch,
     NotDICOM,
+    OutOfSpace,
     StorageUnavailable,
     UnreadableDataSet,
 )
 from plainpacs.archive.header import Attributes, read_header
 from plainpacs.archive.identity import InstanceKey, as_name, strip_padding
 from plainpacs.archive.manifest import FileFacts, Provenance
+from plainpacs.archive.reserve import NO_RESERVE, Reserve
 from plainpacs.archive.shelf import Candidate, Shelf, Stored, StoreOutcome
 from plainpacs.archive.sweep import mark_published
 from plainpacs.archive.unfinished import Unfinished
@@ -42,17 +47,25 @@ class Archive:
         self._sync = sync
         self._digest = digest
         self._shelf = Shelf(writer, sync=sync)
+        self.audit = AuditLog(writer.root, writer.node, sync=sync)
         self._numbers = itertools.count()
 
     @classmethod
     def open(
-        cls, root: str, *, node: str | None = None, sync: bool = True, digest: str = "blake3"
+        cls,
+        root: str,
+        *,
+        node: str | None = None,
+        sync: bool = True,
+        digest: str = "blake3",
+        reserve: Reserve = NO_RESERVE,
     ) -> Archive:
         """Opens the archive at ``root`` for storing as ``node`` (the marker's by default).
 
+        What would leave less than the ``reserve`` free is refused, with OutOfSpace.
         Raises NotAnArchive, UnsuitableFileSystem, InUse, StorageUnavailable.
         """
-        return cls(Writer.open(root, node, mark_published), sync=sync, digest=digest)
+        return cls(Writer.open(root, node, mark_published, reserve), sync=sync, digest=digest)
 
     def __enter__(self) -> Archive:
         return self
@@ -63,15 +76,17 @@ class Archive:
     def close(self) -> None:
         """Makes everything durable and leaves nothing unfinished behind."""
         self._shelf.close()
+        self.audit.close()
         self._writer.close()
 
     def flush(self) -> None:
         """Makes the manifest lines durable that were appended since the last flush."""
         self._shelf.flush()
 
-    def check(self) -> None:
-        """Raises StorageUnavailable when the root went away; looks at most once a second."""
-        self._writer.check()
+    def check(self, size: int = 0) -> None:
+        """Raises StorageUnavailable when the root went away, or has no room for ``size`` bytes
+        more; looks at most once a second."""
+        self._writer.check(size)
 
     def write_service_note(self, note: bytes) -> None:
         """Puts what the running service says of itself where ``status`` finds it."""
@@ -91,8 +106,9 @@ class Archive:
 
         ``data_set`` is encoded in ``transfer_syntax``; ``sop_class`` and ``sop_instance`` are
         those of the C-STORE request (PS3.7 9.1.1.1), with which the data set must agree.
-        Raises UnreadableDataSet, InvalidUID, DataSetMismatch and StorageUnavailable; then nothing
-        of it is in the tree, or (StorageUnavailable only) the whole file is and a retry finds it.
+        Raises UnreadableDataSet, InvalidUID, DataSetMismatch, ForbiddenInstance and
+        StorageUnavailable; then nothing of it is in the tree, or (StorageUnavailable only) the
+        whole file is and a retry finds it.
         """
         attributes = read_header(data_set, transfer_syntax)
         key = InstanceKey.of_attributes(attributes)
@@ -106,7 +122,7 @@ class Archive:
             called_ae=provenance.called_ae,
         )
         with _as_unavailable():
-            self.check()
+            self.check(len(data_set))
             with self._unfinished() as file:
                 file.write(meta, data_set)
                 return self._publish(
@@ -151,7 +167,7 @@ class Archive:
         Raises as ``store`` does, and NotDICOM.
         """
         with _as_unavailable():
-            self.check()
+            self.check(os.fstat(source).st_size)
             with self._unfinished() as file:
                 file.copy(source)
                 view = file.view()
@@ -185,6 +201,7 @@ class Archive:
         provenance: Provenance,
     ) -> Stored:
         """Keeps the file, whose data set starts at ``offset``."""
+        self._writer.forbidden.check(key)
         facts = FileFacts(
             layout.instance_name(key.instance),
             file.size,
@@ -235,6 +252,7 @@ class Spool:
         if not self._head:
             self._head = bytes(memoryview(data)[:_HEAD])
         with _as_unavailable():
+            self._archive.check(len(data))
             self._file.write(data)
 
     def store(self) -> Stored:
@@ -291,4 +309,6 @@ def _as_unavailable() -> Iterator[None]:
             "a folder lies where the instance belongs; move it away"
         ) from error
     except OSError as error:
-        raise StorageUnavailable(error.strerror or str(error)) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raised = OutOfSpace if full else StorageUnavailable
+        raise raised(error.strerror or str(error)) from error

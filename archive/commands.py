@@ -14,6 +14,7 @@ from plainpacs.archive.archive import Archive
 from plainpacs.archive.context import Context
 from plainpacs.archive.errors import BadSettings
 from plainpacs.archive.importing import Imported, import_all, sources
+from plainpacs.archive.reserve import Reserve
 from plainpacs.archive.root import create_archive, is_locked, open_root
 
 
@@ -33,7 +34,7 @@ def init(root: str, node: str | None, config: str | None) -> None:
 
 @click.command(name="import")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
-@settings.options("node", "sync", "digest")
+@settings.options("node", "sync", "digest", "reserve")
 @click.pass_obj
 def import_(context: Context, /, paths: tuple[str, ...], config: str | None, **flags: str) -> None:
     """Take DICOM files, folders of them, or another archive in.
@@ -53,7 +54,13 @@ def import_(context: Context, /, paths: tuple[str, ...], config: str | None, **f
             raise BadSettings(f"{path} lies in the archive itself; `plainpacs reindex` finds it")
     counts: Counter[str] = Counter()
     interrupted = False
-    with Archive.open(root, node=chosen.node, sync=chosen.sync == "on", digest=chosen.digest) as to:
+    with Archive.open(
+        root,
+        node=chosen.node,
+        sync=chosen.sync == "on",
+        digest=chosen.digest,
+        reserve=Reserve.parse(chosen.reserve),
+    ) as to:
         results = import_all(to, sources(paths))
         try:
             for result in _shown(results, paths):

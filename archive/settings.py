@@ -19,6 +19,7 @@ import click
 from plainpacs.archive import layout
 from plainpacs.archive.errors import BadSettings
 from plainpacs.archive.identity import as_name
+from plainpacs.archive.reserve import Reserve
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,8 +41,12 @@ class Settings:
     refuse_sop_class: tuple[str, ...] = ()
     sync: str = "on"
     digest: str = "blake3"
+    reserve: str = "1G,2%"
     node: str | None = None
     log_level: str = "info"
+    log_format: str = "text"
+    metrics_port: int | None = None
+    metrics_bind: str = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,11 @@ def _node(value: Any) -> str:
     return str(value)
 
 
+def _reserve(value: Any) -> str:
+    Reserve.parse(str(value))
+    return str(value)
+
+
 def _text(value: Any) -> str:
     return str(value)
 
@@ -151,8 +161,13 @@ TABLE: tuple[Declaration, ...] = (
     Declaration("sync", _choice("on", "off"), "on|off", "off: 0000 outlives a crash of plainpacs"
                 " but not of the machine"),
     Declaration("digest", _choice("blake3", "sha256"), "NAME", "digest kept: blake3 or sha256"),
+    Declaration("reserve", _reserve, "SIZE", "room that stays free: 500M, 2%, 0, or 1G,2% (the"
+                " smaller)"),
     Declaration("node", _node, "NAME", "this writer's own manifests, on a shared file system"),
     Declaration("log_level", _choice("debug", "info", "warning", "error"), "LEVEL", "log from"),
+    Declaration("log_format", _choice("text", "json"), "text|json", "json: one object a line"),
+    Declaration("metrics_port", _whole(0, 65535), "PORT", "HTTP /metrics and /healthz (none)"),
+    Declaration("metrics_bind", _text, "ADDRESS", "address of the metrics port"),
 )  # fmt: skip
 
 _BY_NAME = {declaration.name: declaration for declaration in TABLE}

@@ -1,6 +1,7 @@
 """A process that writes to an archive: its node, its folder under ``incoming``, the dirty flag.
 
-It notices when the root goes away beneath it, and clears up after one that died.
+It notices when the root goes away beneath it or its disk fills up, and clears up after one that
+died.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ import time
 from collections.abc import Callable
 
 from plainpacs.archive import durable, layout
-from plainpacs.archive.errors import InUse, StorageUnavailable, UnsuitableFileSystem
+from plainpacs.archive.errors import (
+    InUse,
+    OutOfSpace,
+    StorageUnavailable,
+    UnsuitableFileSystem,
+)
+from plainpacs.archive.forbidden import Forbidden
+from plainpacs.archive.reserve import NO_RESERVE, UNBOUNDED, Reserve
 from plainpacs.archive.root import (
     make_internal_folders,
     open_root,
@@ -81,25 +89,36 @@ class DirtyFlag:
 class Writer:
     """A process's place in an archive it writes to. Made by ``Writer.open``; close it.
 
-    ``incoming`` is an open directory of this process alone, for unfinished files.
+    ``incoming`` is an open directory of this process alone, for unfinished files; ``forbidden`` is
+    what may not be stored, as of the last ``check``.
     """
 
-    def __init__(self, path: str, root: int, node: str) -> None:
+    def __init__(self, path: str, root: int, node: str, reserve: Reserve) -> None:
         self.path = path
         self.root = root
         self.node = node
+        self.forbidden = Forbidden.load(root)
+        self._reserve = reserve
+        self._room = UNBOUNDED.bytes
         self._checked = 0.0
         self._device_and_inode = _identity(os.fstat(root))
         marker = os.stat(layout.MARKER, dir_fd=root)
         self._marker = _identity(marker)
 
     @classmethod
-    def open(cls, path: str, node: str | None, sweep: Callable[[Writer, int], None]) -> Writer:
+    def open(
+        cls,
+        path: str,
+        node: str | None,
+        sweep: Callable[[Writer, int], None],
+        reserve: Reserve = NO_RESERVE,
+    ) -> Writer:
         """Claims ``node`` (the marker's by default) on the archive at ``path``.
 
         After an unclean stop ``sweep(writer, folder)`` is called with each open folder under
         ``incoming`` that a dead process of this node left, and after a reboot everything that
         reconciliation remembers is dropped, so that it looks at every series anew.
+        ``reserve`` is what ``check`` refuses to go below.
         Raises NotAnArchive, UnsuitableFileSystem, InUse, StorageUnavailable.
         """
         root = open_root(path)
@@ -110,7 +129,7 @@ class Writer:
                     f"{path} is on a network file system ({network}); give this writer a name "
                     "of its own there with --node NAME"
                 )
-            writer = cls(path, root, node or read_marker_at(root, path).node)
+            writer = cls(path, root, node or read_marker_at(root, path).node, reserve)
             make_internal_folders(root, path)
             try_file_system(root, path)
             writer._claim(sweep)
@@ -153,7 +172,7 @@ class Writer:
         deadline = time.monotonic() + _CLAIM_SECONDS
         while True:
             if try_lock(self._lock, fcntl.LOCK_EX):
-                os.ftruncate(self._lock, 0)
+                durable.truncate(self._lock)
                 durable.write_all(self._lock, [machine])
                 return True
             if try_lock(self._lock, fcntl.LOCK_SH):
@@ -205,14 +224,26 @@ class Writer:
         finally:
             os.close(folder)
 
-    def check(self) -> None:
-        """Notices, at most once a second, a root that was unmounted or replaced.
+    def check(self, size: int = 0) -> None:
+        """Refuses ``size`` bytes more when the root was unmounted or replaced, or when they would
+        leave less free than the reserve. Looks at most once a second, and counts in between.
 
-        Raises StorageUnavailable.
+        Raises StorageUnavailable, of which OutOfSpace is one.
         """
         now = time.monotonic()
-        if now - self._checked < _CHECK_SECONDS:
-            return
+        if now - self._checked >= _CHECK_SECONDS:
+            self._look()
+            self._checked = now
+        # Two threads may count one of their sizes only: the next look puts it right.
+        left = self._room - size
+        if left < 0:
+            raise OutOfSpace(
+                f"less is free in {self.path} than the reserve; make room, or give a smaller "
+                "--reserve"
+            )
+        self._room = left
+
+    def _look(self) -> None:
         try:
             there = _identity(os.stat(self.path)) == self._device_and_inode
             marker = os.stat(os.path.join(self.path, layout.MARKER))
@@ -223,7 +254,9 @@ class Writer:
             raise StorageUnavailable(
                 f"{self.path} is no longer the archive that was opened; mount it again, or restart"
             )
-        self._checked = now
+        self.forbidden = self.forbidden.anew(self.root)
+        room = self._reserve.room(os.fstatvfs(self.root))
+        self._room = room.bytes if room.files is None or room.files > 0 else -1
 
     def close(self) -> None:
         """Leaves nothing behind: the incoming folder, and the dirty flag if nobody else writes."""

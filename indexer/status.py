@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 import orjson
 
 from plainpacs.archive import layout
+from plainpacs.archive.reserve import Reserve
 from plainpacs.archive.root import is_locked, open_root
 from plainpacs.indexer import search
 from plainpacs.indexer.lookup import Note
@@ -24,6 +26,7 @@ _SERVICE = "service."
 class Status:
     """Numbers and sizes in bytes; None where it may not be known (a copy without ``.plainpacs``).
 
+    ``reserve``: below which the service at work refuses to store; None when none is at work.
     ``services``: the notes of the receivers, each with ``running``.
     """
 
@@ -35,6 +38,7 @@ class Status:
     pending: int | None = None
     conflicts: int | None = None
     free: int = 0
+    reserve: int | None = None
     indexer_running: bool = False
     last_stored: list[dict[str, str]] = field(default_factory=list)
     services: list[dict[str, Any]] = field(default_factory=list)
@@ -62,6 +66,7 @@ def status_of(path: str, note: Note) -> Status:
     try:
         status.indexer_running = is_locked(root, layout.INDEXER_LOCK)
         status.services = _services(path, root)
+        status.reserve = _reserve(root, status.services)
     finally:
         os.close(root)
     return status
@@ -108,6 +113,15 @@ def _services(path: str, root: int) -> list[dict[str, Any]]:
             running = is_locked(root, lock, shared=True) and _alive(note.get("pid"))
             notes.append({"node": node, "running": running, **note})
     return notes
+
+
+def _reserve(root: int, services: list[dict[str, Any]]) -> int | None:
+    """The reserve that a service at work keeps free, in bytes."""
+    for service in services:
+        if service["running"]:
+            with contextlib.suppress(ValueError):
+                return Reserve.parse(str(service.get("reserve"))).bytes_of(os.fstatvfs(root))
+    return None
 
 
 def _alive(pid: object) -> bool:

@@ -38,6 +38,13 @@ def _status_lines(status: Status) -> list[str]:
         f"conflicts  {number(status.conflicts)} instances kept aside (other bytes, same UID)",
         f"indexer    {'at work' if status.indexer_running else 'not running'}",
     ]
+    if status.reserve is not None:
+        kept = readable.size(status.reserve)
+        lines.append(
+            f"reserve    {kept}: what comes is stored until no more than that is free"
+            if status.free > status.reserve
+            else f"reserve    {kept}: NOTHING IS STORED until more than that is free"
+        )
     for service in status.services or [{}]:
         lines += _service_lines(service)
     for last in status.last_stored:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from plainpacs.archive.errors import (
     DataSetMismatch,
+    ForbiddenInstance,
     InvalidUID,
+    OutOfSpace,
     PlainpacsError,
     StorageUnavailable,
     UnreadableDataSet,
@@ -128,6 +130,22 @@ ANSWERS = (
         "Data Set cannot be read",
         True,
         "no flag changes it: without usable UIDs there is no place for it",
+    ),
+    Answer(
+        (OutOfSpace,),
+        StoreStatus.OUT_OF_RESOURCES,
+        "PS3.4 B.2.3",
+        "Out of space",
+        False,
+        "make room, or flag: --reserve with less",
+    ),
+    Answer(
+        (ForbiddenInstance,),
+        StoreStatus.CANNOT_UNDERSTAND,
+        "PS3.4 B.2.3",
+        "Instance was removed for good",
+        True,
+        "no flag changes it: see `plainpacs forbidden`",
     ),
     Answer(
         (StorageUnavailable, OSError, MemoryError),

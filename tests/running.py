@@ -13,6 +13,7 @@ from typing import Protocol
 import pytest
 
 from plainpacs.archive.archive import Archive
+from plainpacs.archive.reserve import Reserve
 from plainpacs.archive.root import create_archive
 from plainpacs.archive.settings import Settings
 from plainpacs.scp.receiver import Receiver
@@ -64,7 +65,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
         create_archive(str(root))
         settings = Settings(**{"port": 0, "bind": "127.0.0.1", **changes})  # type: ignore[arg-type]  # a test's own
         receiver = Receiver(settings)
-        archive = Archive.open(str(root), sync=False)
+        reserve = Reserve.parse(str(changes.get("reserve", "0")))
+        archive = Archive.open(str(root), sync=False, reserve=reserve)
         receiver.start(archive)
         running.append(Running(receiver, archive, root))
         return running[-1]

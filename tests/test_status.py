@@ -7,6 +7,7 @@ import pytest
 from plainpacs.archive.errors import (
     DataSetMismatch,
     InvalidUID,
+    OutOfSpace,
     StorageUnavailable,
     UnreadableDataSet,
 )
@@ -18,6 +19,7 @@ from plainpacs.scp.status import RefusedSOPClass, StoreStatus, answer_for, comme
     ("error", "expected"),
     [
         (StorageUnavailable("no space left on /data"), 0xA700),
+        (OutOfSpace("less is free than the reserve"), 0xA700),
         (OSError(28, "No space left on device"), 0xA700),
         (MemoryError(), 0xA700),
         (DataSetMismatch("the data set has another SOPInstanceUID"), 0xA900),
@@ -46,9 +48,10 @@ def test_every_row_cites_the_standard_and_names_a_remedy() -> None:
 
 
 def test_a_failure_is_answered_by_one_row_only() -> None:
-    statuses = [row.status for row in (*status.ANSWERS, status.UNFORESEEN)]
-    assert len(statuses) == len(set(statuses))
-    assert StoreStatus.SUCCESS not in statuses
+    rows = (*status.ANSWERS, status.UNFORESEEN)
+    said = [(row.status, row.comment) for row in rows]
+    assert len(said) == len(set(said))
+    assert StoreStatus.SUCCESS not in [row.status for row in rows]
 
 
 @pytest.mark.parametrize(
