@@ -13,7 +13,9 @@ import logging
 import os
 import pwd
 import re
+import threading
 import time
+from collections import Counter
 
 import orjson
 
@@ -22,6 +24,7 @@ from plainpacs.archive.durable import Publisher
 from plainpacs.archive.errors import PlainpacsError
 from plainpacs.archive.manifest import ManifestWriter
 from plainpacs.archive.root import is_locked, read_marker_at, stamp
+from plainpacs.archive.shelf import Stored, StoreOutcome
 from plainpacs.archive.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -29,14 +32,18 @@ log = logging.getLogger(__name__)
 _UID = re.compile(r"[0-9.]{1,64}", re.ASCII)
 
 
-def record(to: Writer | int, event: str, **facts: object) -> None:
+def record(to: Writer | AuditLog | int, event: str, **facts: object) -> None:
     """Writes, durably, that the user of this process did ``event`` (the command's name).
 
-    ``to`` is the writer of a command that changes the archive; or the open root for one that only
-    reads, and then the line is written only while something is at work on the archive: a copy is
-    never written. ``facts`` are whatever JSON can hold, None left out, times and user not needed:
-    StudyInstanceUID, SOPInstanceUID, counts. Raises nothing because of the log.
+    ``to`` is the writer (or audit log) of a command that changes the archive; or the open root for
+    one that only reads, and then the line is written only while something is at work on the
+    archive: a copy is never written. ``facts`` are whatever JSON can hold, None left out, time and
+    user not needed: StudyInstanceUID, SOPInstanceUID, counts. Raises nothing because of the log.
     """
+    if isinstance(to, AuditLog):
+        to.write(event, user=login_name(), uid=os.getuid(), **facts)
+        to.flush()
+        return
     try:
         if isinstance(to, Writer):
             root, node = to.root, to.node
@@ -48,7 +55,7 @@ def record(to: Writer | int, event: str, **facts: object) -> None:
         log.warning("the audit log could not be found: %s", error)
         return
     audit = AuditLog(root, node)
-    audit.write(event, user=login_name(), uid=os.getuid(), **facts)
+    record(audit, event, **facts)
     audit.close()
 
 
@@ -66,7 +73,7 @@ class AuditLog:
     def write(self, event: str, **facts: object) -> None:
         """Adds a line; ``facts`` that are None are left out."""
         now = stamp(time.time_ns())
-        known = {name: value for name, value in facts.items() if value is not None}
+        known = {name: _as_text(value) for name, value in facts.items() if value is not None}
         line = orjson.dumps({"time": now, "event": event, **known})
         path = f"{layout.AUDIT}/{now[:4]}{now[5:7]}.{self._node}{layout.MANIFEST_ENDING}"
         try:
@@ -93,6 +100,39 @@ def login_name() -> str:
             return pwd.getpwuid(os.getuid()).pw_name
         except KeyError:
             return ""
+
+
+def _as_text(value: object) -> object:
+    """What a system's name may have and JSON may not is replaced."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+class StudyCounts:
+    """How many instances came of which study since ``take`` was last called. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._studies: dict[str, Counter[str]] = {}
+
+    def add(self, stored: Stored) -> None:
+        with self._lock:
+            counts = self._studies.get(stored.key.study)
+            if counts is None:
+                counts = self._studies[stored.key.study] = Counter()
+            counts[COUNTED_AS[stored.outcome]] += 1
+
+    def take(self) -> list[dict[str, object]]:
+        """The facts of a line for each study: its UID, and how many of each outcome."""
+        with self._lock:
+            taken, self._studies = self._studies, {}
+        return [{"StudyInstanceUID": study, **counts} for study, counts in taken.items()]
+
+
+COUNTED_AS = {
+    StoreOutcome.STORED: "stored",
+    StoreOutcome.DUPLICATE: "duplicates",
+    StoreOutcome.CONFLICT: "conflicts",
+}
 
 
 def uid_or_none(value: str | None) -> str | None:

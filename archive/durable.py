@@ -99,6 +99,11 @@ def set_time(fd: int, nanoseconds: int) -> None:
     os.utime(fd, ns=(nanoseconds, nanoseconds))
 
 
+def set_mode(fd: int, mode: int) -> None:
+    """Of an open file or directory. Raises PermissionError to all but its owner."""
+    os.fchmod(fd, mode)
+
+
 def truncate(fd: int) -> None:
     """Leaves nothing in the file. Of lock files alone; nothing else is ever cut short."""
     os.ftruncate(fd, 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import threading
 import time
@@ -19,6 +20,8 @@ import orjson
 
 from plainpacs.archive import durable, layout
 from plainpacs.archive.errors import NotAnArchive, StorageUnavailable, UnsuitableFileSystem
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 _NODE_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
@@ -156,6 +159,25 @@ def make_internal_folders(root: int, path: str) -> None:
             pass
         except OSError as error:
             raise StorageUnavailable(f"cannot write in {path}: {error.strerror}") from None
+    _keep_private(root, path)
+
+
+def _keep_private(root: int, path: str) -> None:
+    """``.plainpacs`` is for its owner alone, also where something else made it (mkdir, a copy):
+    it holds what was taken out of the archive, and who did what."""
+    fd = durable.open_folder(layout.INTERNAL, folder=root)
+    try:
+        if os.fstat(fd).st_mode & 0o077:
+            durable.set_mode(fd, 0o700)
+    except OSError as error:
+        log.warning(
+            "others may read %s/%s, and its mode cannot be changed (%s); as its owner: chmod 700",
+            path,
+            layout.INTERNAL,
+            error.strerror,
+        )
+    finally:
+        os.close(fd)
 
 
 def try_file_system(root: int, path: str) -> None:

@@ -25,7 +25,7 @@ from plainpacs.indexer.service import Indexer
 @click.argument("root", metavar="[ROOT]", required=False)
 @click.option("--once", is_flag=True, help="Index what is pending or changed, then end.")
 @click.option("--parent-pipe", is_flag=True, hidden=True, help="End when stdin is closed.")
-@settings.options("node", "digest", "log_level")
+@settings.options("node", "digest", "log_level", "log_format")
 @click.pass_obj
 def index(
     context: Context,
@@ -43,7 +43,7 @@ def index(
     Example:  plainpacs index --once -a /data/archive
     """
     chosen = settings.load(flags, config)
-    logs.set_up(chosen.log_level)
+    logs.set_up(chosen.log_level, chosen.log_format)
     path = context.archive_path(root)
     if once:
         with Indexer.open(path, node=chosen.node, digest=chosen.digest) as indexer:

@@ -11,11 +11,11 @@ import logging
 from dataclasses import dataclass
 
 from plainpacs.scp import pdu, status
-from plainpacs.scp.connection import Connection, Stopping
+from plainpacs.scp.connection import Stopping, Transport
 from plainpacs.scp.dimse import ProtocolError, Reason, command_fragments
 from plainpacs.scp.pdu import PDU
 from plainpacs.scp.reading import ConnectionLost, Limits, MessageReader, PeerTimeout
-from plainpacs.scp.session import Session
+from plainpacs.scp.session import RELEASED, Session
 from plainpacs.scp.status import Rejection
 
 _LOG = logging.getLogger("plainpacs.scp")
@@ -32,19 +32,25 @@ class _End:
 
 
 class Association:
-    """What ``run`` does to ``connection``. ``implementation``: our class UID and version name."""
+    """What ``run`` does to ``connection``. ``implementation``: our class UID and version name.
+
+    Of what a ``stranger`` asks for no more is read than who asks: the session will refuse it.
+    """
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Transport,
         session: Session,
         limits: Limits,
         implementation: tuple[str, str],
+        *,
+        stranger: bool = False,
     ) -> None:
         self._connection = connection
         self._session = session
         self._limits = limits
         self._implementation = implementation
+        self._stranger = stranger
         self._reader = MessageReader(connection, limits, session.spill)
         self._established = False
         self._longest_pdu = 0
@@ -89,7 +95,10 @@ class Association:
 
     def _establish(self) -> _End | None:
         """Answers the request for an association; the end, if there is to be none."""
-        body = self._reader.read_request()
+        if self._stranger:
+            body = self._reader.read_request(pdu.TITLES_END)
+        else:
+            body = self._reader.read_request()
         if body is None:
             return _End("aborted by the peer")
         request = pdu.read_request(body)
@@ -111,7 +120,7 @@ class Association:
             if isinstance(message, PDU):
                 if message is PDU.ABORT:
                     return _End("aborted by the peer")
-                return _End("released", farewell=pdu.RELEASE_RP)
+                return _End(RELEASED, farewell=pdu.RELEASE_RP)
             answer = self._session.serve(message)
             if answer is not None:
                 for fragment in command_fragments(answer, self._longest_pdu):

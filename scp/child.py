@@ -27,6 +27,7 @@ def indexer_command(root: str, settings: Settings) -> list[str]:
     """The command that indexes ``root`` until its standard input ends."""
     command = [sys.executable, "-m", "plainpacs.archive.cli", "index", "--parent-pipe"]
     command += ["--digest", settings.digest, "--log-level", settings.log_level]
+    command += ["--log-format", settings.log_format]
     if settings.node:
         command += ["--node", settings.node]
     return [*command, root]

@@ -15,9 +15,12 @@ from plainpacs.scp import serve as service
 @click.argument("root", metavar="[ROOT]", required=False)
 @click.option("--create", is_flag=True, help="Make ROOT an archive if it is none yet.")
 @settings.options(
-    *("aet", "called_ae", "calling_ae", "bind", "port", "max_associations", "receivers"),
+    *("aet", "called_ae", "calling_ae", "allow_peers", "ae_addresses"),
+    *("bind", "port", "max_associations", "max_associations_per_peer", "receivers"),
+    *("tls_cert", "tls_key", "tls_ca", "tls_verify"),
     *("max_pdu", "pdu_timeout", "idle_timeout", "refuse_sop_class"),
-    *("sync", "digest", "node", "log_level"),
+    *("sync", "digest", "reserve", "node"),
+    *("log_level", "log_format", "metrics_port", "metrics_bind"),
 )
 @click.pass_obj
 def serve(

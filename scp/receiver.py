@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from plainpacs.archive.archive import Archive, Provenance, StoreOutcome
+from plainpacs.archive.audit import COUNTED_AS, uid_or_none
 from plainpacs.archive.errors import InUse, PlainpacsError, StorageUnavailable
 from plainpacs.archive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from plainpacs.archive.settings import Settings
@@ -36,10 +37,11 @@ from plainpacs.scp.dimse import (
 from plainpacs.scp.negotiation import ContextResult, Result, answered_roles, name_of, negotiate
 from plainpacs.scp.reading import Limits
 from plainpacs.scp.server import Server, listen
-from plainpacs.scp.session import Acceptance, Proposal
+from plainpacs.scp.session import RELEASED, Acceptance, Proposal
 from plainpacs.scp.status import Rejection, StoreStatus
 from plainpacs.scp.storing import LargeInstance, StoreAnswer, StoreRequest, store
-from plainpacs.scp.tally import COUNTED_AS, Caller, Tally
+from plainpacs.scp.tally import Caller, Course, Refusal, Refused, Tally
+from plainpacs.scp.trail import Trail, Visit
 
 _LOG = logging.getLogger("plainpacs.scp")
 
@@ -84,7 +86,9 @@ class Receiver:
             settings.max_associations + _SPARE_CONNECTIONS,
             self._board,
         )
-        self.tally = Tally(settings.aet, self.port)
+        before = self._board.own_note()
+        self.tally = Tally(settings.aet, self.port, before, reserve=settings.reserve)
+        self.trail: Trail
         self._associations = 0
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -98,6 +102,7 @@ class Receiver:
     def start(self, archive: Archive) -> None:
         """Accepts associations from now on, and stores into ``archive``."""
         self.archive = archive
+        self.trail = Trail(archive.audit)
         self._write_note()
         self._housekeeper.start()
         self._server.start()
@@ -137,7 +142,9 @@ class Receiver:
         while not stopping:
             stopping = self._stopping.wait(_HOUSEKEEPING_SECONDS)
             self.flush()
+            self.trail.flush()
             self._write_note()
+        self.trail.close()
 
     def _write_note(self) -> None:
         note = self.tally.note()
@@ -178,6 +185,7 @@ class _Session:
         self._receiver = receiver
         self._settings = receiver.settings
         self._caller = Caller(peer)
+        self._visit: Visit
         self._provenance = Provenance()
         self._contexts: dict[int, ContextResult] = {}
         self._admitted = False
@@ -194,6 +202,8 @@ class _Session:
             self._log_rejection(rejection)
             return rejection
         self._admitted = True
+        self._receiver.tally.accepted()
+        self._visit = Visit(self._receiver.trail, self._caller)
         self._provenance = Provenance(proposal.calling_ae, proposal.called_ae, self._caller.peer)
         results = negotiate(proposal.contexts, proposal.declared, proposal.roles)
         self._contexts = {r.id: r for r in results if r.result is Result.ACCEPTED}
@@ -218,16 +228,16 @@ class _Session:
             _LOG.log(level, "connection ended: %s: %s", self._caller, fault or how)
             return
         self._receiver.dismiss()
+        self._visit.ended()
+        if how != RELEASED:
+            self._receiver.tally.aborted()
         if self._counts["stored"] or self._counts["conflicts"]:
             self._receiver.flush()
         _LOG.info(
-            "association ended: %s: %s; %d stored, %d duplicates, %d conflicts, %d refused, "
-            "%.1f MB in %.1f s",
+            "association ended: %s: %s; %s",
             self._caller,
             f"{how}: {fault}" if fault else how,
-            *(self._counts[kind] for kind in ("stored", "duplicates", "conflicts", "refused")),
-            self._bytes / 1e6,
-            time.monotonic() - self._began,
+            Course(self._counts, self._bytes, time.monotonic() - self._began),
         )
 
     # --- messages -----------------------------------------------------------------------------
@@ -241,11 +251,11 @@ class _Session:
             return response(command, StoreStatus.SUCCESS)
         if command.field == CommandField.C_STORE_RQ:
             return self._store(context, command, message.data)
-        self._log_refusal(
-            StoreStatus.UNRECOGNIZED_OPERATION,
-            f"operation {command.field:04X}H is neither C-ECHO nor C-STORE",
-            "no flag changes it: plainpacs only receives",
-        )
+        why = f"operation {command.field:04X}H is neither C-ECHO nor C-STORE"
+        refused = StoreStatus.UNRECOGNIZED_OPERATION
+        remedy = "no flag changes it: plainpacs only receives"
+        _LOG.warning("refused: %s: %04X %s; %s", self._caller, refused, why, remedy)
+        self._count(Refused.OPERATION, f"{refused:04X}", why)
         return response(command, StoreStatus.UNRECOGNIZED_OPERATION)
 
     def spill(self, context_id: int, command: Command) -> Spill:
@@ -274,30 +284,44 @@ class _Session:
         self, context: ContextResult, command: Command, data: memoryview | Spill | None
     ) -> bytes:
         if isinstance(data, LargeInstance):
+            size = data.size
             answer = data.store()
-            self._bytes += data.size
         else:
             assert data is None or isinstance(data, memoryview), "a Drain is for other commands"
             request = self._request(context, command)
             refused = self._settings.refuse_sop_class
             answer = store(self._receiver.archive, request, data, refused)
-            self._bytes += len(data or b"")
-        self._account(answer, command)
+            size = len(data or b"")
+        self._bytes += size
+        self._account(answer, command, size)
         return response(command, answer.status, answer.comment)
 
-    def _account(self, answer: StoreAnswer, command: Command) -> None:
+    def _account(self, answer: StoreAnswer, command: Command, size: int) -> None:
         if answer.stored is None:
             self._counts["refused"] += 1
-            what = f"an instance of {_shown(command.sop_class)}"
-            self._log_refusal(
-                answer.status, f"{what}: {answer.error}", answer.remedy, answer.comment
+            unforeseen = answer.status is StoreStatus.PROCESSING_FAILURE
+            # The words of an error that is not ours may quote the data set.
+            why = answer.comment if unforeseen else str(answer.error)
+            uid = uid_or_none(command.sop_instance)
+            named = f" {uid}" if uid else ""
+            _LOG.warning(
+                "refused: %s: %04X an instance%s of %s: %s; %s",
+                self._caller,
+                answer.status,
+                named,
+                _shown(command.sop_class),
+                why,
+                answer.remedy,
             )
-            if answer.status is StoreStatus.PROCESSING_FAILURE:
+            told = answer.comment or why
+            self._count(Refused.INSTANCE, f"{answer.status:04X}", told, command.sop_instance)
+            if unforeseen:
                 _LOG.error("a defect of plainpacs", exc_info=answer.error)
             return
         outcome = answer.stored.outcome
         self._counts[COUNTED_AS[outcome]] += 1
-        self._receiver.tally.stored(outcome, self._caller)
+        self._visit.stored(answer.stored)
+        self._receiver.tally.stored(outcome, self._caller, size)
         if outcome is StoreOutcome.CONFLICT:
             _LOG.warning(
                 "conflict: %s sent other bytes under a stored SOP Instance UID; kept in %s",
@@ -318,7 +342,7 @@ class _Session:
             rejection.what,
             remedy,
         )
-        self._receiver.tally.refused(rejection.code, rejection.what, self._caller, instance=False)
+        self._count(Refused.ASSOCIATION, rejection.code, rejection.what)
 
     def _log_refused_contexts(self, results: Iterable[ContextResult]) -> None:
         by_result: dict[Result, list[str]] = {}
@@ -337,14 +361,17 @@ class _Session:
                 _WHY[result],
             )
             why = f"{what}: {_WHY[result]}"
-            self._receiver.tally.refused(f"context {result:d}", why, self._caller, instance=False)
+            self._count(Refused.CONTEXTS, f"context {result:d}", why)
 
-    def _log_refusal(self, code: int, why: str, remedy: str, told: str = "") -> None:
-        _LOG.warning("refused: %s: %04X %s; %s", self._caller, code, why, remedy)
-        self._receiver.tally.refused(f"{code:04X}", told or why, self._caller, instance=bool(told))
+    def _count(self, what: Refused, code: str, why: str, sop_instance: str = "") -> None:
+        refusal = Refusal(what, code, why, self._caller)
+        self._receiver.tally.refused(refusal)
+        self._receiver.trail.refused(refusal, sop_instance)
 
 
 def _shown(uid: str) -> str:
-    """``uid`` for the log: its name if registered, cleaned and cut short if it is anything."""
-    name = name_of(uid)
-    return "".join(c if " " <= c <= "~" else "?" for c in name)[:80] or "no UID"
+    """``uid`` for the log: its name if registered. What is not spelled like one might be anything,
+    a patient's name too."""
+    if not uid:
+        return "no UID"
+    return name_of(uid) if uid_or_none(uid) else "a malformed UID"

@@ -19,6 +19,7 @@ from dataclasses import asdict
 from plainpacs.archive import logs
 from plainpacs.archive.archive import Archive
 from plainpacs.archive.errors import PlainpacsError
+from plainpacs.archive.reserve import Reserve
 from plainpacs.archive.settings import Settings, load
 from plainpacs.archive.signals import waiting_for_stop
 from plainpacs.scp.board import Board
@@ -51,7 +52,7 @@ class Receivers:
         self._listener = open_listener(settings)
         self.port = int(self._listener.getsockname()[1])
         self._board = Board.create(count)
-        self._own_note = Tally(settings.aet, self.port).note() or b""
+        self._own_note = Tally(settings.aet, self.port, reserve=settings.reserve).note() or b""
         self._archive: Archive
         self._children: list[Child] = []
         self._written = b""
@@ -111,14 +112,18 @@ def _be_one(told: str) -> None:
     """The work of one of the processes, until a signal or until the parent is gone."""
     given = json.loads(told)
     settings = load(given["settings"], environ={})
-    logs.set_up(settings.log_level)
+    logs.set_up(settings.log_level, settings.log_format)
     with waiting_for_stop() as wait_for_signal:
         board = Board(*given["board"])
         board.clear()
         receiver = Receiver(settings, socket.socket(fileno=given["listener"]), board)
         sync = settings.sync == "on"
         with Archive.open(
-            given["root"], node=settings.node, sync=sync, digest=settings.digest
+            given["root"],
+            node=settings.node,
+            sync=sync,
+            digest=settings.digest,
+            reserve=Reserve.parse(settings.reserve),
         ) as archive:
             receiver.start(archive)
             threading.Thread(target=_stop_with_parent, daemon=True).start()

@@ -15,6 +15,9 @@ from plainpacs.scp.dimse import Command, Message, Spill
 from plainpacs.scp.negotiation import ContextResult, ProposedContext, Role
 from plainpacs.scp.status import Rejection
 
+RELEASED = "released"
+"""How an association ends that nobody aborted, for ``Session.ended``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Proposal:

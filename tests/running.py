@@ -49,7 +49,7 @@ class Running:
     def tree(self) -> set[str]:
         """Everything that a store could leave behind."""
         found = {str(p.relative_to(self.root)) for p in self.root.rglob("*")}
-        return {p for p in found if "service." not in p}
+        return {p for p in found if "service." not in p and ".plainpacs/audit" not in p}
 
 
 class Start(Protocol):
