@@ -8,6 +8,7 @@ text. What cannot be decoded becomes U+FFFD.
 - Misspelt names are understood: case, ``-``, ``_`` and blanks do not count, nor does ``2022``.
 - Escape sequences of PS3.3 Tables C.12-3 and C.12-4 are followed whether or not the data set
   declares their sets. After a delimiter the first declared set is in force again.
+- After MOST_ESCAPES escape sequences of a value no more are followed: each of them costs.
 - UTF-8, GB18030 and GBK stand alone: further values beside them do not count, and there are no
   escape sequences in them.
 
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterable
 from functools import cache, lru_cache
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+MOST_ESCAPES = 1000
 
 # Registration number (as in "ISO_IR 100") -> codec that has ISO 646 in G0 and the set in G1.
 # shift_jis gives JIS X 0201 its half-width katakana, and reads the Shift-JIS some makers put there.
@@ -121,7 +123,9 @@ class CharacterSet:
         text: list[str] = []
         prefix: bytes | None = None
         right = self._decode_run
-        for number, piece in enumerate(value.split(b"\x1b")):
+        pieces = value.split(b"\x1b", MOST_ESCAPES + 1)
+        beyond = pieces.pop() if len(pieces) > MOST_ESCAPES + 1 else b""
+        for number, piece in enumerate(pieces):
             run = piece
             if number:
                 for escape in (piece[:3], piece[:2]):
@@ -143,6 +147,8 @@ class CharacterSet:
             if end:
                 prefix, right = None, self._decode_run
                 text.append(right(run[end.start() :]))
+        if beyond:
+            text.append(REPLACEMENT + self._decode_run(beyond).replace("\x1b", REPLACEMENT))
         return "".join(text)
 
 

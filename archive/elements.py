@@ -25,6 +25,8 @@ LAST_TAG = LAST_GROUP << 16 | LAST_ELEMENT
 UNDEFINED = 0xFFFFFFFF
 ITEM, ITEM_DELIMITER, SEQUENCE_DELIMITER = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 
+MOST_COLLECTED = 256
+"""References, and requests, that are held until it is known which of them say something."""
 DEEPEST = 256
 """Levels of nested content of undefined length."""
 
@@ -94,8 +96,17 @@ class Collected:
     """What a reader found of the kept attributes, still as bytes."""
 
     found: dict[Slot, Buffer] = field(default_factory=dict)
-    references: list[bytes] = field(default_factory=list)
+    references: dict[bytes, None] = field(default_factory=dict)
+    """Distinct ones, in the order of the data set."""
     requests: list[Found] = field(default_factory=list)
+    request: Found = field(default_factory=dict)
+    """The one that is being read."""
+
+    def open_request(self) -> None:
+        """What is collected of a request from now on is of the next one."""
+        self.request = {}
+        if len(self.requests) < MOST_COLLECTED:
+            self.requests.append(self.request)
 
 
 _Frame = tuple[bool, int, bool, bool, "Wanted | None"]
@@ -129,7 +140,7 @@ class Walk:
             raw = cast(Found, found)  # its slices are bytes already
         else:
             raw = {slot: bytes(value) for slot, value in found.items()}
-        return typed(raw, self.collected.references, self.collected.requests)
+        return typed(raw, list(self.collected.references), self.collected.requests)
 
     def element(self, pos: int, implicit: bool) -> tuple[int, str, int, int]:
         """(tag, VR or '', length, position of the value) of the element at ``pos``.
@@ -252,7 +263,7 @@ class Walk:
                 kept, within = None, wanted
                 opens = length == UNDEFINED or wanted is not None
                 if opens and wanted is _REQUEST:
-                    self.collected.requests.append({})
+                    self.collected.open_request()
                 if opens and not implicit:
                     implicit = self._looks_implicit(value)
             after = limit if length == UNDEFINED else value + length
@@ -287,9 +298,9 @@ class Walk:
 
     def _collect(self, of: Wanted | None, kept: KeptAttribute, vr: str, raw: bytes) -> None:
         if of is _REQUEST:
-            self.collected.requests[-1][slot_of(kept.tag, vr, self.little_endian)] = raw
-        elif vr in ("UI", "UN", ""):
-            self.collected.references.append(raw)
+            self.collected.request[slot_of(kept.tag, vr, self.little_endian)] = raw
+        elif vr in ("UI", "UN", "") and len(self.collected.references) < MOST_COLLECTED:
+            self.collected.references[raw] = None
 
     def _looks_implicit(self, pos: int) -> bool:
         # UN of undefined length holds implicit VR (PS3.5 6.2.2), and some writers put it elsewhere.

@@ -48,10 +48,14 @@ DEFLATED = frozenset(
     )
 )
 
-MOST_INFLATED = 64 << 20
+MOST_INFLATED = 32 << 20
 """Bytes; the kept attributes of a deflated data set must be found within as many."""
 MOST_INFLATED_WHOLE = 4 << 30
-"""Bytes; no deflated data set may be larger."""
+"""Bytes; no deflated data set that is followed to its end may be larger ..."""
+MOST_INFLATED_OF_FEW = 256 << 20
+MOST_INFLATED_RATIO = 200
+"""... nor, beyond MOST_INFLATED_OF_FEW, than so many times its deflated bytes: of real ones only a
+nearly empty mask comes to more, and a bomb of a megabyte would take seconds."""
 _FIRST_INFLATED = 256 << 10
 
 # PS3.5 7.1.2: two bytes of length after these VRs; after those, two reserved ones and four.
@@ -286,5 +290,6 @@ def _read_deflated(data: Buffer, whole: bool, complete: bool) -> Attributes:
         if inflated.finished:
             return _read(inflated.bytes, "", True, True)
         # Too large to be walked in memory; a deflate stream says itself whether it is whole.
-        inflated.to_end(MOST_INFLATED_WHOLE)
+        few = max(MOST_INFLATED_OF_FEW, MOST_INFLATED_RATIO * len(data))
+        inflated.to_end(min(few, MOST_INFLATED_WHOLE))
     return attributes

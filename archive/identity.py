@@ -57,12 +57,16 @@ def as_name(keyword: str, uid: str) -> str:
     return name
 
 
-@lru_cache(maxsize=1 << 14)  # study and series come with each of their instances
 def _fault(name: str) -> str:
+    if len(name) > 64:  # before what remembers names: a hostile one may be 1000 times as long
+        return "is longer than 64 characters"
+    return _fault_of_short(name)
+
+
+@lru_cache(maxsize=1 << 14)  # study and series come with each of their instances
+def _fault_of_short(name: str) -> str:
     if not name:
         return "is empty"
-    if len(name) > 64:
-        return "is longer than 64 characters"
     if not _HARMLESS.fullmatch(name):
         return "has characters that a UID may not have"
     if name[0] == "." or name[-1] == ".":
@@ -74,7 +78,6 @@ def _fault(name: str) -> str:
     return ""
 
 
-@lru_cache(maxsize=1 << 10)
 def month_of(study_date: str | None) -> str:
     """The ``yyyyMM`` an instance of this StudyDate is filed under, or ``undated``.
 
@@ -84,7 +87,13 @@ def month_of(study_date: str | None) -> str:
     >>> month_of("20240131"), month_of("1997.04.24"), month_of("20240230"), month_of("")
     ('202401', '199704', 'undated', 'undated')
     """
-    match = _STUDY_DATE.fullmatch((study_date or "").strip(" \0"))
+    date = (study_date or "").strip(" \0")
+    return _month_of(date) if len(date) <= len("YYYY.MM.DD") else UNDATED
+
+
+@lru_cache(maxsize=1 << 10)
+def _month_of(date: str) -> str:
+    match = _STUDY_DATE.fullmatch(date)
     if not match:
         return UNDATED
     year, month, day = match[1], match[2] or match[4], match[3] or match[5]

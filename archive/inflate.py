@@ -12,6 +12,7 @@ from plainpacs.archive.errors import UnreadableDataSet
 from plainpacs.archive.values import Buffer
 
 _CHUNK = 64 << 10
+_PART = 256 << 10
 
 
 class Inflated:
@@ -36,7 +37,7 @@ class Inflated:
     def to_end(self, bound: int) -> None:
         """Goes on to the end without keeping anything; refuses more than so many bytes in all."""
         total = len(self.bytes)
-        while part := self._next(1 << 20):
+        while part := self._next(_PART):
             total += len(part)
             if total > bound:
                 raise UnreadableDataSet(f"the data set inflates to more than {bound} bytes")
@@ -50,7 +51,8 @@ class Inflated:
                 chunk = self._left or self._data[self._pos : self._pos + _CHUNK]
                 if not self._left:
                     self._pos += len(chunk)
-                part = self._stream.decompress(chunk, most)
+                # Asked for all at once, it would be held three times over.
+                part = self._stream.decompress(chunk, min(most, _PART))
                 self._left = self._stream.unconsumed_tail
                 if part or not len(chunk):
                     return part

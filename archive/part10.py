@@ -26,6 +26,7 @@ MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 LONGEST_META = 1 << 20
 """Bytes within which the File Meta Information of a file must end."""
 
+_LONGEST_UID = 64
 _PREAMBLE = 128
 _PROLOGUE = bytes(_PREAMBLE) + b"DICM"
 _LENGTH = struct.Struct("<HH2sHL")
@@ -62,7 +63,10 @@ def file_meta(
     """Preamble, prefix and File Meta Information of a received instance.
 
     (0002,0016) and (0002,0017) are the calling AE, (0002,0018) the called AE; left out when empty.
+    Raises UnreadableDataSet when a UID is too long to be one (PS3.5 9.1).
     """
+    if max(len(sop_class), len(sop_instance), len(transfer_syntax)) > _LONGEST_UID:
+        raise UnreadableDataSet(f"a UID is longer than {_LONGEST_UID} characters")
     before, after = _around_sop_instance(sop_class, transfer_syntax, calling_ae, called_ae)
     body = b"".join((before, _text(0x0003, b"UI", sop_instance), after))
     return b"".join((_PROLOGUE, _LENGTH.pack(2, 0, b"UL", 4, len(body)), body))
@@ -132,8 +136,8 @@ def _read_meta(view: memoryview, offset: int) -> tuple[dict[int, str], int]:
         if start + length > size:
             raise UnreadableDataSet("the file ends within its File Meta Information")
         if element in (0x0002, 0x0003, 0x0010):
-            value = bytes(view[start : start + length])
-            values[element] = value.decode("ascii", "replace").strip("\0 ")
+            value = bytes(view[start : start + length]).decode("ascii", "replace").strip("\0 ")
+            values[element] = value if len(value) <= _LONGEST_UID else ""
         offset = start + length
     return values, offset
 

@@ -18,8 +18,9 @@ One place for both readers of data sets: they find the bytes, this module says w
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import isfinite
 from typing import Any
 
@@ -258,13 +259,17 @@ def typed(found: Found, references: Sequence[bytes], requests: Sequence[Found]) 
         uids = dict.fromkeys(_code(raw, texts) for raw in references)
         if kept := [uid for uid in uids if uid][:MOST_REFERENCES]:
             attributes["ReferencedSOPInstanceUID"] = kept
-    if requests:
-        items = [_values(item, Texts(item, texts)) for item in requests]
-        for item in items:
-            item.pop("SpecificCharacterSet", None)
-        if items := [item for item in items if item][:MOST_REQUESTS]:
-            attributes["RequestAttributesSequence"] = items
+    if items := list(islice(_requested(requests, texts), MOST_REQUESTS)):
+        attributes["RequestAttributesSequence"] = items
     return attributes
+
+
+def _requested(requests: Sequence[Found], texts: Texts) -> Iterator[Attributes]:
+    for found in requests:
+        item = _values(found, Texts(found, texts))
+        item.pop("SpecificCharacterSet", None)
+        if item:
+            yield item
 
 
 def _values(found: Found, texts: Texts) -> Attributes:
