@@ -10,15 +10,18 @@ import errno
 import logging
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import orjson
 
 from plainpacs.archive import durable
 from plainpacs.archive.durable import Folder, Publisher
+from plainpacs.archive.root import stamp
 
 Line = dict[str, Any]
 
@@ -30,6 +33,7 @@ ORIGIN_RECOVERED = "recovered"
 DIGESTS = ("blake3", "sha256")
 
 _OPEN_MANIFESTS = 128
+_LOOK_EVERY = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,41 @@ def removal_in_force(lines: Iterable[Line]) -> str | None:
     return removed if removed > kept else None
 
 
+def later_than(lines: Iterable[Line]) -> str:
+    """The stamp of now; where that is no later than what ``lines`` say, the one after theirs."""
+    latest = max(
+        (_stamp_in(line, key) for line in lines for key in ("stored", "restored", "removed")),
+        default="",
+    )
+    now = stamp(time.time_ns())
+    if now > latest:
+        return now
+    try:
+        moment = datetime.fromisoformat(latest)
+    except ValueError:  # no stamp of ours
+        return now
+    return stamp(round(moment.timestamp() * 1000 + 1) * 1_000_000)
+
+
+def best_line(lines: Iterable[Line], size: int, mtime: int) -> Line | None:
+    """Of the ``lines`` for one file the one that counts; None when none is valid.
+
+    ``size`` in bytes and ``mtime`` in nanoseconds are the file's.
+    """
+    valid = [line for line in lines if line.get("bytes") == size and _stamp_in(line, "stored")]
+    stored = stamp(mtime)
+    return max(
+        valid,
+        key=lambda line: (
+            line["stored"] == stored,
+            line.get("origin") != ORIGIN_RECOVERED,
+            line["stored"],
+            orjson.dumps(line),
+        ),
+        default=None,
+    )
+
+
 def _stamp_in(line: Line, key: str) -> str:
     # Stamps have one form (``root.stamp``), so that the order of the text is that of time.
     value = line.get(key)
@@ -119,6 +158,7 @@ class ManifestWriter:
         self._publisher = publisher
         self._sync = sync
         self._open: OrderedDict[str, _Manifest] = OrderedDict()
+        self._looked = 0.0
         self._lock = threading.Lock()
 
     def append(self, path: str, line: bytes) -> None:
@@ -126,6 +166,13 @@ class ManifestWriter:
 
         A short write is not continued: the next line begins on a line of its own.
         """
+        self._append(path, line)
+
+    def append_durably(self, path: str, lines: bytes) -> None:
+        """As ``append``, and when this returns they outlive a power loss. Raises OSError."""
+        self._append(path, lines).sync()
+
+    def _append(self, path: str, line: bytes) -> _Manifest:
         for last in (False, True):
             manifest = self._manifest(path)
             try:
@@ -138,7 +185,8 @@ class ManifestWriter:
                 if last:
                     raise OSError(errno.ESTALE, "the manifest keeps vanishing", path) from None
             else:
-                return
+                return manifest
+        raise AssertionError("the last turn returns or raises")
 
     def _manifest(self, path: str) -> _Manifest:
         where, _, name = path.rpartition("/")
@@ -157,12 +205,20 @@ class ManifestWriter:
 
     def flush(self) -> None:
         """Syncs what was appended since the last flush; a failure is logged, never raised."""
-        if not self._sync:
-            return
         with self._lock:
-            manifests = list(self._open.values())
+            manifests = list(self._open.values()) if self._sync else []
         for manifest in manifests:
             manifest.flush()
+        now = time.monotonic()
+        if now - self._looked > _LOOK_EVERY:
+            self._looked = now
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Closes what a purge replaced: as long as it is open, what was purged is on the disk."""
+        with self._lock:
+            for path in [path for path, one in self._open.items() if one.vanished()]:
+                del self._open[path]
 
     def close(self) -> None:
         self.flush()
@@ -183,9 +239,15 @@ class _Manifest:
         self._fd = durable.open_to_append(name, folder=folder.fd)
         self._torn = not durable.ends_with_newline(self._fd)
 
+    def vanished(self) -> bool:
+        try:
+            return os.fstat(self._fd).st_nlink == 0
+        except OSError:  # ESTALE: gone from the server of a network file system
+            return True
+
     def append(self, line: bytes) -> None:
         with self._lock:
-            if os.fstat(self._fd).st_nlink == 0:
+            if self.vanished():
                 raise _Vanished
             data = b"\n" + line if self._torn else line
             self._torn = True
@@ -195,15 +257,18 @@ class _Manifest:
             self._torn = False
 
     def flush(self) -> None:
+        try:
+            self.sync()
+        except OSError as error:
+            log.warning("cannot sync manifest %s: %s", self._name, error.strerror)
+
+    def sync(self) -> None:
         with self._lock:
             if not self._unsynced:
                 return
             self._unsynced = False
-            try:
-                durable.sync_file(self._fd)
-                durable.sync_folder(self.folder.fd)
-            except OSError as error:
-                log.warning("cannot sync manifest %s: %s", self._name, error.strerror)
+            durable.sync_file(self._fd)
+            durable.sync_folder(self.folder.fd)
 
     def __del__(self) -> None:
         fd = getattr(self, "_fd", None)

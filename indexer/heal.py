@@ -10,28 +10,18 @@ from __future__ import annotations
 import logging
 import os
 
-from plainpacs.archive import layout, part10
+from plainpacs.archive import layout
 from plainpacs.archive.durable import Publisher
 from plainpacs.archive.errors import RefusedInstance, UnreadableDataSet
-from plainpacs.archive.header import read_header
 from plainpacs.archive.identity import InstanceKey
-from plainpacs.archive.manifest import (
-    ORIGIN_RECOVERED,
-    FileFacts,
-    ManifestWriter,
-    Provenance,
-    line_of,
-)
-from plainpacs.archive.root import stamp
-from plainpacs.archive.unfinished import new_digest
+from plainpacs.archive.manifest import ORIGIN_RECOVERED, ManifestWriter, Provenance, line_of
+from plainpacs.archive.recovering import read_facts
 from plainpacs.indexer.study_files import InstanceFile
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 15 * 60
 """Seconds after which a file with a second link is healed all the same."""
-
-_HEAD = 64 << 20  # bytes read at once; the header lies in them
 
 
 class Healer:
@@ -71,35 +61,10 @@ class Healer:
         self._manifests.close()
 
     def _line_of(self, key: InstanceKey, path: str) -> bytes:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(path, flags, dir_fd=self._root), "rb", buffering=0) as file:
-            facts = os.fstat(file.fileno())
-            if facts.st_size == 0:
-                raise UnreadableDataSet("the file is empty")
-            head = file.read(_HEAD)
-            found = part10.read_part10(head[: part10.LONGEST_META])
-            digest = new_digest(self._digest)
-            digest.update(head)
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        attributes = read_header(
-            memoryview(head)[found.dataset_offset :],
-            found.transfer_syntax,
-            complete=len(head) == facts.st_size,
-        )
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._root)
+        with open(fd, "rb", buffering=0) as file:
+            facts, attributes = read_facts(file, layout.instance_name(key.instance), self._digest)
         lies = InstanceKey.of_attributes(attributes)
         if (lies.study, lies.series, lies.instance) != (key.study, key.series, key.instance):
             raise UnreadableDataSet("its UIDs are not those of its place")
-        return line_of(
-            FileFacts(
-                layout.instance_name(key.instance),
-                facts.st_size,
-                found.dataset_offset,
-                self._digest,
-                digest.hexdigest(),
-                stamp(facts.st_mtime_ns),
-                found.transfer_syntax,
-            ),
-            Provenance(origin=ORIGIN_RECOVERED),
-            attributes,
-        )
+        return line_of(facts, Provenance(origin=ORIGIN_RECOVERED), attributes)
