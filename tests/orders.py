@@ -1,0 +1,263 @@
+"""The orders that change a tree, each as a function of a recorded disk. Add one here, and every
+moment of it is a power loss (``test_power_loss``) and each of its syncs is tried without
+(``test_mutation_gate``).
+
+An order is ``(disk)``: it works on ``disk.root`` and says what it promised with ``disk.stored``,
+``disk.promise``. With ``after=``, what another function did comes first and is safe on the disk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import pytest
+from power import Recorder
+from recovery import ARCHIVE, booted, has_line, kept
+from support import data_set, part10
+
+from plainpacs.archive import layout
+from plainpacs.archive.archive import Archive, Provenance, Stored, StoreOutcome
+from plainpacs.archive.importing import import_all, sources
+from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN
+from plainpacs.archive.root import create_archive
+from plainpacs.indexer import full, reconcile
+from plainpacs.indexer.service import Indexer
+
+FROM_CT = Provenance("CT1", "DRDCM", "10.0.0.5")
+FIRST_BOOT = "boot-1"
+
+
+@dataclass(slots=True)
+class Disk:
+    """``top`` stands for the disk; ``others`` lies outside of it."""
+
+    top: str
+    others: str
+    recorder: Recorder | None = None
+    offered: set[bytes] = field(default_factory=set)
+
+    @property
+    def root(self) -> str:
+        return f"{self.top}/{ARCHIVE}"
+
+    def promise(self, words: str, holds: Callable[[Mapping[str, bytes]], bool]) -> None:
+        if self.recorder:
+            self.recorder.promise(words, holds)
+
+    def stored(self, stored: Stored, body: bytes) -> None:
+        """The sender was told that ``body`` is stored."""
+        self.promise(f"{stored.outcome.value} {stored.path}", kept(stored.path, body))
+
+    def store(self, archive: Archive, outcome: StoreOutcome, **changes: str | bytes | None) -> None:
+        body = data_set(**changes)
+        self.offered.add(body)
+        stored = archive.store(body, EXPLICIT_LITTLE_ENDIAN, FROM_CT)
+        assert stored.outcome is outcome
+        self.stored(stored, body)
+
+    def flushed(self, archive: Archive, *instances: str, folder: str = "202401/1.2.3") -> None:
+        """The manifests are synced: the lines outlive a power loss too."""
+        archive.flush()
+        for instance in instances:
+            name = layout.instance_name(instance)
+            words = b'"calling_ae":"CT1"'
+            self.promise(f"line of {name}", has_line(folder, "1.2.3.4", name, words))
+
+
+Order = Callable[[Disk], None]
+ORDERS: dict[str, tuple[Order, Order | None]] = {}
+
+
+def order(*, after: Order | None = None) -> Callable[[Order], Order]:
+    def add(function: Order) -> Order:
+        ORDERS[function.__name__] = (function, after)
+        return function
+
+    return add
+
+
+def recorded(name: str, top: str) -> tuple[Recorder, Disk]:
+    """Runs the order ``name`` on a new disk in the folder ``top``."""
+    run, before = ORDERS[name]
+    disk = Disk(f"{top}/disk", f"{top}/others")
+    os.mkdir(disk.top)
+    os.mkdir(disk.others)
+    with booted(FIRST_BOOT):
+        if before:
+            before(disk)
+        recorder = Recorder(disk.top)
+        disk.recorder = recorder
+        with recorder:
+            run(disk)
+    return recorder, disk
+
+
+# --- what comes before ---------------------------------------------------------------------------
+
+
+def new(disk: Disk) -> None:
+    create_archive(disk.root, "n1")
+
+
+def one_stored(disk: Disk) -> None:
+    new(disk)
+    with Archive.open(disk.root) as archive:
+        disk.store(archive, StoreOutcome.STORED)
+
+
+def one_indexed(disk: Disk) -> None:
+    one_stored(disk)
+    _index(disk)
+
+
+def _index(disk: Disk, *, rebuild: bool = False) -> None:
+    with Indexer.open(disk.root) as indexer:
+        indexer.once(full=rebuild)
+
+
+# --- storing -------------------------------------------------------------------------------------
+
+
+@order()
+def make_and_store(disk: Disk) -> None:
+    create_archive(f"{disk.root}", "n1")
+    with Archive.open(disk.root) as archive:
+        disk.store(archive, StoreOutcome.STORED)
+
+
+@order(after=new)
+def store_three(disk: Disk) -> None:
+    """A new study, another instance, a new series; flushed in between, closed cleanly."""
+    with Archive.open(disk.root) as archive:
+        disk.store(archive, StoreOutcome.STORED)
+        disk.store(archive, StoreOutcome.STORED, SOPInstanceUID="1.2.3.4.6")
+        disk.flushed(archive, "1.2.3.4.5", "1.2.3.4.6")
+        disk.store(
+            archive,
+            StoreOutcome.STORED,
+            SeriesInstanceUID="1.2.3.9",
+            SOPInstanceUID="1.2.3.9.1",
+        )
+
+
+@order(after=one_stored)
+def store_again_and_other_bytes(disk: Disk) -> None:
+    with Archive.open(disk.root) as archive:
+        disk.store(archive, StoreOutcome.DUPLICATE)
+        disk.store(archive, StoreOutcome.CONFLICT, PatientName="Other^One")
+        disk.store(archive, StoreOutcome.CONFLICT, PatientName="Other^One")
+        disk.store(archive, StoreOutcome.CONFLICT, PatientName="Third^One")
+
+
+@order(after=new)
+def store_again_what_was_not_synced(disk: Disk) -> None:
+    """What another process stored with ``--sync off`` is relied on only once it is synced."""
+    body, other = data_set(), data_set(PatientName="Other^One")
+    disk.offered |= {body, other}
+    with Archive.open(disk.root, sync=False) as careless:
+        careless.store(body, EXPLICIT_LITTLE_ENDIAN, FROM_CT)
+        careless.store(other, EXPLICIT_LITTLE_ENDIAN, FROM_CT)
+    with Archive.open(disk.root) as archive:
+        disk.store(archive, StoreOutcome.DUPLICATE)
+        disk.store(archive, StoreOutcome.CONFLICT, PatientName="Other^One")
+
+
+@order(after=new)
+def spool_large(disk: Disk) -> None:
+    body = data_set(PixelData=bytes(range(256)) * 400)
+    disk.offered.add(body)
+    with Archive.open(disk.root) as archive:
+        command = {"sop_class": "1.2.840.10008.5.1.4.1.1.2", "sop_instance": "1.2.3.4.5"}
+        with archive.spool(EXPLICIT_LITTLE_ENDIAN, FROM_CT, **command) as spool:
+            for at in range(0, len(body), 40_000):
+                spool.write(body[at : at + 40_000])
+            disk.stored(spool.store(), body)
+
+
+@order(after=new)
+def import_folder(disk: Disk) -> None:
+    for number, name in enumerate(("Doe^Jane", "Doe^Jane", "Other^One")):
+        uid = f"1.2.3.4.{min(number, 1)}"
+        body = data_set(SOPInstanceUID=uid, PatientName=name)
+        disk.offered.add(body)
+        with open(f"{disk.others}/{number}", "wb") as file:
+            file.write(part10(SOPInstanceUID=uid, PatientName=name) if number else body)
+    with Archive.open(disk.root) as archive:
+        # One by one: which of two variants comes first is else a matter of luck.
+        for number in range(3):
+            for result in import_all(archive, sources([f"{disk.others}/{number}"])):
+                assert result.stored, result.error
+                uid = f"1.2.3.4.{min(number, 1)}"
+                name = "Other^One" if number == 2 else "Doe^Jane"
+                disk.stored(result.stored, data_set(SOPInstanceUID=uid, PatientName=name))
+
+
+# --- indexing ------------------------------------------------------------------------------------
+
+
+@order(after=one_stored)
+def index_once(disk: Disk) -> None:
+    _index(disk)
+
+
+@order(after=one_indexed)
+def store_and_index_more(disk: Disk) -> None:
+    """The catalogue and the shards have lines already, which go stale and are compacted."""
+    with Archive.open(disk.root) as archive, Indexer.open(disk.root) as indexer:
+        disk.store(archive, StoreOutcome.STORED, SOPInstanceUID="1.2.3.4.6", PatientName="Doe^J")
+        indexer.once()
+        disk.store(archive, StoreOutcome.STORED, SOPInstanceUID="1.2.3.4.7")
+        indexer.once()
+
+
+@order(after=one_indexed)
+def index_and_remember(disk: Disk) -> None:
+    """So long after the store that reconciliation records what it saw; then a clean stop."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (reconcile, full):
+            now = module.file_system_now
+            patch.setattr(module, "file_system_now", lambda root, now=now: now(root) + 10**10)
+        with Archive.open(disk.root) as archive:
+            disk.store(archive, StoreOutcome.STORED, SOPInstanceUID="1.2.3.4.6")
+        _index(disk)
+        _index(disk)
+
+
+@order(after=one_indexed)
+def reindex_full(disk: Disk) -> None:
+    with Archive.open(disk.root) as archive:
+        disk.store(archive, StoreOutcome.STORED, SOPInstanceUID="1.2.3.4.6")
+    _index(disk, rebuild=True)
+
+
+# --- starting after a crash ----------------------------------------------------------------------
+
+
+def _crashed(disk: Disk) -> None:
+    """A process was killed between the link of a file and its answer, and in the next one."""
+    one_indexed(disk)
+    archive = Archive.open(disk.root)
+    writer = archive._writer
+    disk.store(archive, StoreOutcome.STORED, SOPInstanceUID="1.2.3.4.6")
+    incoming = f"{disk.root}/{writer._incoming_name}"
+    os.link(f"{disk.root}/202401/1.2.3/1.2.3.4/1.2.3.4.6.dcm", f"{incoming}/7")
+    with open(f"{incoming}/8", "wb") as file:
+        file.write(b"unfinished")
+    os.unlink(f"{disk.root}/.plainpacs/pending/202401~1.2.3")
+    for fd in (writer._incoming_lock, writer.incoming, writer._lock, writer.root):
+        os.close(fd)
+
+
+@order(after=_crashed)
+def sweep_and_index(disk: Disk) -> None:
+    with Archive.open(disk.root) as archive:
+        disk.store(archive, StoreOutcome.DUPLICATE)
+    _index(disk)
+
+
+@order(after=_crashed)
+def start_in_a_new_boot(disk: Disk) -> None:
+    with booted("boot-1b"):
+        sweep_and_index(disk)
