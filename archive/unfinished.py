@@ -16,6 +16,9 @@ from plainpacs.archive.durable import Buffer
 from plainpacs.archive.errors import NotDICOM, UnreadableDataSet
 from plainpacs.archive.root import stamp
 
+PATIENCE = 15 * 60
+"""Seconds after which a file with a second link is no longer taken for one being received."""
+
 _CHUNK = 1 << 20
 _MILLISECOND = 1_000_000
 

@@ -16,12 +16,10 @@ from plainpacs.archive.errors import RefusedInstance, UnreadableDataSet
 from plainpacs.archive.identity import InstanceKey
 from plainpacs.archive.manifest import ORIGIN_RECOVERED, ManifestWriter, Provenance, line_of
 from plainpacs.archive.recovering import read_facts
+from plainpacs.archive.unfinished import PATIENCE
 from plainpacs.indexer.study_files import InstanceFile
 
 log = logging.getLogger(__name__)
-
-PATIENCE = 15 * 60
-"""Seconds after which a file with a second link is healed all the same."""
 
 
 class Healer:

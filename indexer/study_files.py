@@ -8,33 +8,33 @@ the greatest bytes.
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import orjson
 
-from plainpacs.archive import layout
 from plainpacs.archive.attributes import PATIENT_AND_STUDY, SERIES
-from plainpacs.archive.identity import is_name
+from plainpacs.archive.listing import InstanceFile, StudyFiles, study_files
 from plainpacs.archive.manifest import ORIGIN_RECOVERED, Line, lines_in
 from plainpacs.archive.root import stamp
+
+__all__ = [
+    "InstanceFacts",
+    "InstanceFile",
+    "ManifestFacts",
+    "StudyFiles",
+    "best_line",
+    "instance_facts",
+    "read_manifest",
+    "study_files",
+]
 
 STUDY_KEYWORDS = tuple(sorted(PATIENT_AND_STUDY - {"StudyInstanceUID"}))
 SERIES_KEYWORDS = tuple(sorted(SERIES - {"SeriesInstanceUID"}))
 
 Frozen = str | int | float | bytes | None
 """A value to be counted; lists and objects as their JSON."""
-
-
-class InstanceFile(NamedTuple):
-    """What the folder says of a ``.dcm`` file. Times in nanoseconds."""
-
-    size: int
-    mtime: int
-    ctime: int
-    links: int
 
 
 class InstanceFacts(NamedTuple):
@@ -62,60 +62,6 @@ class ManifestFacts:
     lines: dict[str, list[InstanceFacts]] = field(default_factory=dict)
 
 
-# --- reading the folder -------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class StudyFiles:
-    """What lies in a study's folder: instance files by series, manifests by series."""
-
-    instances: dict[str, dict[str, InstanceFile]] = field(default_factory=dict)
-    manifests: dict[str, list[str]] = field(default_factory=dict)
-
-
-def study_files(root: str, month: str, study: str) -> StudyFiles:
-    """Lists a study's folder; empty when it is not there. Foreign files are passed over.
-
-    Raises OSError when a folder cannot be read.
-    """
-    files = StudyFiles()
-    try:
-        entries = list(os.scandir(os.path.join(root, month, study)))
-    except (FileNotFoundError, NotADirectoryError):
-        return files
-    for entry in entries:
-        series = layout.series_of_manifest(entry.name)
-        if series is not None:
-            files.manifests.setdefault(series, []).append(entry.name)
-        elif is_name(entry.name) and entry.is_dir(follow_symlinks=False):
-            instances = dict(_instances_in(entry.path))
-            if instances:
-                files.instances[entry.name] = instances
-    return files
-
-
-def _instances_in(folder: str) -> Iterator[tuple[str, InstanceFile]]:
-    try:
-        entries = os.scandir(folder)
-    except FileNotFoundError:
-        return
-    with entries:
-        for entry in entries:
-            if layout.instance_of(entry.name) is None:
-                continue
-            try:
-                facts = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            if stat.S_ISREG(facts.st_mode):
-                yield (
-                    entry.name,
-                    InstanceFile(
-                        facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_nlink
-                    ),
-                )
-
-
 # --- reading the manifests ----------------------------------------------------------------------
 
 
@@ -137,7 +83,8 @@ def _shared(values: tuple[Frozen, ...]) -> tuple[Frozen, ...]:
     return _alike.setdefault(values, values)
 
 
-def _facts_of(line: Line, raw: bytes) -> InstanceFacts | None:
+def instance_facts(line: Line, raw: bytes) -> InstanceFacts | None:
+    """What ``line``, of the bytes ``raw``, says; None when it is not of a stored instance."""
     size, stored = line.get("bytes"), line.get("stored")
     if not isinstance(size, int) or not isinstance(stored, str):
         return None
@@ -169,14 +116,14 @@ def read_manifest(path: str, known: ManifestFacts | None = None) -> ManifestFact
     known.offset += whole
     # A last line without its newline counts when it parses, but may still be growing.
     for line, raw in lines_in(data[:whole]):
-        found = _facts_of(line, raw)
+        found = instance_facts(line, raw)
         if found:
             known.lines.setdefault(line["file"], []).append(found)
     if whole == len(data):
         return known
     lines = {name: list(found) for name, found in known.lines.items()}
     for line, raw in lines_in(data[whole:]):
-        found = _facts_of(line, raw)
+        found = instance_facts(line, raw)
         if found:
             lines.setdefault(line["file"], []).append(found)
     return ManifestFacts(known.inode, known.offset, lines)

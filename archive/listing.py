@@ -1,0 +1,71 @@
+"""What lies in a study's folder: the files of its instances, and its manifests."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from plainpacs.archive import layout
+from plainpacs.archive.identity import is_name
+
+
+class InstanceFile(NamedTuple):
+    """What the folder says of a ``.dcm`` file. Times in nanoseconds."""
+
+    size: int
+    mtime: int
+    ctime: int
+    links: int
+
+
+@dataclass(slots=True)
+class StudyFiles:
+    """What lies in a study's folder: instance files by series, manifests by series."""
+
+    instances: dict[str, dict[str, InstanceFile]] = field(default_factory=dict)
+    manifests: dict[str, list[str]] = field(default_factory=dict)
+
+
+def study_files(root: str, month: str, study: str) -> StudyFiles:
+    """Lists a study's folder; empty when it is not there. Foreign files are passed over.
+
+    Raises OSError when a folder cannot be read.
+    """
+    files = StudyFiles()
+    try:
+        entries = list(os.scandir(os.path.join(root, month, study)))
+    except (FileNotFoundError, NotADirectoryError):
+        return files
+    for entry in entries:
+        series = layout.series_of_manifest(entry.name)
+        if series is not None:
+            files.manifests.setdefault(series, []).append(entry.name)
+        elif is_name(entry.name) and entry.is_dir(follow_symlinks=False):
+            instances = dict(_instances_in(entry.path))
+            if instances:
+                files.instances[entry.name] = instances
+    return files
+
+
+def _instances_in(folder: str) -> Iterator[tuple[str, InstanceFile]]:
+    try:
+        entries = os.scandir(folder)
+    except FileNotFoundError:
+        return
+    with entries:
+        for entry in entries:
+            if layout.instance_of(entry.name) is None:
+                continue
+            try:
+                facts = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if stat.S_ISREG(facts.st_mode):
+                yield entry.name, instance_file(facts)
+
+
+def instance_file(facts: os.stat_result) -> InstanceFile:
+    return InstanceFile(facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_nlink)
