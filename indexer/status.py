@@ -60,7 +60,7 @@ def status_of(path: str, note: Note) -> Status:
         last.append((str(record.get("last_stored", "")), found.study))
     last.sort(reverse=True)
     status.last_stored = [{"time": t, "StudyInstanceUID": study} for t, study in last[:_LAST]]
-    status.pending = _count_markers(path)
+    status.pending = count_pending(path)
     status.conflicts = _count_conflicts(path)
     root = open_root(path)
     try:
@@ -72,7 +72,7 @@ def status_of(path: str, note: Note) -> Status:
     return status
 
 
-def _count_markers(path: str) -> int | None:
+def count_pending(path: str) -> int | None:
     names: set[str] = set()
     try:
         for folder in (layout.PENDING, layout.INDEXING):

@@ -7,7 +7,9 @@ ended it: its standard input, a pipe from here, comes to its end.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -49,6 +51,23 @@ class Child:
     def start(self) -> None:
         """Returns at once; a command that cannot be started is tried again like one that died."""
         self._thread.start()
+
+    def renew(self, command: list[str], told: bytes) -> None:
+        """From now on it is ``command`` that is started; the one that runs gets ``told`` to read on
+        its standard input.
+        """
+        with self._lock:
+            self._command = command
+            if self._process is not None and self._process.stdin is not None:
+                # It may be gone, or its pipe be closed already: its successor knows by the command.
+                with contextlib.suppress(OSError, ValueError):
+                    os.write(self._process.stdin.fileno(), told)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process lives just now."""
+        process = self._process
+        return process is not None and process.poll() is None
 
     def ask_to_stop(self) -> None:
         """Returns at once; ``stop`` waits."""

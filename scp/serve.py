@@ -7,21 +7,35 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 
-from plainpacs.archive import logs
+from plainpacs.archive import audit, logs
 from plainpacs.archive.archive import Archive
+from plainpacs.archive.errors import PlainpacsError
+from plainpacs.archive.reserve import Reserve
 from plainpacs.archive.root import create_archive
 from plainpacs.archive.settings import Settings
 from plainpacs.archive.signals import waiting_for_stop
+from plainpacs.scp import notify
 from plainpacs.scp.child import Child, indexer_command
+from plainpacs.scp.metrics import MetricsServer
 from plainpacs.scp.receiver import Receiver
 from plainpacs.scp.receivers import Receivers, number_of_receivers
 
 _LOG = logging.getLogger("plainpacs.scp")
 
 
-def serve(root: str, settings: Settings, *, create: bool = False) -> None:
+def serve(
+    root: str,
+    settings: Settings,
+    *,
+    create: bool = False,
+    reread: Callable[[], Settings] | None = None,
+) -> None:
     """Receives into the archive at ``root`` and indexes it until SIGTERM or SIGINT.
+
+    At a SIGHUP the rules of who may associate are taken anew from ``reread`` (raises BadSettings),
+    and the certificates from their files. What is wrong then is logged, and changes nothing.
 
     Listens before anything else, so that nothing is made or started when it cannot. Stops in this
     order: no more associations, the stores in hand are finished and answered, associations are
@@ -29,33 +43,73 @@ def serve(root: str, settings: Settings, *, create: bool = False) -> None:
     Raises NotAnArchive, UnsuitableFileSystem, InUse, StorageUnavailable.
     """
     root = os.path.abspath(root)
-    logs.set_up(settings.log_level)
-    with waiting_for_stop() as wait_for_signal:
+    logs.set_up(settings.log_level, settings.log_format)
+    terminal = os.isatty(2)
+    with waiting_for_stop(signal.SIGHUP) as wait_for_signal:
         count = number_of_receivers(settings)
         receiver = Receiver(settings) if count == 1 else Receivers(settings, count)
+        metrics: MetricsServer | None = None
         try:
+            if settings.metrics_port is not None:
+                metrics = MetricsServer(settings.metrics_bind, settings.metrics_port)
             if create:
                 create_archive(root, settings.node)
             archive = Archive.open(
-                root, node=settings.node, sync=settings.sync == "on", digest=settings.digest
+                root,
+                node=settings.node,
+                sync=settings.sync == "on",
+                digest=settings.digest,
+                reserve=Reserve.parse(settings.reserve),
             )
         except BaseException:
+            if metrics:
+                metrics.close()
             receiver.stop()
             raise
         indexer = Child("indexer", indexer_command(root, settings))
         try:
             receiver.start(archive)
             indexer.start()
-            print(greeting(root, settings, receiver.port), file=sys.stderr, flush=True)
-            name = signal.Signals(wait_for_signal()).name
+            _greet(settings, greeting(root, settings, receiver.port))
+            if metrics:
+                metrics.start(archive, receiver)
+                _LOG.info("metrics on %s port %d", settings.metrics_bind, metrics.port)
+            audit.record(archive.audit, "start", aets=settings.aet, port=receiver.port)
+            notify.say(READY=1, STATUS=f"{', '.join(settings.aet)} on port {receiver.port}")
+            with notify.watchdog(lambda: not receiver.fault()):
+                # A terminal that was closed is no wish to go on with other settings.
+                while (number := wait_for_signal()) == signal.SIGHUP and terminal <= os.isatty(2):
+                    _reload(receiver, reread or (lambda: settings))
+            name = signal.Signals(number).name
+            notify.say(STOPPING=1, STATUS="finishing the stores in hand")
             _LOG.info("%s: finishing the stores in hand, then stopping", name)
         finally:
             try:
+                if metrics:
+                    metrics.close()
                 receiver.stop()
                 indexer.stop()
             finally:
+                audit.record(archive.audit, "stop")
                 archive.close()
         _LOG.info("stopped")
+
+
+def _greet(settings: Settings, words: str) -> None:
+    if settings.log_format == "json":  # every line of the log is an object then
+        _LOG.info("%s", words)
+    else:
+        print(words, file=sys.stderr, flush=True)
+
+
+def _reload(receiver: Receiver | Receivers, reread: Callable[[], Settings]) -> None:
+    try:
+        others = receiver.reload(reread())
+    except PlainpacsError as error:
+        _LOG.error("SIGHUP: the settings stay as they were: %s", error)
+        return
+    wanting = f"; a restart is needed for {', '.join(others)}" if others else ""
+    _LOG.info("SIGHUP: access rules, limits and certificates read again%s", wanting)
 
 
 def greeting(root: str, settings: Settings, port: int) -> str:
@@ -64,6 +118,9 @@ def greeting(root: str, settings: Settings, port: int) -> str:
     listening = f"{settings.bind or 'all addresses'}, port {port}"
     called = "any called AE title" if settings.called_ae == "any" else "or called ANY-SCP"
     caller = f" -aet {settings.calling_ae[0]}" if settings.calling_ae else ""
+    if settings.tls_cert:  # DCMTK's storescu; pynetdicom's speaks no TLS
+        shown = " +tls KEY.pem CERTIFICATE.pem" if settings.tls_verify == "on" else " +tla"
+        caller = f"{shown} +cf CA.pem{caller}"
     return "\n".join(
         (
             f"plainpacs serves {root}",
