@@ -124,7 +124,7 @@ def create_archive(path: str, node: str | None = None) -> None:
             read_marker_at(root, path)
             return
         make_internal_folders(root, path)
-        try_file_system(root, path)
+        try_file_system(root, path, f"{layout.INDEXING}/try")
         letters = (_NODE_LETTERS[byte % len(_NODE_LETTERS)] for byte in os.urandom(4))
         marker = {
             "format": FORMAT,
@@ -180,17 +180,22 @@ def _keep_private(root: int, path: str) -> None:
         os.close(fd)
 
 
-def try_file_system(root: int, path: str) -> None:
-    """Refuses a file system that lacks what the order of a store rests on."""
-    incoming = durable.open_folder(layout.INCOMING, folder=root)
-    name, other = f"try.{os.urandom(4).hex()}", f"try.{os.urandom(4).hex()}"
+def try_file_system(root: int, path: str, prefix: str) -> None:
+    """Refuses a file system that lacks what the order of a store rests on.
+
+    Tried on two files whose paths start with ``prefix``, which are gone afterwards; what a kill
+    leaves of them is for the next start to clear. Raises UnsuitableFileSystem, StorageUnavailable.
+    """
+    where, _, start = prefix.rpartition("/")
+    folder = durable.open_folder(where, folder=root)
+    name, other = f"{start}.{os.urandom(4).hex()}", f"{start}.{os.urandom(4).hex()}"
     what = "write files"
     try:
-        os.close(durable.create(name, folder=incoming))
+        os.close(durable.create(name, folder=folder))
         what = "make hard links"
-        durable.link(name, other, folder=incoming, to_folder=incoming)
+        durable.link(name, other, folder=folder, to_folder=folder)
         what = "sync folders"
-        durable.sync_folder(incoming)
+        durable.sync_folder(folder)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
             raise StorageUnavailable(f"cannot {what} in {path}: {error.strerror}") from None
@@ -201,8 +206,8 @@ def try_file_system(root: int, path: str) -> None:
     finally:
         for made in (name, other):
             with contextlib.suppress(OSError):
-                durable.unlink(made, folder=incoming)
-        os.close(incoming)
+                durable.unlink(made, folder=folder)
+        os.close(folder)
 
 
 def file_system_now(root: int) -> int:

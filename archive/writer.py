@@ -115,9 +115,9 @@ class Writer:
     ) -> Writer:
         """Claims ``node`` (the marker's by default) on the archive at ``path``.
 
-        After an unclean stop ``sweep(writer, folder)`` is called with each open folder under
-        ``incoming`` that a dead process of this node left, and after a reboot everything that
-        reconciliation remembers is dropped, so that it looks at every series anew.
+        ``sweep(writer, folder)`` is called with each open folder under ``incoming`` that a dead
+        process of this node left, and when the machine went down before a clean stop, everything
+        that reconciliation remembers is dropped, so that it looks at every series anew.
         ``reserve`` is what ``check`` refuses to go below.
         Raises NotAnArchive, UnsuitableFileSystem, InUse, StorageUnavailable.
         """
@@ -131,7 +131,6 @@ class Writer:
                 )
             writer = cls(path, root, node or read_marker_at(root, path).node, reserve)
             make_internal_folders(root, path)
-            try_file_system(root, path)
             writer._claim(sweep)
         except OSError as error:
             os.close(root)
@@ -145,12 +144,14 @@ class Writer:
         self._lock = durable.open_to_append(f"{layout.INTERNAL}/node.{self.node}", folder=self.root)
         try:
             self.dirty = DirtyFlag(self.root, self.node)
-            if self._hold_node():
+            alone = self._hold_node()
+            try_file_system(self.root, self.path, f"{layout.INCOMING}/{self.node}.try")
+            if alone:
                 before = self.dirty.found()
                 # Durable before the first store, so that a crash from here on is noticed.
                 self.dirty.set()
-                if before is not None:
-                    self._sweep(sweep)
+                # After a clean stop, too: a power loss may bring back what that one removed.
+                self._sweep(sweep)
                 if before is not None and before != boot_id():
                     self._forget_seen()
                 fcntl.flock(self._lock, fcntl.LOCK_SH)
@@ -189,11 +190,14 @@ class Writer:
         )
 
     def _sweep(self, sweep: Callable[[Writer, int], None]) -> None:
-        for name in self._folders():
-            self._sweep_one(f"{layout.INCOMING}/{name}", sweep)
+        for name in self._left():
+            try:
+                self._sweep_one(f"{layout.INCOMING}/{name}", sweep)
+            except NotADirectoryError:  # a file on which the file system was tried
+                durable.unlink(f"{layout.INCOMING}/{name}", folder=self.root)
 
-    def _folders(self) -> list[str]:
-        """The names of this node's folders under ``incoming``. Raises OSError."""
+    def _left(self) -> list[str]:
+        """The names under ``incoming`` that are this node's. Raises OSError."""
         folder = durable.open_folder(layout.INCOMING, folder=self.root)
         try:
             return [name for name in os.listdir(folder) if name.startswith(self.node + ".")]
@@ -269,7 +273,7 @@ class Writer:
             if try_lock(self._lock, fcntl.LOCK_EX):
                 with contextlib.suppress(OSError):
                     # What a killed process of this node left is to be swept yet.
-                    if not self._folders():
+                    if not self._left():
                         self.dirty.clear()
                 break
             time.sleep(0.01)
