@@ -1,0 +1,116 @@
+"""What holds of an archive after anything happened to it, checked on the tree itself.
+
+Instances are told apart by the digest of their data set, found here without the code under test.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from support import left_behind, tree
+
+from plainpacs.archive.archive import Archive
+from plainpacs.indexer.service import Indexer
+
+KEPT_ASIDE = (".plainpacs/conflicts", ".plainpacs/trash")
+
+
+def digest_of(data_set: bytes) -> str:
+    """By which an instance is known here."""
+    return hashlib.sha256(data_set).hexdigest()
+
+
+def data_set_of(file: bytes) -> bytes:
+    """What follows the File Meta Information (PS3.10 7.1); all of it when there is none."""
+    if file[128:132] != b"DICM" or file[132:138] != b"\2\0\0\0UL":
+        return file
+    return file[144 + int.from_bytes(file[140:144], "little") :]
+
+
+def in_tree(root: str | Path) -> dict[str, str]:
+    """The digest of the data set of every ``.dcm`` file, by its path relative to ROOT."""
+    return {
+        str(path.relative_to(root)): digest_of(data_set_of(path.read_bytes()))
+        for path in sorted(Path(root).rglob("*.dcm"))
+    }
+
+
+def kept_aside(root: str | Path) -> dict[str, str]:
+    """The same of what lies in ``conflicts`` and ``trash``."""
+    return {
+        str(path.relative_to(root)): digest_of(data_set_of(path.read_bytes()))
+        for top in KEPT_ASIDE
+        for path in sorted(Path(root, top).rglob("*"))
+        if path.is_file() and path.suffix not in (".jsonl", ".json")
+    }
+
+
+def derived(root: str | Path) -> dict[str, str]:
+    """Every derived file but ``seen``, with a digest."""
+    return {
+        name: digest
+        for name, digest in tree(root, internal=True).items()
+        if name.endswith(("/study.json", "/studies.jsonl"))
+        or name.startswith(".plainpacs/instances/")
+    }
+
+
+def delete_derived(root: str | Path) -> None:
+    for name in derived(root):
+        Path(root, name).unlink()
+    for folder in ("seen", "pending", "instances"):
+        shutil.rmtree(Path(root, ".plainpacs", folder), ignore_errors=True)
+
+
+def recover(root: str | Path) -> None:
+    """What a start of the service does, until nothing is left to do."""
+    with Archive.open(str(root)):
+        pass
+    with Indexer.open(str(root)) as indexer:
+        indexer.once()
+
+
+def check(
+    root: str | Path, *, acknowledged: Collection[str], known: Collection[str], why: str = ""
+) -> None:
+    """Every promise, on an archive at rest after ``recover``; ``why`` is what happened to it.
+
+    ``acknowledged``: the digests of what must be kept, ``known``: of all that may be.
+    """
+    check_tree(root, acknowledged=acknowledged, known=known, why=why)
+    assert left_behind(root) == [], f"{why}: incoming is not cleared"
+    internal = Path(root, ".plainpacs")
+    assert not list(internal.glob("dirty.*")), f"{why}: still dirty"
+    for folder in ("pending", "indexing"):
+        assert os.listdir(internal / folder) == [], f"{why}: {folder} is not done with"
+    before = _without_seen(root)
+    recover(root)
+    assert _without_seen(root) == before, f"{why}: a second recovery changes something"
+    indexes = derived(root)
+    delete_derived(root)
+    with Indexer.open(str(root)) as indexer:
+        indexer.once(full=True)
+    differ = {name for name, _ in set(derived(root).items()) ^ set(indexes.items())}
+    assert not differ, f"{why}: not as a fresh rebuild makes them: {sorted(differ)}"
+
+
+def check_tree(
+    root: str | Path, *, acknowledged: Collection[str], known: Collection[str], why: str = ""
+) -> None:
+    """What holds at any moment, without a recovery: nothing lost, nothing partial."""
+    visible, aside = in_tree(root), kept_aside(root)
+    for name, digest in (*visible.items(), *aside.items()):
+        assert digest in known, f"{why}: {name} is not what was sent"
+    inside = [name for name in visible if name.startswith(".plainpacs/")]
+    assert not inside, f"{why}: looks like an instance of the tree: {inside}"
+    lost = set(acknowledged) - set(visible.values()) - set(aside.values())
+    assert not lost, f"{why}: {len(lost)} acknowledged instances are lost"
+
+
+def _without_seen(root: str | Path) -> dict[str, str]:
+    found = tree(root, internal=True)
+    return {name: digest for name, digest in found.items() if "/seen/" not in name}
