@@ -50,6 +50,11 @@ def append(root: int, month: str, lines: Iterable[bytes]) -> None:
         durable.append_lines(root, _name(month), data)
 
 
+def make(root: int, month: str) -> None:
+    """Sees to it that the month has a catalogue, be it an empty one. Raises OSError."""
+    durable.append_lines(root, _name(month), b"")
+
+
 def removal(study: str) -> bytes:
     """The line that takes ``study`` out."""
     return orjson.dumps({"StudyInstanceUID": study, "removed": True}) + b"\n"

@@ -82,7 +82,8 @@ def reconcile(
         if stop():
             return marked
         seen = _read_seen(path, month)
-        listed = _in_catalogue(path, month)
+        catalogued = catalogue.read(path, month)
+        listed = {study for study, _, _ in catalogue.live(catalogued or b"")}
         now = file_system_now(root)
         found: dict[str, Facts] = {}
         for study in studies_in(path, month):
@@ -98,6 +99,10 @@ def reconcile(
             marked += 1
             if stop():
                 return marked
+        if catalogued is None and not found:
+            # As a rebuild leaves it; a crash made the month's folder and nothing in it.
+            with contextlib.suppress(FileNotFoundError):
+                catalogue.make(root, month)
         removed += [(month, study) for study in sorted((listed | set(seen)) - set(found))]
         record_seen(root, month, found, now, before=seen)
     for gone in removed:
@@ -116,11 +121,6 @@ def studies_in(path: str, month: str) -> list[str]:
         return catalogue.studies_in(path, month)
     except FileNotFoundError:  # it has gone since it was listed
         return []
-
-
-def _in_catalogue(path: str, month: str) -> set[str]:
-    data = catalogue.read(path, month)
-    return {study for study, _, _ in catalogue.live(data)} if data else set()
 
 
 def _seen_months(path: str) -> Iterator[str]:
