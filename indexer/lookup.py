@@ -131,9 +131,9 @@ def with_instances(
     return whole
 
 
-def places(root: str, uid: str, note: Note) -> list[str]:
+def places(root: str, uid: str, note: Note, *, walk: bool = True) -> list[str]:
     """Where the study, series or instance lies: sorted paths relative to ``root``, none when it
-    does not."""
+    does not. ``walk=False``: as far as folders' names and indexes tell."""
     from plainpacs.indexer import instances  # noqa: PLC0415  # see rebuilt_record
 
     found = {layout.study_folder(month, uid) for month in months_of(root, uid)}
@@ -141,7 +141,7 @@ def places(root: str, uid: str, note: Note) -> list[str]:
     found.update(
         hit for hit in hits if _is_of(hit, uid) and os.path.exists(os.path.join(root, hit))
     )
-    if not found:
+    if not found and walk:
         note(f"{uid} is in no index that can be read here: looking through the study folders")
         found.update(_walk(root, uid))
     return sorted(found)

@@ -2,8 +2,8 @@
 
 A store leaves a marker; the indexer claims it by renaming it before it reads the study, so that
 what is stored while it reads leaves a marker anew. Claims of an indexer that died become pending
-again. Two more names ask the indexer for more than one study: ``REQUEST_RECONCILE`` and
-``REQUEST_REBUILD``; it removes them when it has done so.
+again. More names ask the indexer for more than one study: ``REQUEST_RECONCILE``,
+``REQUEST_REBUILD`` and ``request_to_compact(month)``; it removes them when it has done so.
 """
 
 from __future__ import annotations
@@ -12,11 +12,25 @@ import contextlib
 import os
 
 from plainpacs.archive import durable, layout
+from plainpacs.archive.identity import is_month
 from plainpacs.indexer.rebuild import Study
 
 REQUEST_RECONCILE = "reconcile"
 REQUEST_REBUILD = "rebuild"
 REQUESTS = (REQUEST_REBUILD, REQUEST_RECONCILE)
+_COMPACT = "compact~"
+
+
+def request_to_compact(month: str) -> str:
+    """Asks that what is pending be indexed, and that the month's catalogue then have no line of
+    what is not there any more."""
+    return _COMPACT + month
+
+
+def month_to_compact(request: str) -> str | None:
+    """The month of such a request; None for others."""
+    month = request.removeprefix(_COMPACT)
+    return month if request.startswith(_COMPACT) and is_month(month) else None
 
 
 class Pending:
@@ -43,7 +57,7 @@ class Pending:
             self._pending = self._open(layout.PENDING)
         names = os.listdir(self._pending)
         studies = {study for name in names if (study := layout.study_of_pending(name))}
-        return studies, {name for name in names if name in REQUESTS}
+        return studies, {name for name in names if name in REQUESTS or month_to_compact(name)}
 
     def mark(self, study: Study) -> None:
         durable.touch(layout.pending_name(*study), folder=self._pending)

@@ -194,8 +194,9 @@ class Rebuilder:
             line = catalogue.removal(study[1])
             catalogue.append(self.root, study[0], [line])
             self._touch_month(study[0], len(line))
-        if memory.places:
-            self._append_places(self._place_lines(study, memory.places, removed=True))
+        # Not known from an earlier rebuild: what manifests speak of, unless they are gone too.
+        if places := memory.places or _spoken_of(memory.manifests):
+            self._append_places(self._place_lines(study, places, removed=True))
         else:
             self.gone.add(layout.study_folder(*study).encode())
 
@@ -210,12 +211,7 @@ class Rebuilder:
         known = memory.places
         if cold:
             # Every instance that a manifest speaks of may stand in the shards.
-            known = {
-                (layout.series_of_manifest(manifest) or "", name)
-                for manifest, facts in memory.manifests.items()
-                for name in ("", *facts.lines)
-                if not name or layout.instance_of(name)
-            }
+            known = _spoken_of(memory.manifests)
             self._append_places(self._place_lines(study, places, removed=False))
         else:
             self._append_places(self._place_lines(study, places - known, removed=False))
@@ -247,6 +243,10 @@ class Rebuilder:
             self._remembered -= len(self._known.popitem(last=False)[1].places)
 
     # --- compaction ---------------------------------------------------------------------------
+
+    def want_compacted(self, month: str) -> None:
+        """Has the next ``compact(everything=True)`` tidy the month's catalogue, whatever it is."""
+        self._touch_month(month, 0)
 
     def appended(self) -> int:
         """Bytes appended to derived files that were not compacted since."""
@@ -286,6 +286,16 @@ def _places(lines: dict[str, dict[str, InstanceFacts]]) -> set[tuple[str, str]]:
     """(series, file name) of every instance, and (series, "") of every series that has one."""
     places = {(series, name) for series, present in lines.items() for name in present}
     return places | {(series, "") for series, present in lines.items() if present}
+
+
+def _spoken_of(manifests: dict[str, ManifestFacts]) -> set[tuple[str, str]]:
+    """The places, as above, of every instance that the manifests have a line of."""
+    return {
+        (layout.series_of_manifest(manifest) or "", name)
+        for manifest, facts in manifests.items()
+        for name in ("", *facts.lines)
+        if not name or layout.instance_of(name)
+    }
 
 
 def _best(

@@ -14,16 +14,22 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from plainpacs.archive import durable, layout
-from plainpacs.archive.errors import InUse, PlainpacsError
+from plainpacs.archive.errors import InUse, PlainpacsError, StorageUnavailable
 from plainpacs.archive.sweep import mark_published
 from plainpacs.archive.writer import Writer
 from plainpacs.indexer.full import rebuild_everything
 from plainpacs.indexer.heal import Healer
-from plainpacs.indexer.pending import REQUEST_REBUILD, Pending
+from plainpacs.indexer.pending import (
+    REQUEST_REBUILD,
+    REQUEST_RECONCILE,
+    Pending,
+    month_to_compact,
+    request_to_compact,
+)
 from plainpacs.indexer.rebuild import Rebuilder, Study
 from plainpacs.indexer.reconcile import Facts, facts_of, reconcile
 from plainpacs.indexer.watch import waking
@@ -146,10 +152,27 @@ class Indexer:
         studies, requests = self._pending.waiting()
         for study in self._additions_first(studies):
             count += self._index(study)
+        self._compact_as_asked(requests)
         for name in requests:
             self._pending.done(name)
-        self._rebuilder.compact(everything=True)
         return count
+
+    def refresh(self, studies: Iterable[Study]) -> None:
+        """Indexes these studies alone, now; their months' catalogues have no line after it of
+        what is not there any more. Raises StorageUnavailable when one cannot be indexed."""
+        asked = set()
+        for study in self._additions_first(set(studies)):
+            self._pending.mark(study)
+            if not self._index(study):
+                raise StorageUnavailable(f"study {study[0]}/{study[1]} could not be indexed")
+            asked.add(request_to_compact(study[0]))
+        self._compact_as_asked(asked)
+
+    def _compact_as_asked(self, requests: set[str]) -> None:
+        for request in requests:
+            if month := month_to_compact(request):
+                self._rebuilder.want_compacted(month)
+        self._rebuilder.compact(everything=True)
 
     # --- at work --------------------------------------------------------------------------------
 
@@ -247,17 +270,21 @@ class Indexer:
         if REQUEST_REBUILD in requests:
             log.info("rebuilding every index, as asked")
             rebuild_everything(self._rebuilder, self._stopping.is_set)
-        else:
+        elif REQUEST_RECONCILE in requests:
             reconcile(self.path, self._writer.root, self._pending.mark, self._is_indexed)
         if self._stopping.is_set():
             return
         studies, _ = self._pending.waiting()
+        failed = set()
         for study in self._additions_first(studies):
             self._due.pop(study, None)
-            self._index(study)
-        self._rebuilder.compact(everything=True)
+            if not self._index(study):
+                failed.add(study[0])
+        self._compact_as_asked(requests)
         for name in requests:
-            self._pending.done(name)
+            # Whoever asks for a month to be compacted relies on it.
+            if month_to_compact(name) not in failed:
+                self._pending.done(name)
 
     def _tidy(self) -> None:
         """Compacts when it is quiet, or much was appended; one per cent of the time at most."""
