@@ -8,6 +8,7 @@ the frozen ``Settings``; an unknown key is an error that names the nearest known
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -31,14 +32,21 @@ class Settings:
     aet: tuple[str, ...] = ("DRDCM",)
     called_ae: str = "ours"
     calling_ae: tuple[str, ...] = ()
+    allow_peers: tuple[str, ...] = ()
+    ae_addresses: tuple[str, ...] = ()
     bind: str = ""
     port: int = 11112
     max_associations: int = 64
+    max_associations_per_peer: int = 0
     receivers: int = 0
     max_pdu: int = 1 << 20
     pdu_timeout: float = 30.0
     idle_timeout: float = 300.0
     refuse_sop_class: tuple[str, ...] = ()
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_ca: str = ""
+    tls_verify: str = "off"
     sync: str = "on"
     digest: str = "blake3"
     reserve: str = "1G,2%"
@@ -57,6 +65,8 @@ class Declaration:
     parse: Callable[[Any], Any]
     metavar: str
     help: str
+    switch: bool = False
+    """On the command line it is ``--name`` for on and ``--no-name`` for off."""
 
     @property
     def flag(self) -> str:
@@ -87,6 +97,37 @@ def _ae_titles(value: Any) -> tuple[str, ...]:
     if not titles:
         raise ValueError("at least one AE title is needed")
     return titles
+
+
+def _network(value: Any) -> str:
+    text = str(value).strip()
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError:
+        try:
+            wider = ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            raise ValueError(f"{text} is no IP address, nor a network as 10.0.0.0/8") from None
+        raise ValueError(f"{text} names one address of {wider}; give either") from None
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is not None and network.prefixlen >= 96:
+        network = ipaddress.ip_network((mapped, network.prefixlen - 96))
+    return str(network)
+
+
+def _ae_addresses(value: Any) -> tuple[str, ...]:
+    """``AE=NETWORK`` for each address; in TOML a table of AE titles with one or a list of them."""
+    if isinstance(value, dict):
+        lists = {title: one if isinstance(one, list) else [one] for title, one in value.items()}
+        if empty := [title for title, addresses in lists.items() if not addresses]:
+            raise ValueError(f"{empty[0]} has no address")
+        pairs = [(title, one) for title, addresses in lists.items() for one in addresses]
+    else:
+        items = _several(str)(value)
+        if bare := [item for item in items if "=" not in item]:
+            raise ValueError(f"{bare[0]} is not of the form AE=ADDRESS")
+        pairs = [(title, one) for title, _, one in (item.rpartition("=") for item in items)]
+    return tuple(f"{_ae_title(title)}={_network(one)}" for title, one in pairs)
 
 
 def _uid(value: Any) -> str:
@@ -150,14 +191,24 @@ TABLE: tuple[Declaration, ...] = (
     Declaration("aet", _ae_titles, "A,B", "our AE titles"),
     Declaration("called_ae", _choice("ours", "any"), "ours|any", "called AE titles accepted"),
     Declaration("calling_ae", _several(_ae_title), "A,B", "calling AE titles allowed (all)"),
+    Declaration("allow_peers", _several(_network), "CIDR,…", "networks peers may be in (all)"),
+    Declaration("ae_addresses", _ae_addresses, "AE=CIDR,…", "calling AE titles that may come from"
+                " these addresses only (none)"),
     Declaration("bind", _text, "ADDRESS", "address to listen on (all)"),
     Declaration("port", _whole(0, 65535), "PORT", "port to listen on; 0 lets the system pick"),
     Declaration("max_associations", _whole(1, 10000), "N", "associations at once"),
+    Declaration("max_associations_per_peer", _whole(0, 10000), "N", "of these from one address; 0:"
+                " all"),
     Declaration("receivers", _whole(0, 64), "N", "processes that receive; 0: by the cores"),
     Declaration("max_pdu", _whole(4096, 1 << 27), "BYTES", "longest PDU we announce to take"),
     Declaration("pdu_timeout", _seconds, "SECONDS", "a PDU arrives within, from its first byte"),
     Declaration("idle_timeout", _seconds, "SECONDS", "silence after which we abort"),
     Declaration("refuse_sop_class", _several(_uid), "UID,…", "SOP Classes refused (none)"),
+    Declaration("tls_cert", _text, "FILE", "certificate, and chain, in PEM: serve TLS (no TLS)"),
+    Declaration("tls_key", _text, "FILE", "its private key, if not in the same file"),
+    Declaration("tls_ca", _text, "FILE", "certificates of who is trusted to have signed peers'"),
+    Declaration("tls_verify", _choice("on", "off"), "on|off", "refuse peers without a certificate"
+                " by --tls-ca", switch=True),
     Declaration("sync", _choice("on", "off"), "on|off", "off: 0000 outlives a crash of plainpacs"
                 " but not of the machine"),
     Declaration("digest", _choice("blake3", "sha256"), "NAME", "digest kept: blake3 or sha256"),
@@ -191,9 +242,14 @@ def options(*names: str) -> Callable[[F], F]:
             default = getattr(_DEFAULTS, name)
             shown = ",".join(default) if isinstance(default, tuple) else default
             tail = f"  [{shown}]" if shown not in ("", None) else ""
-            command = click.option(
-                declaration.flag, name, metavar=declaration.metavar, help=declaration.help + tail
-            )(command)
+            words = declaration.help + tail
+            if declaration.switch:
+                both = f"{declaration.flag}/--no-{declaration.flag[2:]}"
+                command = click.option(both, name, default=None, help=words)(command)
+            else:
+                command = click.option(
+                    declaration.flag, name, metavar=declaration.metavar, help=words
+                )(command)
         return click.option(
             "--config", metavar="FILE", help="TOML file of settings (or $PLAINPACS_CONFIG)"
         )(command)

@@ -1,4 +1,7 @@
-"""Ending by signal without losing anything: SIGTERM and SIGINT are waited for, not suffered."""
+"""Ending by signal without losing anything: SIGTERM and SIGINT are waited for, not suffered.
+
+And other signals that ask a service for something, as SIGHUP does to read its settings again.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def waiting_for_stop() -> Iterator[Callable[[], int]]:
-    """Gives a function that waits for SIGTERM or SIGINT and returns its number, in any thread.
+def waiting_for_stop(*others: signal.Signals) -> Iterator[Callable[[], int]]:
+    """Gives a function that waits for SIGTERM or SIGINT and returns its number, in any thread;
+    or for one of ``others``.
 
     Meanwhile the signals do nothing else, however many come. Only in the main thread.
     """
@@ -21,7 +25,8 @@ def waiting_for_stop() -> Iterator[Callable[[], int]]:
     # a handler take a lock, as setting an Event does, that the interrupted thread may hold.)
     wakeup_before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     before = {
-        number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)
+        number: signal.signal(number, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT, *others)
     }
     try:
         yield lambda: os.read(read_end, 1)[0]

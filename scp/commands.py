@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import click
@@ -28,13 +29,16 @@ def serve(
 ) -> None:
     """Receive instances into the archive ROOT, and index them, until stopped (Ctrl-C, SIGTERM).
 
-    Every setting may also be a variable (--port: PLAINPACS_PORT) or a key of the TOML file.
+    Every setting may also be a variable (--port: PLAINPACS_PORT) or a key of the TOML file. SIGHUP
+    makes it read who may send (called and calling AE titles, networks, limits) and the certificates
+    again.
 
     Example:  plainpacs serve --create ./archive
     """
-    chosen = settings.load(flags, config)
+    reread = functools.partial(settings.load, flags, config)
+    chosen = reread()
     named = root or context.archive
     if create and not named:
         raise click.UsageError("--create needs ROOT, the folder to make an archive of")
     folder = named if create and named else context.archive_path(root)
-    service.serve(folder, chosen, create=create)
+    service.serve(folder, chosen, create=create, reread=reread)

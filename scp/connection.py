@@ -9,6 +9,7 @@ import contextlib
 import select
 import socket
 import time
+from typing import Protocol
 
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 _GRACE_SECONDS = 1.0
@@ -17,6 +18,16 @@ _SCRATCH_BYTES = 1 << 16
 
 class Stopping(Exception):
     """The receiver stops: there is nothing more to wait for."""
+
+
+class Transport(Protocol):
+    """What an association reads from and answers on: a ``Connection``, or one with TLS over it."""
+
+    def receive(self, into: memoryview) -> int | None: ...
+    def wait(self, seconds: float) -> None: ...
+    def send(self, data: bytes, seconds: float) -> None: ...
+    def await_close(self, seconds: float) -> None: ...
+    def close(self) -> None: ...
 
 
 class Connection:

@@ -22,6 +22,8 @@ HEADER = struct.Struct(">BxL")
 """Type and length of what follows: the first six bytes of every PDU."""
 _ITEM = struct.Struct(">BxH")
 _REQUEST = struct.Struct(">H2x16s16s32x")
+TITLES_END = _REQUEST.size
+"""How much of an A-ASSOCIATE-RQ says who calls whom; ``read_request`` takes that alone too."""
 _SHORT = struct.Struct(">H")
 _LONG = struct.Struct(">L")
 _VALUE = struct.Struct(">LB")

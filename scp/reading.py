@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from plainpacs.scp.connection import Connection
+from plainpacs.scp.connection import Transport
 from plainpacs.scp.dimse import (
     COMMAND_BIT,
     LAST_BIT,
@@ -38,6 +38,8 @@ _SPILLED_AT_ONCE = 1 << 20
 _HANDED_ON_IN_WAITING = 1 << 17
 _RECEIVED_AT_ONCE = 1 << 18
 _LONGEST_REQUEST = 1 << 20
+_TLS_HANDSHAKE = 22
+"""What a TLS client's first byte is (RFC 8446 5.1); no PDU has it."""
 # 128 contexts with all syntaxes fit in it, and so does any fragment of a command.
 _BUFFER = MOST_GATHERED + _RECEIVED_AT_ONCE
 
@@ -77,7 +79,7 @@ class MessageReader:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Transport,
         limits: Limits,
         spill: Callable[[int, Command], Spill],
     ) -> None:
@@ -102,17 +104,25 @@ class MessageReader:
             self._spill.discard()
             self._spill = None
 
-    def read_request(self) -> bytes | None:
-        """The variable field of an A-ASSOCIATE-RQ; None when the peer aborts instead."""
+    def read_request(self, most: int = _LONGEST_REQUEST) -> bytes | None:
+        """The variable field of an A-ASSOCIATE-RQ; None when the peer aborts instead.
+
+        Of one that is longer than ``most`` its beginning, after which nothing more can be read.
+        """
         self._deadline = time.monotonic() + self._limits.pdu_timeout
         self._need(HEADER.size)
         kind, length = HEADER.unpack_from(self._view, self._at)
         if kind == PDU.ABORT:
             return None
+        if kind == _TLS_HANDSHAKE:
+            raise ProtocolError(
+                "TLS came to a port without; serve with --tls-cert, or set the peer to no TLS"
+            )
         if kind != PDU.ASSOCIATE_RQ:
             raise _unexpected(kind, "before an association")
         if length > _LONGEST_REQUEST:
             raise ProtocolError(f"a request for an association of {length} bytes")
+        length = min(length, most)
         self._need(HEADER.size + length)
         begin = self._at + HEADER.size
         self._at = begin + length

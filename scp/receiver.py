@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -17,13 +18,14 @@ from collections.abc import Iterable
 
 from plainpacs.archive.archive import Archive, Provenance, StoreOutcome
 from plainpacs.archive.audit import COUNTED_AS, uid_or_none
-from plainpacs.archive.errors import InUse, PlainpacsError, StorageUnavailable
+from plainpacs.archive.errors import BadSettings, InUse, PlainpacsError, StorageUnavailable
 from plainpacs.archive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from plainpacs.archive.settings import Settings
 from plainpacs.scp import status
+from plainpacs.scp.access import Access, reloaded
 from plainpacs.scp.association import Association
-from plainpacs.scp.board import Board
-from plainpacs.scp.connection import Connection
+from plainpacs.scp.board import Admission, Board
+from plainpacs.scp.connection import Connection, Stopping, Transport
 from plainpacs.scp.dimse import (
     RESPONSE,
     Command,
@@ -41,18 +43,18 @@ from plainpacs.scp.session import RELEASED, Acceptance, Proposal
 from plainpacs.scp.status import Rejection, StoreStatus
 from plainpacs.scp.storing import LargeInstance, StoreAnswer, StoreRequest, store
 from plainpacs.scp.tally import Caller, Course, Refusal, Refused, Tally
+from plainpacs.scp.tls import HandshakeFailed, TLSConnection
 from plainpacs.scp.trail import Trail, Visit
 
 _LOG = logging.getLogger("plainpacs.scp")
-
-APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
-ANY_SCP = "ANY-SCP"
-"""What DCMTK's clients call whom they were not told to call otherwise."""
 
 _HOUSEKEEPING_SECONDS = 2.0
 _NAMES_SHOWN = 5
 # Connections that are not (yet) associations: reachability checks, scanners, rejected peers.
 _SPARE_CONNECTIONS = 64
+_SPARE_FROM_ONE = 16
+_LAST_WORDS_SECONDS = 5.0
+_KEYS_SECONDS = 24 * 3600.0
 
 _WHY = {
     Result.USER_REJECTION: "the peer would be SCP, and plainpacs only receives",
@@ -76,16 +78,14 @@ class Receiver:
     ) -> None:
         self.settings = settings
         self.archive: Archive
+        self.access = Access.of(settings)
+        self._renewed = time.monotonic()
         self._one_of_several = board is not None
-        self._board = board or Board.create(1)
         listener = listener or open_listener(settings)
+        self._board = board or Board.create(1)
         self._limits = Limits(settings.pdu_timeout, settings.idle_timeout, settings.max_pdu)
-        self._server = Server(
-            listener,
-            self._serve,
-            settings.max_associations + _SPARE_CONNECTIONS,
-            self._board,
-        )
+        self._server = Server(listener, self._serve, 0, self._board)
+        self._set_limits()
         before = self._board.own_note()
         self.tally = Tally(settings.aet, self.port, before, reserve=settings.reserve)
         self.trail: Trail
@@ -118,12 +118,49 @@ class Receiver:
             self._housekeeper.join()
         self._board.close()
 
-    def admit(self) -> bool:
-        """Counts one association more, if the limit allows it."""
-        return self._board.admit(self.settings.max_associations)
+    def reload(self, settings: Settings) -> list[str]:
+        """Lets what of ``settings`` says who may associate hold from the next connection on.
 
-    def dismiss(self) -> None:
-        self._board.dismiss()
+        Gives the names of the other settings that differ; they want a restart. Raises BadSettings,
+        and then nothing has changed.
+        """
+        merged, others = reloaded(self.settings, settings)
+        self.access = Access.of(merged)
+        self.settings = merged
+        self._renewed = time.monotonic()
+        self._set_limits()
+        return others
+
+    def _set_limits(self) -> None:
+        most, per_peer = self.access.max_associations, self.access.max_per_peer
+        self._server.most_connections = most + _SPARE_CONNECTIONS
+        self._server.most_from_one = (
+            per_peer + _SPARE_FROM_ONE if per_peer else self._server.most_connections
+        )
+
+    def admit(self, access: Access, peer: str) -> Rejection | None:
+        """Counts one association more with the address ``peer``, if the limits allow it."""
+        admission = self._board.admit(peer, access.max_associations, access.max_per_peer)
+        if admission is Admission.FULL:
+            return status.TOO_MANY_ASSOCIATIONS
+        return status.TOO_MANY_FROM_PEER if admission is Admission.FULL_FOR_PEER else None
+
+    def dismiss(self, peer: str) -> None:
+        """One that was admitted is over."""
+        self._board.dismiss(peer)
+
+    # --- how it is: see ``metrics.Service`` -----------------------------------------------------
+
+    def report(self) -> bytes:
+        return self.tally.report()
+
+    def associations(self) -> int:
+        return self._board.associations()
+
+    def fault(self) -> str:
+        return "" if self._server.is_accepting else "the receiver does not listen"
+
+    # --- what goes on ---------------------------------------------------------------------------
 
     def flush(self) -> None:
         """Makes manifest lines durable. Failing to is logged: the instances are safe."""
@@ -133,9 +170,48 @@ class Receiver:
             _LOG.warning("manifests could not be synced: %s", error)
 
     def _serve(self, connection: Connection, address: str) -> None:
-        session = _Session(self, address)
-        implementation = (IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME)
-        Association(connection, session, self._limits, implementation).run()
+        access = self.access
+        transport: Transport | None = connection
+        if access.tls is not None:
+            transport = self._secured(connection, access.tls, address)
+        if transport is not None:
+            Association(
+                transport,
+                _Session(self, access, address),
+                self._limits,
+                (IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME),
+                stranger=access.is_stranger(address),
+            ).run()
+
+    def _secured(
+        self, connection: Connection, context: ssl.SSLContext, address: str
+    ) -> TLSConnection | None:
+        """``connection`` with TLS over it; None when none came about, and it is closed."""
+        secured = TLSConnection(connection, context, self._limits.pdu_timeout)
+        try:
+            secured.handshake()
+        except Stopping:
+            secured.close()
+            return None
+        except HandshakeFailed as failure:
+            caller = Caller(address)
+            if failure.quiet:
+                _LOG.debug("connection ended: %s: %s", caller, failure)
+            else:
+                words = "refused association: %s: TLS %s; %s"
+                _LOG.warning(words, caller, failure, failure.remedy)
+                self.count(Refusal(Refused.ASSOCIATION, "TLS", str(failure), caller))
+            if failure.told:
+                secured.await_close(_LAST_WORDS_SECONDS)
+            secured.close()
+            return None
+        _LOG.debug("TLS: somebody at %s: %s", address, secured.describe())
+        return secured
+
+    def count(self, refusal: Refusal, sop_instance: str = "") -> None:
+        """Puts a refusal into the tally and the audit log."""
+        self.tally.refused(refusal)
+        self.trail.refused(refusal, sop_instance)
 
     def _keep_house(self) -> None:
         stopping = False
@@ -144,7 +220,17 @@ class Receiver:
             self.flush()
             self.trail.flush()
             self._write_note()
+            self._renew_keys()
         self.trail.close()
+
+    def _renew_keys(self) -> None:
+        """What seals the tickets of TLS sessions is not to be used for ever (RFC 9325 3.4)."""
+        if self.access.tls is not None and time.monotonic() - self._renewed > _KEYS_SECONDS:
+            try:
+                self.reload(self.settings)
+            except BadSettings as error:
+                self._renewed = time.monotonic()
+                _LOG.error("the certificate in use stays: %s", error)
 
     def _write_note(self) -> None:
         note = self.tally.note()
@@ -181,8 +267,9 @@ def _cannot_listen(settings: Settings, error: OSError) -> str:
 class _Session:
     """One connection. See ``session.Session`` for what is called when."""
 
-    def __init__(self, receiver: Receiver, peer: str) -> None:
+    def __init__(self, receiver: Receiver, access: Access, peer: str) -> None:
         self._receiver = receiver
+        self._access = access
         self._settings = receiver.settings
         self._caller = Caller(peer)
         self._visit: Visit
@@ -197,7 +284,9 @@ class _Session:
 
     def propose(self, proposal: Proposal) -> Acceptance | Rejection:
         self._caller = Caller(self._caller.peer, proposal.calling_ae, proposal.called_ae)
-        rejection = self._rejection(proposal)
+        peer = self._caller.peer
+        rejection = self._access.rejection(proposal, peer)
+        rejection = rejection or self._receiver.admit(self._access, peer)
         if rejection is not None:
             self._log_rejection(rejection)
             return rejection
@@ -210,24 +299,12 @@ class _Session:
         self._log_refused_contexts(results)
         return Acceptance(tuple(results), answered_roles(proposal.roles, results))
 
-    def _rejection(self, proposal: Proposal) -> Rejection | None:
-        settings = self._settings
-        if proposal.application_context != APPLICATION_CONTEXT:
-            return status.APPLICATION_CONTEXT_UNKNOWN
-        if settings.called_ae != "any" and proposal.called_ae not in (*settings.aet, ANY_SCP):
-            return status.CALLED_AE_NOT_OURS
-        if settings.calling_ae and proposal.calling_ae not in settings.calling_ae:
-            return status.CALLING_AE_NOT_ALLOWED
-        if not self._receiver.admit():
-            return status.TOO_MANY_ASSOCIATIONS
-        return None
-
     def ended(self, how: str, fault: str) -> None:
         if not self._admitted:
             level = logging.WARNING if fault else logging.DEBUG
             _LOG.log(level, "connection ended: %s: %s", self._caller, fault or how)
             return
-        self._receiver.dismiss()
+        self._receiver.dismiss(self._caller.peer)
         self._visit.ended()
         if how != RELEASED:
             self._receiver.tally.aborted()
@@ -332,9 +409,8 @@ class _Session:
     # --- refusals -----------------------------------------------------------------------------
 
     def _log_rejection(self, rejection: Rejection) -> None:
-        remedy = rejection.remedy.format(
-            called_ae=self._caller.called_ae, calling_ae=self._caller.calling_ae
-        )
+        known = {"called_ae": "", "calling_ae": "", **self._caller.log_fields()}  # printable
+        remedy = rejection.remedy.format(**known)
         _LOG.warning(
             "refused association: %s: %s %s; %s",
             self._caller,
@@ -364,9 +440,7 @@ class _Session:
             self._count(Refused.CONTEXTS, f"context {result:d}", why)
 
     def _count(self, what: Refused, code: str, why: str, sop_instance: str = "") -> None:
-        refusal = Refusal(what, code, why, self._caller)
-        self._receiver.tally.refused(refusal)
-        self._receiver.trail.refused(refusal, sop_instance)
+        self._receiver.count(Refusal(what, code, why, self._caller), sop_instance)
 
 
 def _shown(uid: str) -> str:

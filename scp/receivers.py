@@ -22,6 +22,7 @@ from plainpacs.archive.errors import PlainpacsError
 from plainpacs.archive.reserve import Reserve
 from plainpacs.archive.settings import Settings, load
 from plainpacs.archive.signals import waiting_for_stop
+from plainpacs.scp.access import Access, reloaded
 from plainpacs.scp.board import Board
 from plainpacs.scp.child import Child
 from plainpacs.scp.receiver import Receiver, open_listener
@@ -49,6 +50,7 @@ class Receivers:
 
     def __init__(self, settings: Settings, count: int) -> None:
         self._settings = settings
+        Access.of(settings)  # what is wrong with it is said before anything is made
         self._listener = open_listener(settings)
         self.port = int(self._listener.getsockname()[1])
         self._board = Board.create(count)
@@ -80,7 +82,35 @@ class Receivers:
             self._noting.join()
         self._board.close()
 
+    def reload(self, settings: Settings) -> list[str]:
+        """As ``Receiver.reload``, for all processes."""
+        merged, others = reloaded(self._settings, settings)
+        Access.of(merged)  # what is wrong is said here, once
+        self._settings = merged
+        told = json.dumps(asdict(merged)).encode() + b"\n"
+        for slot, child in enumerate(self._children):
+            child.renew(self._command(slot), told)
+        return others
+
+    # --- how they are: see ``metrics.Service`` --------------------------------------------------
+
+    def report(self) -> bytes:
+        return merged([self._own_note, *self._board.notes()])
+
+    def associations(self) -> int:
+        return self._board.associations()
+
+    def fault(self) -> str:
+        running = any(child.is_running for child in self._children)
+        return "" if running else "no receiver process runs"
+
+    # --- what goes on ---------------------------------------------------------------------------
+
     def _child(self, slot: int) -> Child:
+        inherited = (self._listener.fileno(), self._board.fd)
+        return Child(f"receiver {slot + 1}", self._command(slot), inherited)
+
+    def _command(self, slot: int) -> list[str]:
         inherited = (self._listener.fileno(), self._board.fd)
         told = {
             "root": self._archive.root,
@@ -88,8 +118,7 @@ class Receivers:
             "listener": inherited[0],
             "board": [inherited[1], self._board.slots, slot],
         }
-        command = [sys.executable, "-m", __name__, json.dumps(told)]
-        return Child(f"receiver {slot + 1}", command, inherited)
+        return [sys.executable, "-m", __name__, json.dumps(told)]
 
     def _keep_noting(self) -> None:
         stopping = False
@@ -98,7 +127,7 @@ class Receivers:
             self._write_note()
 
     def _write_note(self) -> None:
-        note = merged([self._own_note, *self._board.notes()])
+        note = self.report()
         if note == self._written:
             return
         try:
@@ -113,6 +142,7 @@ def _be_one(told: str) -> None:
     given = json.loads(told)
     settings = load(given["settings"], environ={})
     logs.set_up(settings.log_level, settings.log_format)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # our parent tells us what it then reads
     with waiting_for_stop() as wait_for_signal:
         board = Board(*given["board"])
         board.clear()
@@ -126,16 +156,27 @@ def _be_one(told: str) -> None:
             reserve=Reserve.parse(settings.reserve),
         ) as archive:
             receiver.start(archive)
-            threading.Thread(target=_stop_with_parent, daemon=True).start()
+            threading.Thread(target=_follow_parent, args=(receiver,), daemon=True).start()
             wait_for_signal()
             receiver.stop()
 
 
-def _stop_with_parent() -> None:
-    """Our parent holds the other end of our stdin: when it dies, however, we learn of it."""
-    while os.read(0, 100):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
+def _follow_parent(receiver: Receiver) -> None:
+    """Our parent holds the other end of our stdin: a line is new settings, and when it dies,
+    however, we learn of it and end.
+    """
+    read = b""
+    try:
+        # Not by sys.stdin: a thread within it at the end makes the interpreter's end a crash.
+        while got := os.read(0, 1 << 16):
+            *lines, read = (read + got).split(b"\n")
+            for line in lines:
+                try:
+                    receiver.reload(load(json.loads(line), environ={}))
+                except PlainpacsError as error:
+                    _LOG.error("the settings stay as they were: %s", error)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

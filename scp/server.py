@@ -55,14 +55,21 @@ class Server:
         self.port = int(listener.getsockname()[1])
         self._listener = listener
         self._serve = serve
-        self._most_connections = most_connections
+        self.most_connections = most_connections
+        """May be changed at any time, as may ``most_from_one``."""
+        self.most_from_one = most_connections
         self._board = board
         self._full = False
         # Readable, for all who wait for it, once its other end is closed.
         self._stopping, self._stop = os.pipe()
-        self._living: set[threading.Thread] = set()
+        self._living: dict[threading.Thread, str] = {}
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._accept_all, name="listener", daemon=True)
+
+    @property
+    def is_accepting(self) -> bool:
+        """Whether the thread that accepts lives."""
+        return self._thread.is_alive()
 
     def start(self) -> None:
         """Accepts connections from now on."""
@@ -115,23 +122,31 @@ class Server:
 
     def _has_room(self, address: str) -> bool:
         with self._lock:
-            full = len(self._living) >= self._most_connections
-        if full and not self._full:  # said once, until there is room again
+            count = len(self._living)
+            of_them = sum(peer == address for peer in self._living.values())
+        if count >= self.most_connections:
+            words, flag = f"{count} connections are open", "--max-associations N"
+        elif of_them >= self.most_from_one:
+            words, flag = f"{of_them} of its connections are open", "--max-associations-per-peer N"
+        else:
+            self._full = False
+            return True
+        if not self._full:  # said once, until there is room again
+            self._full = True
             _LOG.warning(
-                "connections refused: somebody at %s: %d connections are open already; "
-                "flag to accept more: --max-associations N",
+                "connections refused: somebody at %s: %s already; flag to accept more: %s",
                 address,
-                self._most_connections,
+                words,
+                flag,
             )
-        self._full = full
-        return not full
+        return False
 
     def _begin(self, peer: socket.socket, address: str) -> None:
-        # A handshake (TLS) belongs in the thread too: nobody else is to wait for it.
+        # A handshake (TLS) is in the thread too: nobody else waits for it.
         thread = threading.Thread(
             target=self._run, args=(peer, address), name=f"association from {address}", daemon=True
         )
-        self._remember(thread)
+        self._remember(thread, address)
         try:
             thread.start()
         except BaseException:
@@ -149,15 +164,15 @@ class Server:
             peer.close()
             self._forget(threading.current_thread())
 
-    def _remember(self, thread: threading.Thread) -> None:
+    def _remember(self, thread: threading.Thread, address: str) -> None:
         with self._lock:
-            self._living.add(thread)
+            self._living[thread] = address
         self._board.opened()
 
     def _forget(self, thread: threading.Thread) -> None:
         self._board.closed()
         with self._lock:
-            self._living.discard(thread)
+            self._living.pop(thread, None)
 
 
 def _shown(address: str) -> str:

@@ -63,6 +63,16 @@ CALLED_AE_NOT_OURS = Rejection(
 CALLING_AE_NOT_ALLOWED = Rejection(
     1, 1, 3, "the calling AE title is not allowed", "flag to accept it: --calling-ae {calling_ae}"
 )
+ADDRESS_NOT_ALLOWED = Rejection(
+    1, 1, 3, "the peer's address is not allowed", "flag to accept it: --allow-peers with {peer}"
+)
+CALLING_AE_FROM_ELSEWHERE = Rejection(
+    1,
+    1,
+    3,
+    "the calling AE title is bound to other addresses",
+    "flag to accept it: --ae-addresses with {calling_ae}={peer}",
+)
 APPLICATION_CONTEXT_UNKNOWN = Rejection(
     1,
     1,
@@ -72,6 +82,13 @@ APPLICATION_CONTEXT_UNKNOWN = Rejection(
 )
 TOO_MANY_ASSOCIATIONS = Rejection(
     2, 3, 2, "the limit of associations is reached", "flag to accept more: --max-associations N"
+)
+TOO_MANY_FROM_PEER = Rejection(
+    2,
+    3,
+    2,
+    "the limit of associations from one address is reached",
+    "flag to accept more: --max-associations-per-peer N",
 )
 PROTOCOL_VERSION_UNKNOWN = Rejection(
     1,
@@ -84,8 +101,11 @@ PROTOCOL_VERSION_UNKNOWN = Rejection(
 REJECTIONS = (
     CALLED_AE_NOT_OURS,
     CALLING_AE_NOT_ALLOWED,
+    ADDRESS_NOT_ALLOWED,
+    CALLING_AE_FROM_ELSEWHERE,
     APPLICATION_CONTEXT_UNKNOWN,
     TOO_MANY_ASSOCIATIONS,
+    TOO_MANY_FROM_PEER,
 )
 
 
