@@ -52,7 +52,7 @@ MOST_INFLATED = 32 << 20
 """Bytes; the kept attributes of a deflated data set must be found within as many."""
 MOST_INFLATED_WHOLE = 4 << 30
 """Bytes; no deflated data set that is followed to its end may be larger ..."""
-MOST_INFLATED_OF_FEW = 256 << 20
+MOST_INFLATED_OF_FEW = 128 << 20
 MOST_INFLATED_RATIO = 200
 """... nor, beyond MOST_INFLATED_OF_FEW, than so many times its deflated bytes: of real ones only a
 nearly empty mask comes to more, and a bomb of a megabyte would take seconds."""

@@ -40,7 +40,7 @@ INDEXER_LOCK = f"{INTERNAL}/indexer.lock"
 """Locked by the one indexer at work."""
 INTERNAL_FOLDERS = (INTERNAL, INCOMING, PENDING, INDEXING, CONFLICTS, TRASH, SEEN, INSTANCES)
 
-LONGEST_PATH = 205
+LONGEST_PATH = 206
 """No relative path outside ``.plainpacs`` has more characters (Windows budget: 260 with ROOT)."""
 
 _NODE = re.compile(r"[0-9a-z]{1,16}", re.ASCII)

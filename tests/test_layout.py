@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plainpacs.archive import layout
-from plainpacs.archive.identity import InstanceKey, is_name
+from plainpacs.archive.identity import UNDATED, InstanceKey, is_name
 
 uids = st.from_regex(r"[0-9a-z]([0-9a-z._-]{0,61}[0-9a-z_-])?", fullmatch=True).filter(is_name)
 keys = st.builds(InstanceKey, st.sampled_from(["202401", "undated"]), uids, uids, uids)
@@ -21,7 +21,7 @@ def test_path_and_back(key: InstanceKey) -> None:
 
 def test_the_longest_path() -> None:
     uid = "1" * 64
-    assert len(layout.instance_path(InstanceKey("202401", uid, uid, uid))) == layout.LONGEST_PATH
+    assert len(layout.instance_path(InstanceKey(UNDATED, uid, uid, uid))) == layout.LONGEST_PATH
 
 
 @pytest.mark.parametrize(
