@@ -20,6 +20,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "path": ("plainpacs.indexer.listing_commands:path", "Where a study, series or instance lies."),
     "status": ("plainpacs.indexer.status_command:status", "What is there and what runs."),
     "import": ("plainpacs.archive.commands:import_", "Take files, folders or an archive in."),
+    "rm": ("plainpacs.indexer.removal_commands:rm", "Remove, into the trash or for good."),
+    "restore": ("plainpacs.indexer.removal_commands:restore", "Bring back what was removed."),
+    "forbidden": ("plainpacs.indexer.removal_commands:forbidden", "What is refused for good."),
     "index": ("plainpacs.indexer.commands:index", "Keep the indexes (`serve` does it itself)."),
     "reindex": ("plainpacs.indexer.commands:reindex", "Find changes now, or rebuild all indexes."),
 }

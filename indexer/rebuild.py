@@ -109,6 +109,10 @@ class Rebuilder:
         places = self._place_lines(study, _places(lines), removed=False)
         return Remade(record.catalogue_line(), places, waiting)
 
+    def left_in_shards(self, study: Study) -> bool:
+        """Whether the study was taken out, but for its instance lines, which ``compact`` finds."""
+        return layout.study_folder(*study).encode() in self.gone
+
     def forget(self) -> None:
         """Forgets what earlier rebuilds left in memory: every line is written again."""
         self._known.clear()
@@ -264,10 +268,11 @@ class Rebuilder:
                 catalogue.compact(self.root, month)
                 del self.touched_months[month]
         if self.gone:
-            gone, self.gone = self.gone, set()
+            gone = set(self.gone)
             for shard in instances.SHARDS:
                 instances.compact(self.root, shard, gone)
                 self.touched_shards.pop(shard, None)
+            self.gone -= gone  # not before: a full disk may have come in between
         for shard, added in list(self.touched_shards.items()):
             if everything or self._worth_it(f"{layout.INSTANCES}/{shard}", added):
                 instances.compact(self.root, shard)

@@ -101,6 +101,7 @@ class Indexer:
         self._due: dict[Study, float] = {}
         self._look_again: dict[Study, float] = {}
         self._last: dict[Study, _Last] = {}
+        self._taken_out: set[Study] = set()
         self._worked = time.monotonic()
         self._compacted = (0.0, 0.0)
         self._stopping = threading.Event()
@@ -145,6 +146,8 @@ class Indexer:
     def once(self, *, full: bool = False) -> int:
         """Indexes all that is pending or changed, tidies up, and returns how many studies."""
         if full:
+            self._pending.request(REQUEST_REBUILD)  # killed half-way, it is wanted all the same
+        if REQUEST_REBUILD in self._pending.waiting()[1]:
             count = rebuild_everything(self._rebuilder)
         else:
             count = 0
@@ -172,7 +175,13 @@ class Indexer:
         for request in requests:
             if month := month_to_compact(request):
                 self._rebuilder.want_compacted(month)
-        self._rebuilder.compact(everything=True)
+        self._compact(everything=True)
+
+    def _compact(self, *, everything: bool = False) -> float:
+        took = self._rebuilder.compact(everything=everything)
+        while self._taken_out:
+            self._pending.release(self._taken_out.pop())
+        return took
 
     # --- at work --------------------------------------------------------------------------------
 
@@ -198,7 +207,7 @@ class Indexer:
             finally:
                 self.stop()
                 reconciling.join()
-        self._rebuilder.compact(everything=True)
+        self._compact(everything=True)
 
     def _turn(self) -> None:
         now = time.monotonic()
@@ -253,7 +262,10 @@ class Indexer:
             self._due[study] = time.monotonic() + _RETRY_AFTER
             return 0
         now = time.monotonic()
-        self._pending.release(study)
+        if self._rebuilder.left_in_shards(study):
+            self._taken_out.add(study)  # claimed until that is done, should we be killed before
+        else:
+            self._pending.release(study)
         self._last.pop(study, None)
         self._last[study] = _Last(now, now - began, facts)
         if len(self._last) > _REMEMBERED:
@@ -293,7 +305,7 @@ class Indexer:
         busy = now - self._worked < _QUIET and self._rebuilder.appended() < _MUCH_APPENDED
         if busy or now - at < max(_QUIET, _RECONCILE_SHARE * took):
             return
-        took = self._rebuilder.compact()
+        took = self._compact()
         self._compacted = (time.monotonic(), took)
 
     # --- reconciling ----------------------------------------------------------------------------
