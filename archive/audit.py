@@ -35,14 +35,14 @@ _UID = re.compile(r"[0-9.]{1,64}", re.ASCII)
 def record(to: Writer | AuditLog | int, event: str, **facts: object) -> None:
     """Writes, durably, that the user of this process did ``event`` (the command's name).
 
-    ``to`` is the writer (or audit log) of a command that changes the archive; or the open root for
-    one that only reads, and then the line is written only while something is at work on the
-    archive: a copy is never written. ``facts`` are whatever JSON can hold, None left out, time and
-    user not needed: StudyInstanceUID, SOPInstanceUID, counts. Raises nothing because of the log.
+    ``to`` is the writer of a command that changes the archive, or its audit log, which is then to
+    be flushed or closed; or the open root for a command that only reads, and then the line is
+    written only while something is at work on the archive: a copy is never written. ``facts`` are whatever
+    JSON can hold, None left out, time and user not needed: StudyInstanceUID, SOPInstanceUID,
+    counts. Raises nothing because of the log.
     """
     if isinstance(to, AuditLog):
         to.write(event, user=login_name(), uid=os.getuid(), **facts)
-        to.flush()
         return
     try:
         if isinstance(to, Writer):

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Generator, Iterator
 
 import click
 
-from plainpacs.archive import layout, settings
+from plainpacs.archive import audit, layout, settings
 from plainpacs.archive.archive import Archive
+from plainpacs.archive.audit import StudyCounts
 from plainpacs.archive.context import Context
 from plainpacs.archive.errors import BadSettings
 from plainpacs.archive.importing import Imported, import_all, sources
 from plainpacs.archive.reserve import Reserve
 from plainpacs.archive.root import create_archive, is_locked, open_root
+
+_RECORDED_EVERY = 10.0
 
 
 @click.command()
@@ -53,6 +57,8 @@ def import_(context: Context, /, paths: tuple[str, ...], config: str | None, **f
         ):
             raise BadSettings(f"{path} lies in the archive itself; `plainpacs reindex` finds it")
     counts: Counter[str] = Counter()
+    taken = StudyCounts()
+    recorded = time.monotonic()
     interrupted = False
     with Archive.open(
         root,
@@ -65,17 +71,33 @@ def import_(context: Context, /, paths: tuple[str, ...], config: str | None, **f
         try:
             for result in _shown(results, paths):
                 counts[_kind(result)] += 1
+                if result.stored:
+                    taken.add(result.stored)
+                if time.monotonic() - recorded > _RECORDED_EVERY:
+                    _record(to, taken)
+                    recorded = time.monotonic()
                 if result.error and not result.skipped:
                     click.echo(f"{_printable(result.path)}: {result.error}", err=True)
         except KeyboardInterrupt:
             interrupted = True
             results.close()
+        finally:
+            _record(to, taken)
+            if counts["refused"]:
+                audit.record(to.audit, "import", refused=counts["refused"])
     click.echo(_summary(counts), err=True)
     if interrupted:
         click.echo("interrupted; the same command again goes on", err=True)
         sys.exit(130)
     _say_who_indexes(root)
     sys.exit(1 if counts["refused"] else 0)
+
+
+def _record(to: Archive, taken: StudyCounts) -> None:
+    """In the audit log: by study, and no path, as paths have patients' names in them."""
+    for facts in taken.take():
+        audit.record(to.audit, "import", **facts)
+    to.audit.flush()
 
 
 def _kind(result: Imported) -> str:

@@ -75,6 +75,7 @@ def serve(
                 metrics.start(archive, receiver)
                 _LOG.info("metrics on %s port %d", settings.metrics_bind, metrics.port)
             audit.record(archive.audit, "start", aets=settings.aet, port=receiver.port)
+            archive.audit.flush()
             notify.say(READY=1, STATUS=f"{', '.join(settings.aet)} on port {receiver.port}")
             with notify.watchdog(lambda: not receiver.fault()):
                 # A terminal that was closed is no wish to go on with other settings.
