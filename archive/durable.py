@@ -208,6 +208,23 @@ def append_lines(root: int, path: str, lines: bytes) -> None:
         os.close(fd)
 
 
+def settle(root: int, path: str) -> None:
+    """What was appended to the derived file ``path`` is there for good, or, when it is not there,
+    that it is gone. Raises OSError."""
+    where, _, name = path.rpartition("/")
+    folder = open_folder(where or ".", folder=root)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            try:
+                sync_file(fd)
+            finally:
+                os.close(fd)
+        sync_folder(folder)
+    finally:
+        os.close(folder)
+
+
 def ends_with_newline(fd: int) -> bool:
     """Whether a line appended now starts a line of its own."""
     size = os.fstat(fd).st_size

@@ -97,14 +97,20 @@ def compact(root: int, shard: str, gone: Collection[bytes] = ()) -> None:
 
 
 def rewrite(root: int, shard: str, data: bytes, gone: Collection[bytes] = ()) -> None:
-    """Puts the compacted form of the lines ``data`` in the shard's place. Raises OSError."""
+    """Puts the compacted form of the lines ``data`` in the shard's place, for good.
+
+    Raises OSError.
+    """
     path = f"{layout.INSTANCES}/{shard}"
     compacted = b"".join(line + b"}\n" for line in _live(data, gone))
-    if not compacted:
-        with contextlib.suppress(FileNotFoundError):
-            durable.unlink(path, folder=root)
-    elif compacted != _read(root, path):
+    before = _read(root, path)
+    if compacted and compacted != before:
         durable.replace_file(root, path, compacted)
+    elif before is not None:
+        if not compacted:
+            durable.unlink(path, folder=root)
+        # Nothing looks after a shard again once its studies are known to be indexed.
+        durable.settle(root, path)
 
 
 def _read(root: int, path: str) -> bytes | None:
@@ -113,6 +119,17 @@ def _read(root: int, path: str) -> bytes | None:
             return file.read()
     except FileNotFoundError:
         return None
+
+
+def places(root: str, shard: str) -> list[tuple[bytes, str]]:
+    """(line, path) of every live line of a shard, beneath the path ``root``; the line as
+    ``series_line`` and ``instance_line`` have it. None when it is missing. Raises OSError."""
+    try:
+        with open(os.path.join(root, layout.INSTANCES, shard), "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        return []
+    return [(raw + b"}\n", raw[raw.rindex(b'":"') + 3 : -1].decode()) for raw in _live(data)]
 
 
 def find(root: str, uid: str) -> list[str]:

@@ -37,6 +37,9 @@ class Disk:
     others: str
     recorder: Recorder | None = None
     offered: set[bytes] = field(default_factory=set)
+    """Every data set that may lie under a final name."""
+    careful: bool = True
+    """Whether nothing partial may ever have a final name: not so once ``--sync off`` was used."""
 
     @property
     def root(self) -> str:
@@ -122,7 +125,7 @@ def _index(disk: Disk, *, rebuild: bool = False) -> None:
 
 @order()
 def make_and_store(disk: Disk) -> None:
-    create_archive(f"{disk.root}", "n1")
+    create_archive(disk.root, "n1")
     with Archive.open(disk.root) as archive:
         disk.store(archive, StoreOutcome.STORED)
 
@@ -156,6 +159,7 @@ def store_again_what_was_not_synced(disk: Disk) -> None:
     """What another process stored with ``--sync off`` is relied on only once it is synced."""
     body, other = data_set(), data_set(PatientName="Other^One")
     disk.offered |= {body, other}
+    disk.careful = False
     with Archive.open(disk.root, sync=False) as careless:
         careless.store(body, EXPLICIT_LITTLE_ENDIAN, FROM_CT)
         careless.store(other, EXPLICIT_LITTLE_ENDIAN, FROM_CT)
@@ -214,15 +218,17 @@ def store_and_index_more(disk: Disk) -> None:
 
 @order(after=one_indexed)
 def index_and_remember(disk: Disk) -> None:
-    """So long after the store that reconciliation records what it saw; then a clean stop."""
+    """Reconciliation records what was indexed, as it does once that is some seconds old."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (reconcile, full):
             now = module.file_system_now
             patch.setattr(module, "file_system_now", lambda root, now=now: now(root) + 10**10)
         with Archive.open(disk.root) as archive:
             disk.store(archive, StoreOutcome.STORED, SOPInstanceUID="1.2.3.4.6")
-        _index(disk)
-        _index(disk)
+        with Indexer.open(disk.root) as indexer:
+            indexer.once()
+            mark, known = indexer._pending.mark, indexer._is_indexed
+            reconcile.reconcile(disk.root, indexer._writer.root, mark, known)
 
 
 @order(after=one_indexed)

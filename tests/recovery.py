@@ -165,8 +165,9 @@ def _belonging(path: str, file: bytes) -> bytes | None:
 class Checker:
     """Starts plainpacs on trees; remembers what a fresh rebuild of the same instances gave."""
 
-    def __init__(self, offered: Collection[bytes]) -> None:
+    def __init__(self, offered: Collection[bytes], *, careful: bool = True) -> None:
         self._offered = offered
+        self._careful = careful
         self._rebuilt: dict[frozenset[tuple[str, bytes]], dict[str, bytes]] = {}
 
     def broken(self, top: str, promises: Iterable[Said], boot: str) -> list[str]:
@@ -180,7 +181,8 @@ class Checker:
             first = files_in(top)
             recover(root)
             second = files_in(top)
-        found = unkept(first, promises) + partial(first, self._offered)
+        found = unkept(first, promises)
+        found += partial(first, self._offered) if self._careful else []
         found += [f"left over: {path}" for path in first if _left_over(path)]
         if first != second:
             names = sorted(n for n in first.keys() | second.keys() if first.get(n) != second.get(n))
