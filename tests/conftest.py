@@ -1,5 +1,6 @@
 """Fixtures that several test modules use."""
 
 from running import start
+from serving import serve
 
-__all__ = ["start"]
+__all__ = ["serve", "start"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -146,9 +147,16 @@ class Peer:
         called: str = "DRDCM",
         calling: str = "TESTER",
         application: str = APPLICATION,
+        to: str = "127.0.0.1",
+        source: str = "",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=20)
+        """``source``: the address to come from. ``tls``: how to speak it, if at all."""
+        come_from = (source, 0) if source else None
+        self.socket = socket.create_connection((to, port), timeout=20, source_address=come_from)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket)
         self.answer: tuple[int, bytes] = (0, b"")
         if request is None:
             contexts = b"".join(context_item(*c) for c in CONTEXTS)
