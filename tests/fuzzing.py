@@ -56,6 +56,9 @@ class Case:
     complete: bool
 
 
+Checked = Callable[[Case, Importer], str]
+
+
 class Cases:
     """The cases of one seed number."""
 
@@ -143,9 +146,13 @@ def run(
     folder: str,
     *,
     keep: str | None = None,
+    checked: Checked | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Tally:
-    """Puts the cases of these ``numbers`` through; files of findings, or of all, into ``keep``."""
+    """Puts the cases of these ``numbers`` through ``checked``, which is what reads them.
+
+    ``keep``: the folder for the file of each finding, or of the one case.
+    """
     tally, began, said = Tally(), time.monotonic(), time.monotonic()
     importer = Importer(folder)
     warm = min(5000, max(1, len(numbers) // 10))
@@ -155,7 +162,7 @@ def run(
         for number in numbers:
             case = cases.case(number)
             known = len(tally.findings)
-            tally.timed(_one(case, importer, tally), case)
+            tally.timed(_one(case, importer, tally, checked or _checked), case)
             if keep and (len(numbers) == 1 or len(tally.findings) > known):
                 Path(keep, f"case-{number}").write_bytes(case.content)
             tally.cases += 1
@@ -180,12 +187,12 @@ def run(
     return tally
 
 
-def _one(case: Case, importer: Importer, tally: Tally) -> float:
+def _one(case: Case, importer: Importer, tally: Tally, checked: Checked) -> float:
     """Puts a case through; returns the seconds of processor time it took."""
     signal.setitimer(signal.ITIMER_REAL, _GIVE_UP_SECONDS)
     began = time.process_time()
     with _finding_of(tally, f"case {case.number}, {case.kind} of {case.seed}"):
-        outcome = _checked(case, importer)
+        outcome = checked(case, importer)
         tally.outcomes[f"{case.kind}: {outcome}"] += 1
     took = time.process_time() - began
     signal.setitimer(signal.ITIMER_REAL, 0)

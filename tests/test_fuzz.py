@@ -6,14 +6,19 @@ The long run, and one case again: see ``fuzzing``.
 from __future__ import annotations
 
 import os
+import re
 import struct
 import time
 import tracemalloc
 import zlib
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from fuzz_checks import Finding, Importer, look_through
+from fuzz_differential import run as differ
+from fuzzing import MOST_GROWTH, MOST_SECONDS, Case, Cases, run
 from support import MODALITY, data_set, instances_in, left_behind, new_archive
 
 from plainpacs.archive.archive import Archive
@@ -167,3 +172,83 @@ def test_what_deflates_well_is_an_instance_all_the_same() -> None:
     assert read_header(data, DEFLATED, whole=True)["PatientID"] == "P1"
     with pytest.raises(UnreadableDataSet):
         read_header(data[:-1000], DEFLATED, whole=True)
+
+
+# --- the fuzzer -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cases() -> Cases:
+    return Cases(1)
+
+
+def test_a_short_run_finds_nothing(cases: Cases, tmp_path: Path) -> None:
+    tally = run(cases, range(4000), str(tmp_path))
+    assert tally.findings == []
+    assert tally.cases == 4000
+    kinds = Counter(outcome.partition(":")[0] for outcome in tally.outcomes.elements())
+    assert kinds["data set"] > 2000
+    assert min(kinds["file"], kinds["import"]) > 400
+    for outcome in ("data set: read", "file: read", "import: stored", "import: conflict"):
+        assert tally.outcomes[outcome] > 10, tally.outcomes
+
+
+def test_valid_data_sets_are_read_as_pydicom_reads_them() -> None:
+    read, findings = differ(1, range(400))
+    assert findings == []
+    assert len(read) == 3
+    assert sum(read.values()) == 400
+
+
+def test_a_case_can_be_had_again(cases: Cases) -> None:
+    again = Cases(1)
+    assert [cases.case(number) for number in range(200)] == [again.case(n) for n in range(200)]
+    assert cases.case(7) != Cases(2).case(7)
+
+
+def _raises(case: Case, _: Importer) -> str:
+    raise struct.error(case.seed)
+
+
+def _takes_long(*_: object) -> str:
+    began = time.process_time()
+    while time.process_time() - began < MOST_SECONDS + 0.1:
+        pass
+    return ""
+
+
+def test_faults_are_found(cases: Cases, tmp_path: Path) -> None:
+    held: list[bytes] = []
+
+    def keeps(*_: object) -> str:
+        held.append(b"x" * (MOST_GROWTH // 4))
+        return ""
+
+    tally = run(cases, range(3, 5), str(tmp_path), checked=_raises, keep=str(tmp_path))
+    assert len(tally.findings) == 2
+    assert tally.findings[0].startswith("case 3, ")
+    assert "struct.error" in tally.findings[0]
+    assert (tmp_path / "case-3").read_bytes() == cases.case(3).content
+    [finding] = run(cases, range(1), str(tmp_path), checked=_takes_long).findings
+    assert re.search(r": \d\.\d s$", finding)
+    [finding] = run(cases, range(20), str(tmp_path), checked=keeps).findings
+    assert finding.startswith("memory grew")
+
+
+DAMAGE = {
+    "a line without its file": lambda root: next(root.glob("2*/*/*/*.dcm")).unlink(),
+    "a file without its line": lambda root: next(root.glob("2*/*/*.jsonl")).unlink(),
+    "a stranger": lambda root: (root / "202401" / "1.2.3" / "1.2.3.4" / "x.tmp").touch(),
+    "a torn line": lambda root: next(root.glob("2*/*/*.jsonl")).write_bytes(b'{"file\n'),
+    "unfinished work": lambda root: (root / ".plainpacs" / "incoming" / "k.1").mkdir(),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damage_in_a_tree_is_found(what: str, tmp_path: Path) -> None:
+    with Archive.open(new_archive(tmp_path / "a"), sync=False) as archive:
+        archive.store(data_set(), EXPLICIT, MODALITY)
+    look_through(archive.root)
+    DAMAGE[what](tmp_path / "a")
+    with pytest.raises(Finding):
+        look_through(archive.root)
