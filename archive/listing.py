@@ -1,4 +1,4 @@
-"""What lies in a study's folder: the files of its instances, and its manifests."""
+"""What lies in the tree by name: months, studies, and in a study instances and manifests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from plainpacs.archive import layout
-from plainpacs.archive.identity import is_name
+from plainpacs.archive.errors import NotAnArchive
+from plainpacs.archive.identity import InstanceKey, is_month, is_name
 
 
 class InstanceFile(NamedTuple):
@@ -69,3 +70,33 @@ def _instances_in(folder: str) -> Iterator[tuple[str, InstanceFile]]:
 
 def instance_file(facts: os.stat_result) -> InstanceFile:
     return InstanceFile(facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_nlink)
+
+
+def months(root: str) -> list[str]:
+    """The months of the archive at the path ``root``, sorted. Raises NotAnArchive."""
+    try:
+        with os.scandir(root) as entries:
+            return sorted(entry.name for entry in entries if is_month(entry.name))
+    except OSError as error:
+        raise NotAnArchive(f"cannot list {root}: {error.strerror}") from None
+
+
+def studies_in(root: str, month: str) -> list[str]:
+    """The study folders of a month, sorted; none when it is gone, or no folder. Raises OSError."""
+    try:
+        with os.scandir(os.path.join(root, month)) as entries:
+            found = [e.name for e in entries if is_name(e.name) and e.is_dir(follow_symlinks=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(found)
+
+
+def instances_in_tree(root: str) -> Iterator[InstanceKey]:
+    """Every instance there is, by its name alone. Raises OSError, NotAnArchive."""
+    for month in months(root):
+        for study in studies_in(root, month):
+            for series, present in study_files(root, month, study).instances.items():
+                for name in present:
+                    yield InstanceKey(
+                        month, study, series, name.removesuffix(layout.INSTANCE_ENDING)
+                    )
