@@ -32,7 +32,6 @@ from plainpacs.archive.elements import (
     slot_of,
     too_many,
 )
-from plainpacs.archive.header_pydicom import PydicomWalk
 from plainpacs.archive.inflate import Inflated
 from plainpacs.archive.values import LONGEST_VALUE, Attributes, Buffer, Slot, vr_code
 
@@ -138,6 +137,9 @@ def _read(data: Buffer, syntax: str, whole: bool, complete: bool) -> Attributes:
             return _walk(data, implicit, whole, complete)
         except NotUnderstood:
             pass
+    # Loaded at the first doubt: pydicom takes 26 MB and 0.3 s, and few data sets need it.
+    from plainpacs.archive.header_pydicom import PydicomWalk  # noqa: PLC0415 - as just said
+
     return PydicomWalk.read(data, implicit, little_endian, whole=whole, complete=complete)
 
 

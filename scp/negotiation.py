@@ -19,10 +19,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-# No public name gives the registered UIDs with their types; tests hold that it stays as it is.
-from pydicom._uid_dict import UID_dictionary
-
 from plainpacs.archive.identity import strip_padding
+from plainpacs.scp.registry import REGISTERED
 
 VERIFICATION = "1.2.840.10008.1.1"
 STORAGE_SERVICE = "1.2.840.10008.4.2"
@@ -57,9 +55,6 @@ _STORAGE_ELSEWHERE = frozenset(
         "1.2.840.10008.5.1.1.30",
     }
 )
-
-# What is registered at all: a peer's declaration does not turn another service into storage.
-_REGISTERED = frozenset(UID_dictionary)
 
 # The pixels are not in the data set: a 0000 would promise what we do not have.
 _PIXELS_ELSEWHERE = frozenset(
@@ -184,7 +179,7 @@ def is_storage(sop_class: str, declared_service: str | None = None) -> bool:
         return sop_class not in _NOT_A_PATIENTS
     if sop_class in _STORAGE_ELSEWHERE:
         return True
-    return declared_service == STORAGE_SERVICE and sop_class not in _REGISTERED
+    return declared_service == STORAGE_SERVICE and sop_class not in REGISTERED
 
 
 def choose_transfer_syntax(offered: Iterable[str]) -> str | None:
@@ -210,5 +205,5 @@ def choose_transfer_syntax(offered: Iterable[str]) -> str | None:
 
 def name_of(uid: str) -> str:
     """The registered name of ``uid``, else the UID itself, for people."""
-    entry = UID_dictionary.get(uid)
+    entry = REGISTERED.get(uid)
     return entry[0] if entry and entry[0] else uid

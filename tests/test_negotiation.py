@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import pynetdicom.sop_class
@@ -32,6 +34,7 @@ from plainpacs.scp.negotiation import (
     name_of,
     negotiate,
 )
+from plainpacs.scp.registry import REGISTERED
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
@@ -219,3 +222,14 @@ def _seconds(proposed: list[ProposedContext]) -> float:
     began = time.perf_counter()
     negotiation.negotiate(proposed)
     return time.perf_counter() - began
+
+
+def test_a_receiver_does_without_pydicom_and_what_it_loads():
+    words = "import sys, plainpacs.scp.serve; print({'pydicom', 'numpy', 'PIL'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"
+
+
+def test_the_registry_is_pydicoms():
+    assert len(REGISTERED) > 400
+    assert REGISTERED.items() <= UID_dictionary.items()  # pynetdicom adds some of its own

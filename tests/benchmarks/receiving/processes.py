@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -29,7 +29,7 @@ class Processor:
 @dataclass(frozen=True, slots=True)
 class Memory:
     """Peaks of resident memory in bytes (VmHWM): of the receiver's processes that lived at the same
-    time, added up (what they share counts for each); of the largest; and of the indexer."""
+    time, added up, what they share counted once; of the largest; and of the indexer."""
 
     receiver: int = 0
     largest: int = 0
@@ -112,6 +112,21 @@ def _peak(pid: int) -> int:
     return 0
 
 
+def _counted_again(pid: int) -> int:
+    """Bytes that adding up the memory of the receiver's processes counts more than once: of pages
+    that several hold, each process has its share in ``Pss`` and the whole in ``Rss``."""
+    again = 0
+    for one in family(pid):
+        if is_indexer(one):
+            continue
+        with contextlib.suppress(OSError):
+            text = Path(f"/proc/{one}/smaps_rollup").read_text()
+            lines = (line.split() for line in text.splitlines()[1:])
+            sizes = {line[0]: int(line[1]) for line in lines}
+            again += (sizes["Rss:"] - sizes["Pss:"]) * 1024
+    return again
+
+
 class MemoryWatch:
     """The peak while it is open; a context manager. Looks every 50 ms, as children may end."""
 
@@ -131,7 +146,10 @@ class MemoryWatch:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self.peak = self.peak.peak(memory(self._pid))
+        whole = self.peak.peak(memory(self._pid))
+        # Only now, as it takes the kernel a while.
+        once = max(whole.receiver - _counted_again(self._pid), whole.largest)
+        self.peak = replace(whole, receiver=once)
 
     def _watch(self) -> None:
         while not self._stop.wait(_EVERY):

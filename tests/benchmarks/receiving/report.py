@@ -20,8 +20,8 @@ EXPLANATION = """\
 instances/s: median over the rounds (least to most); ratio: subject ÷ this one in the same round, \
 median (least to most).
 CPU: processor time of the receiver's processes for each instance, of the indexer after the +.
-Peak: most resident memory of all the receiver's processes at once (VmHWM added up, so what they \
-share counts for each), of the largest of them in brackets, of the indexer after the +."""
+Peak: most resident memory of all the receiver's processes at once (VmHWM added up, less what they \
+share), of the largest of them in brackets, of the indexer after the +."""
 
 
 def print_case(case: Case, runs: Runs, receivers: Mapping[str, Receiver]) -> None:

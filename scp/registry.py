@@ -1,0 +1,34 @@
+"""The UIDs that DICOM registered (PS3.6 Annex A), as pydicom lists them, without loading pydicom.
+
+To import any module of pydicom loads all of it, and numpy and Pillow with it: 26 MB and 0.3 s in
+each receiver process, for one table. So the module of the table is loaded by itself, below
+pydicom's API, which has no public name for it either. Checked against pydicom 3.0;
+``test_negotiation`` fails when the table moves or changes its form.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+_TABLE = "_uid_dict"
+
+Entry = tuple[str, str, str, str, str]
+"""Name, type, more on it, ``Retired`` or nothing, keyword."""
+
+
+def _registered() -> Mapping[str, Entry]:
+    package = importlib.util.find_spec("pydicom")
+    file = Path((package and package.origin) or "").with_name(_TABLE + ".py")
+    spec = importlib.util.spec_from_file_location(f"{__name__}.{_TABLE}", file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"pydicom has no table of UIDs in {file}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return cast(Mapping[str, Entry], module.UID_dictionary)
+
+
+REGISTERED = _registered()
+"""By UID."""
