@@ -37,8 +37,8 @@ def record(to: Writer | AuditLog | int, event: str, **facts: object) -> None:
 
     ``to`` is the writer of a command that changes the archive, or its audit log, which is then to
     be flushed or closed; or the open root for a command that only reads, and then the line is
-    written only while something is at work on the archive: a copy is never written. ``facts`` are whatever
-    JSON can hold, None left out, time and user not needed: StudyInstanceUID, SOPInstanceUID,
+    written only while something is at work on the archive: a copy is never written. ``facts`` are
+    what JSON can hold, None left out, time and user not needed: StudyInstanceUID, SOPInstanceUID,
     counts. Raises nothing because of the log.
     """
     if isinstance(to, AuditLog):

@@ -73,6 +73,10 @@ class TextLines(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z")
         self._words = words
 
+    def format(self, record: logging.LogRecord) -> str:
+        record.exc_text = None  # what another formatter made of it, with all its words
+        return super().format(record)
+
     def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802 - logging's own name
         return super().formatException(ei) if self._words else "\n".join(_places(ei[1]))
 

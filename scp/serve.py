@@ -60,6 +60,7 @@ def serve(
                 sync=settings.sync == "on",
                 digest=settings.digest,
                 reserve=Reserve.parse(settings.reserve),
+                on_conflict=settings.on_conflict,
             )
         except BaseException:
             if metrics:
@@ -80,7 +81,9 @@ def serve(
             with notify.watchdog(lambda: not receiver.fault()):
                 # A terminal that was closed is no wish to go on with other settings.
                 while (number := wait_for_signal()) == signal.SIGHUP and terminal <= os.isatty(2):
+                    notify.reloading()
                     _reload(receiver, reread or (lambda: settings))
+                    notify.say(READY=1)
             name = signal.Signals(number).name
             notify.say(STOPPING=1, STATUS="finishing the stores in hand")
             _LOG.info("%s: finishing the stores in hand, then stopping", name)
