@@ -27,7 +27,7 @@ from plainpacs.archive.header import Attributes, read_header
 from plainpacs.archive.identity import InstanceKey, as_name, strip_padding
 from plainpacs.archive.manifest import FileFacts, Provenance
 from plainpacs.archive.reserve import NO_RESERVE, Reserve
-from plainpacs.archive.shelf import Candidate, Shelf, Stored, StoreOutcome
+from plainpacs.archive.shelf import KEEP, Candidate, Shelf, Stored, StoreOutcome
 from plainpacs.archive.sweep import mark_published
 from plainpacs.archive.unfinished import Unfinished
 from plainpacs.archive.writer import Writer
@@ -40,13 +40,15 @@ __all__ = ["Archive", "Provenance", "Spool", "StoreOutcome", "Stored"]
 class Archive:
     """An archive open for storing. Thread-safe; made by ``Archive.open``, a context manager."""
 
-    def __init__(self, writer: Writer, *, sync: bool = True, digest: str = "blake3") -> None:
+    def __init__(
+        self, writer: Writer, *, sync: bool = True, digest: str = "blake3", on_conflict: str = KEEP
+    ) -> None:
         self.root = writer.path
         self.node = writer.node
         self._writer = writer
         self._sync = sync
         self._digest = digest
-        self._shelf = Shelf(writer, sync=sync)
+        self._shelf = Shelf(writer, sync=sync, on_conflict=on_conflict)
         self.audit = AuditLog(writer.root, writer.node, sync=sync)
         self._numbers = itertools.count()
 
@@ -59,13 +61,16 @@ class Archive:
         sync: bool = True,
         digest: str = "blake3",
         reserve: Reserve = NO_RESERVE,
+        on_conflict: str = KEEP,
     ) -> Archive:
         """Opens the archive at ``root`` for storing as ``node`` (the marker's by default).
 
-        What would leave less than the ``reserve`` free is refused, with OutOfSpace.
+        What would leave less than the ``reserve`` free is refused, with OutOfSpace. Other bytes
+        under a stored UID are kept aside, or (``on_conflict`` "replace") published.
         Raises NotAnArchive, UnsuitableFileSystem, InUse, StorageUnavailable.
         """
-        return cls(Writer.open(root, node, mark_published, reserve), sync=sync, digest=digest)
+        writer = Writer.open(root, node, mark_published, reserve)
+        return cls(writer, sync=sync, digest=digest, on_conflict=on_conflict)
 
     def __enter__(self) -> Archive:
         return self
@@ -101,11 +106,13 @@ class Archive:
         *,
         sop_class: str | None = None,
         sop_instance: str | None = None,
+        may_replace: bool = True,
     ) -> Stored:
         """Keeps an instance, byte for byte; when this returns it outlives a power loss.
 
         ``data_set`` is encoded in ``transfer_syntax``; ``sop_class`` and ``sop_instance`` are
         those of the C-STORE request (PS3.7 9.1.1.1), with which the data set must agree.
+        ``may_replace`` false: it is kept aside where other bytes are, whatever ``on_conflict`` is.
         Raises UnreadableDataSet, InvalidUID, DataSetMismatch, ForbiddenInstance and
         StorageUnavailable; then nothing of it is in the tree, or (StorageUnavailable only) the
         whole file is and a retry finds it.
@@ -132,6 +139,7 @@ class Archive:
                     offset=len(meta),
                     syntax=transfer_syntax,
                     provenance=provenance,
+                    may_replace=may_replace,
                 )
 
     def spool(
@@ -159,7 +167,9 @@ class Archive:
             command = {"SOPClassUID": sop_class, "SOPInstanceUID": sop_instance}
             return Spool(self, file, command, transfer_syntax, provenance)
 
-    def import_file(self, source: int, provenance: Provenance) -> Stored:
+    def import_file(
+        self, source: int, provenance: Provenance, *, may_replace: bool = True
+    ) -> Stored:
         """Takes in the DICOM file open as ``source``, copying it (reflinked where possible).
 
         A valid Part 10 file is kept whole; a bare data set gets File Meta Information of ours.
@@ -177,7 +187,9 @@ class Archive:
                 data_set = view[found.dataset_offset :]
                 attributes = _header_of_file(data_set, found)
                 if not found.whole:
-                    return self.store(data_set, found.transfer_syntax, provenance)
+                    return self.store(
+                        data_set, found.transfer_syntax, provenance, may_replace=may_replace
+                    )
                 return self._publish(
                     file,
                     InstanceKey.of_attributes(attributes),
@@ -185,6 +197,7 @@ class Archive:
                     offset=found.dataset_offset,
                     syntax=found.transfer_syntax,
                     provenance=provenance,
+                    may_replace=may_replace,
                 )
 
     def _unfinished(self) -> Unfinished:
@@ -199,6 +212,7 @@ class Archive:
         offset: int,
         syntax: str,
         provenance: Provenance,
+        may_replace: bool = True,
     ) -> Stored:
         """Keeps the file, whose data set starts at ``offset``."""
         self._writer.forbidden.check(key)
@@ -211,7 +225,8 @@ class Archive:
             file.finish(provenance.stored, sync=self._sync),
             syntax,
         )
-        return self._shelf.publish(Candidate(file.name, key, facts, provenance, attributes))
+        candidate = Candidate(file.name, key, facts, provenance, attributes)
+        return self._shelf.publish(candidate, may_replace=may_replace)
 
 
 class Spool:
@@ -257,7 +272,7 @@ class Spool:
 
     def store(self) -> Stored:
         """Keeps the instance, as ``Archive.store`` does and with its errors."""
-        with self, _as_unavailable():
+        with _as_unavailable(), self:
             self._archive.check()
             attributes = self._header()
             key = InstanceKey.of_attributes(attributes)

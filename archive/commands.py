@@ -38,7 +38,7 @@ def init(root: str, node: str | None, config: str | None) -> None:
 
 @click.command(name="import")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
-@settings.options("node", "sync", "digest", "reserve")
+@settings.options("node", "sync", "digest", "reserve", "on_conflict")
 @click.pass_obj
 def import_(context: Context, /, paths: tuple[str, ...], config: str | None, **flags: str) -> None:
     """Take DICOM files, folders of them, or another archive in.
@@ -66,6 +66,7 @@ def import_(context: Context, /, paths: tuple[str, ...], config: str | None, **f
         sync=chosen.sync == "on",
         digest=chosen.digest,
         reserve=Reserve.parse(chosen.reserve),
+        on_conflict=chosen.on_conflict,
     ) as to:
         results = import_all(to, sources(paths))
         try:

@@ -354,6 +354,35 @@ class Publisher:
             self.forget(where)
         raise StorageUnavailable(f"folder {where} keeps moving away")
 
+    def replace(
+        self, temporary: str, temporary_folder: int, path: str, before: tuple[int, int]
+    ) -> bool:
+        """Gives the finished, synced file ``temporary`` the name ``path``, durably, in place of the
+        file ``before`` (device and inode). There is no moment when nothing lies at ``path``.
+
+        ``temporary`` stays, as after ``publish``: until it is unlinked, the file's second link says
+        that its store is not finished. False: something else, or nothing, lies at ``path``;
+        nothing was changed. Whoever replaces holds ``layout.REPLACING_LOCK``, and so does whoever
+        takes a file away. Raises OSError, StorageUnavailable; after an error either file may lie
+        at ``path``, whole.
+        """
+        where, _, name = path.rpartition("/")
+        folder = self.folder(where)
+        second = f"{temporary}.second"
+        link(temporary, second, folder=temporary_folder, to_folder=temporary_folder)
+        try:
+            there = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
+            if (there.st_dev, there.st_ino) != before or not self._in_place(folder):
+                return False
+            rename(second, name, folder=temporary_folder, to_folder=folder.fd)
+        except FileNotFoundError:
+            return False
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                unlink(second, folder=temporary_folder)
+        self.sync(folder)
+        return True
+
     def _in_place(self, folder: Folder) -> bool:
         """Whether the open ``folder`` still is what its path leads to."""
         try:

@@ -146,7 +146,8 @@ def _import_one(archive: Archive, source: Source) -> Imported:
     try:
         if not os.path.isfile(path):
             return Imported(path, error="it is not a file", skipped=True)
-        return Imported(path, stored=archive.import_file(fd, source.provenance))
+        stored = archive.import_file(fd, source.provenance, may_replace=not source.variant)
+        return Imported(path, stored=stored)
     except NotDICOM as error:
         return Imported(path, error=str(error), skipped=True)
     except RefusedInstance as error:

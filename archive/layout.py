@@ -36,6 +36,8 @@ FORBIDDEN = f"{INTERNAL}/forbidden"
 """The UIDs that are refused."""
 REMOVAL_LOCK = f"{INTERNAL}/removal.lock"
 """Locked by whoever removes, restores or purges."""
+REPLACING_LOCK = f"{INTERNAL}/replacing.lock"
+"""Locked for a moment by whoever puts a file in another's place, or takes one away."""
 INDEXER_LOCK = f"{INTERNAL}/indexer.lock"
 """Locked by the one indexer at work."""
 INTERNAL_FOLDERS = (INTERNAL, INCOMING, PENDING, INDEXING, CONFLICTS, TRASH, SEEN, INSTANCES)

@@ -78,6 +78,11 @@ def line_of(facts: FileFacts, provenance: Provenance, attributes: dict[str, Any]
             line[name] = value
     line["origin"] = provenance.origin
     line.update(attributes)
+    return encoded(line)
+
+
+def encoded(line: Line) -> bytes:
+    """``line`` as it stands in a manifest, newline included."""
     return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 

@@ -7,7 +7,7 @@ the indexer. The study's manifests stay: they hold the removal lines.
 
 Killed anywhere, an instance is either in the tree or in the trash, whole, and the same command
 again finishes. Receivers may be at work meanwhile. What a removal takes is what it listed, by
-device and inode: a file that is another by then (removed by hand and stored again) stays. An
+device, inode, size and mtime: another file by then (removed by hand and stored again) stays. An
 instance whose receiver has not answered yet (its second link is there) is taken like any other; it
 is answered 0000 all the same, as if it had been stored just before the removal.
 
@@ -43,10 +43,10 @@ from plainpacs.archive.manifest import (
     best_line,
 )
 from plainpacs.archive.recovering import read_facts
-from plainpacs.archive.root import try_lock
+from plainpacs.archive.root import locked, try_lock
 from plainpacs.archive.shelf import Candidate, Shelf, Stored
 from plainpacs.archive.sweep import mark_published
-from plainpacs.archive.targets import Present, identity
+from plainpacs.archive.targets import Present, Target, identity, present
 from plainpacs.archive.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -111,16 +111,29 @@ class Removal:
             gone += self._remove_series(list(series))
         return gone
 
-    def _remove_series(self, instances: list[Present]) -> list[Aside]:
-        key = instances[0].key
+    def _remove_series(self, listed: list[Present]) -> list[Aside]:
+        key = listed[0].key
+        # No removal line for what is another file already.
+        instances = [one for one in listed if one in self._now(listed)]
+        if not instances:
+            return []
         lines = aside.lines_of(self.root, layout.study_folder(key.month, key.study), key.series)
         taken = [(one, self._entry(one, lines)) for one in instances]
         self._announce(taken, lines)
         # Before, too: should we die in between, the indexer is to look all the same.
         self._shelf.mark_pending(key.month, key.study)
         gone = self._rename(taken)
+        if len(gone) < len(instances):  # what others put there since the line may be there
+            self.accept(self._now(instances))
         self._shelf.mark_pending(key.month, key.study)
         return gone
+
+    def _now(self, instances: list[Present]) -> set[Present]:
+        """What lies where these were listed."""
+        wanted = {one.key for one in instances}
+        key = instances[0].key
+        target = Target(key.month, key.study, key.series)
+        return {one for one in present(self.root, [target]) if one.key in wanted}
 
     def _entry(self, one: Present, lines: Lines) -> Aside:
         removed = manifest.later_than(lines.get(layout.instance_name(one.key.instance), ()))
@@ -151,7 +164,9 @@ class Removal:
             series = durable.Folder(durable.open_folder(path, folder=self.root), path)
         except FileNotFoundError:
             return []
-        gone = [entry for one, entry in taken if self._take(one, series.fd, entry, to.fd)]
+        # Nobody shall take what is stored after this for what he has kept aside before it.
+        with locked(self.root, layout.REPLACING_LOCK):
+            gone = [entry for one, entry in taken if self._take(one, series.fd, entry, to.fd)]
         self._publisher.sync(to)
         self._publisher.sync(series)
         if not os.listdir(series.fd):
@@ -168,13 +183,13 @@ class Removal:
     def _take(self, one: Present, series: int, entry: Aside, to: int) -> bool:
         name = layout.instance_name(one.key.instance)
         try:
-            if identity(os.stat(name, dir_fd=series, follow_symlinks=False)) != one.identity:
+            if not one.is_file(os.stat(name, dir_fd=series, follow_symlinks=False)):
                 return False
             durable.rename(name, entry.name, folder=series, to_folder=to)
         except FileNotFoundError:
             return False
         facts = os.stat(entry.name, dir_fd=to, follow_symlinks=False)
-        if identity(facts) == one.identity:
+        if one.is_file(facts):
             return True
         # Whoever put another file there in this very moment gets it back.
         other = replace(entry, size=facts.st_size, identity=identity(facts))

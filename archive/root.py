@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -240,6 +241,17 @@ def is_locked(root: int, path: str, *, shared: bool = False) -> bool:
         return not try_lock(fd, fcntl.LOCK_EX if shared else fcntl.LOCK_SH)
     except OSError:
         return False
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def locked(root: int, path: str) -> Iterator[None]:
+    """Waits until the lock file at ``path`` can be had alone, and has it. Raises OSError."""
+    fd = durable.open_to_append(path, folder=root)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(fd)
 

@@ -49,6 +49,7 @@ class Settings:
     tls_verify: str = "off"
     sync: str = "on"
     digest: str = "blake3"
+    on_conflict: str = "keep"
     reserve: str = "1G,2%"
     node: str | None = None
     log_level: str = "info"
@@ -214,6 +215,8 @@ TABLE: tuple[Declaration, ...] = (
     Declaration("digest", _choice("blake3", "sha256"), "NAME", "digest kept: blake3 or sha256"),
     Declaration("reserve", _reserve, "SIZE", "room that stays free: 500M, 2%, 0, or 1G,2% (the"
                 " smaller)"),
+    Declaration("on_conflict", _choice("keep", "replace"), "keep|replace", "other bytes under a"
+                " stored UID: kept aside, or published (the first is kept aside)"),
     Declaration("node", _node, "NAME", "this writer's own manifests, on a shared file system"),
     Declaration("log_level", _choice("debug", "info", "warning", "error"), "LEVEL", "log from"),
     Declaration("log_format", _choice("text", "json"), "text|json", "json: one object a line"),

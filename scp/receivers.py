@@ -154,6 +154,7 @@ def _be_one(told: str) -> None:
             sync=sync,
             digest=settings.digest,
             reserve=Reserve.parse(settings.reserve),
+            on_conflict=settings.on_conflict,
         ) as archive:
             receiver.start(archive)
             threading.Thread(target=_follow_parent, args=(receiver,), daemon=True).start()
