@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "restore": ("plainpacs.indexer.removal_commands:restore", "Bring back what was removed."),
     "forbidden": ("plainpacs.indexer.removal_commands:forbidden", "What is refused for good."),
     "verify": ("plainpacs.indexer.verify_commands:verify", "Look for damage; changes nothing."),
+    "repair": ("plainpacs.indexer.verify_commands:repair", "Mend what verify finds."),
     "index": ("plainpacs.indexer.commands:index", "Keep the indexes (`serve` does it itself)."),
     "reindex": ("plainpacs.indexer.commands:reindex", "Find changes now, or rebuild all indexes."),
 }

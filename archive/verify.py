@@ -105,7 +105,7 @@ class Verification:
         self._options = options
         self._checks = checks
         self._tick = tick
-        self._forbidden = _forbidden(root)
+        self.forbidden = _forbidden(root)
         self._waiting: deque[tuple[str, Future[list[Finding]]]] = deque()
 
     def __iter__(self) -> Iterator[Finding]:
@@ -160,7 +160,7 @@ class Verification:
 
     def _study(self, pool: ThreadPoolExecutor, month: str, study: str) -> Iterator[Finding]:
         seen = look(self._root, month, study)
-        sound, suspect = sorted_out(seen, self._forbidden)
+        sound, suspect = sorted_out(seen, self.forbidden)
         suspect = [key for key in suspect if wanted(self._options, key)]
         sound = [one for one in sound if wanted(self._options, one.key, one.file.mtime)]
         self.progress.studies += 1
@@ -201,7 +201,7 @@ class Verification:
         if subject.file and not wanted(self._options, key, subject.file.mtime):
             return None
         fast, reader = self._options.fast, self.progress.reader
-        return examine(self._root, subject, reader, self._forbidden, thorough=not fast)
+        return examine(self._root, subject, reader, self.forbidden, thorough=not fast)
 
     def _hash(self, batch: list[Sound]) -> list[Finding]:
         suspect = [one.key for one in batch if not self._is_what_was_stored(one)]

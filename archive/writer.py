@@ -192,7 +192,7 @@ class Writer:
     def _sweep(self, sweep: Callable[[Writer, int], None]) -> None:
         for name in self._left():
             try:
-                self._sweep_one(f"{layout.INCOMING}/{name}", sweep)
+                self.sweep_folder(f"{layout.INCOMING}/{name}", sweep)
             except NotADirectoryError:  # a file on which the file system was tried
                 durable.unlink(f"{layout.INCOMING}/{name}", folder=self.root)
 
@@ -204,7 +204,11 @@ class Writer:
         finally:
             os.close(folder)
 
-    def _sweep_one(self, name: str, sweep: Callable[[Writer, int], None]) -> None:
+    def sweep_folder(self, name: str, sweep: Callable[[Writer, int], None]) -> None:
+        """Clears the folder ``name`` (a path) beneath ``incoming``, unless somebody holds its lock.
+
+        Raises OSError.
+        """
         folder = durable.open_folder(name, folder=self.root)
         try:
             lock = durable.open_to_append("lock", folder=folder)

@@ -99,10 +99,10 @@ def reindex(context: Context, /, full: bool, config: str | None, **flags: Any) -
             count = indexer.once(full=full)
         click.echo(f"{count} studies indexed", err=True)
     except InUse:
-        _ask(path, REQUEST_REBUILD if full else REQUEST_RECONCILE)
+        ask(path, REQUEST_REBUILD if full else REQUEST_RECONCILE)
 
 
-def _ask(path: str, request: str) -> None:
+def ask(path: str, request: str) -> None:
     """Has the indexer that is at work do it, and waits until it has."""
     click.echo("an indexer is at work on the archive; it does this now", err=True)
     root = open_root(path)

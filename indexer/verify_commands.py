@@ -12,11 +12,14 @@ from datetime import datetime
 import click
 import orjson
 
+from plainpacs.archive import settings
 from plainpacs.archive.context import Context
-from plainpacs.archive.errors import BadQuery, BadSettings, NoMatch
+from plainpacs.archive.errors import BadQuery, BadSettings, InUse, NoMatch
 from plainpacs.archive.finding import Finding
 from plainpacs.archive.manifest import DIGESTS
+from plainpacs.archive.repair import INDEXES, LEFT, Mender, plan
 from plainpacs.archive.root import read_marker
+from plainpacs.archive.settings import Settings
 from plainpacs.archive.sums import sums
 from plainpacs.archive.targets import Target
 from plainpacs.archive.verify import Check, Options, Progress, Verification
@@ -33,6 +36,14 @@ def checks(root: str, options: Options) -> list[Check]:
     """What goes beyond an instance, as far as ``options`` mean it."""
     found: list[Check] = [TwoPlaces(root), IndexCheck(root, options), Aside(root, options, note)]
     return [*found, Rubbish(root, note)] if options.whole else found
+
+
+_format = click.option(
+    "--format",
+    "format_",
+    type=click.Choice(("table", "jsonl")),
+    help="How to print.  [a table on a terminal, jsonl elsewhere]",
+)
 
 
 # --- the options --------------------------------------------------------------------------------
@@ -120,12 +131,7 @@ class _State:
     type=click.Choice(DIGESTS),
     help="Print lists for b3sum -c, sha256sum -c.",
 )
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(("table", "jsonl")),
-    help="How to print.  [a table on a terminal, jsonl elsewhere]",
-)
+@_format
 @click.pass_obj
 def verify(
     context: Context,
@@ -249,3 +255,80 @@ def _print_sums(root: str, name: str, options: Options) -> None:
     if left:
         note(f"{left} instances are not listed; `plainpacs verify` says more")
     sys.exit(1 if left else 0)
+
+
+# --- repair -------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("uids", metavar="[UID]...", nargs=-1)
+@click.option("--apply", "apply_", is_flag=True, help="Do it; else only say what would be.")
+@click.option("--fast", is_flag=True, help="Leave the digests out: names, sizes, lines, indexes.")
+@_format
+@settings.options("node", "digest")
+@click.pass_obj
+def repair(
+    context: Context,
+    /,
+    *,
+    uids: tuple[str, ...],
+    apply_: bool,
+    fast: bool,
+    format_: str | None,
+    config: str | None,
+    **flags: str | None,
+) -> None:
+    """Mend what `verify` finds, all over or in these studies, series and instances.
+
+    Only what is safe is done, from the files themselves. What cannot stay where it lies is moved to
+    .plainpacs/conflicts with the reason: nothing is deleted. Without --apply nothing is changed.
+    Exit status 1 when something is, or is left, to be done.
+
+    \b
+    Example:  plainpacs repair
+              plainpacs repair --apply 1.2.840.113619.2.55.3
+    """
+    chosen = settings.load(flags, config)
+    root = context.archive_path()
+    form = output.chosen(format_)
+    options = Options(targets_of(root, uids), fast=fast, threads=os.cpu_count() or 1)
+    verification = Verification(root, options, checks(root, options))
+    findings: list[Finding] = []
+    with _shown(verification.progress) as pausing:
+        for finding in verification:
+            findings.append(finding)
+            if not apply_:
+                with pausing():
+                    _print(finding, form, plan(finding, verification.forbidden) or LEFT)
+    note(_summary(verification.progress))
+    if apply_ and findings:
+        sys.exit(1 if _apply(root, chosen, findings, form) else 0)
+    if findings:
+        note("nothing was changed; --apply does it")
+    sys.exit(1 if findings else 0)
+
+
+def _apply(root: str, chosen: Settings, findings: list[Finding], form: str) -> int:
+    """Mends and indexes; returns how much is left to be done."""
+    # What an indexer needs is slow to load, and only needed here.
+    from plainpacs.indexer.commands import ask  # noqa: PLC0415 - as said above
+    from plainpacs.indexer.pending import REQUEST_REBUILD, REQUEST_RECONCILE  # noqa: PLC0415
+    from plainpacs.indexer.service import Indexer  # noqa: PLC0415
+
+    mended = left = 0
+    rebuild = False
+    with Mender.open(root, node=chosen.node, digest=chosen.digest) as mender:
+        for finding, done in mender.mend(findings):
+            _print(finding, form, done.words)
+            mended += done.words != LEFT
+            left += done.left
+            rebuild |= done.rebuild
+    try:
+        with Indexer.open(root, node=chosen.node, digest=chosen.digest) as indexer:
+            indexer.once(full=rebuild)
+    except InUse:
+        # An indexer at work trusts what it wrote itself, unless it makes everything again.
+        index = any(finding.kind in INDEXES for finding in findings)
+        ask(root, REQUEST_REBUILD if rebuild or index else REQUEST_RECONCILE)
+    note(f"{mended:,} mended, {left:,} for you to look at")
+    return left
