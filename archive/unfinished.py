@@ -53,9 +53,11 @@ class Unfinished:
         """Takes the name away; what was published under another stays."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            os.close(fd)
-            with contextlib.suppress(FileNotFoundError):
-                durable.unlink(self.name, folder=self._folder)
+            try:
+                os.close(fd)  # where it may fail: a quota on a network file system
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    durable.unlink(self.name, folder=self._folder)
 
     def write(self, *buffers: Buffer) -> None:
         """Adds bytes, and to the digest."""

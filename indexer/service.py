@@ -144,7 +144,19 @@ class Indexer:
     # --- all at once ----------------------------------------------------------------------------
 
     def once(self, *, full: bool = False) -> int:
-        """Indexes all that is pending or changed, tidies up, and returns how many studies."""
+        """Indexes all that is pending or changed, tidies up, and returns how many studies.
+
+        Raises StorageUnavailable; what was not done is done the next time.
+        """
+        try:
+            return self._once(full=full)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise StorageUnavailable(
+                f"cannot index {self.path}: {why}; what is left is done next time"
+            ) from error
+
+    def _once(self, *, full: bool) -> int:
         if full:
             self._pending.request(REQUEST_REBUILD)  # killed half-way, it is wanted all the same
         if REQUEST_REBUILD in self._pending.waiting()[1]:

@@ -417,7 +417,7 @@ def stops_in(trace: list[str], *, every: bool) -> list[Stop]:
 
 
 def _changes(call: str, arguments: str, result: str) -> bool:
-    if result == "-1" or result == "0" and "write" in call:
+    if result == "-1" or (result == "0" and "write" in call):
         return False
     return call in _CHANGING or (call.startswith("open") and "O_CREAT" in arguments)
 

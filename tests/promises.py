@@ -14,6 +14,8 @@ from pathlib import Path
 from support import left_behind, tree
 
 from plainpacs.archive.archive import Archive
+from plainpacs.archive.root import open_root
+from plainpacs.indexer import catalogue, instances
 from plainpacs.indexer.service import Indexer
 
 KEPT_ASIDE = (".plainpacs/conflicts", ".plainpacs/trash")
@@ -74,6 +76,18 @@ def recover(root: str | Path) -> None:
         indexer.once()
 
 
+def compact(root: str | Path) -> None:
+    """Brings all that is appended to into the form that a rebuild makes."""
+    fd = open_root(str(root))
+    try:
+        for month in catalogue.months(str(root)):
+            catalogue.compact(fd, month)
+        for shard in instances.SHARDS:
+            instances.compact(fd, shard)
+    finally:
+        os.close(fd)
+
+
 def check(
     root: str | Path, *, acknowledged: Collection[str], known: Collection[str], why: str = ""
 ) -> None:
@@ -90,6 +104,7 @@ def check(
     before = _without_seen(root)
     recover(root)
     assert _without_seen(root) == before, f"{why}: a second recovery changes something"
+    compact(root)
     indexes = derived(root)
     delete_derived(root)
     with Indexer.open(str(root)) as indexer:

@@ -21,7 +21,7 @@ from promises import check, check_tree, digest_of, in_tree, kept_aside, recover
 EVERY = os.environ.get("PLAINPACS_TEST_KILLS") == "all"
 STOPS: dict[str, int] = {}
 FEWEST = {
-    "start and stop": 25,
+    "start and stop": 20,
     "store, new study": 15,
     "store, second instance": 10,
     "store, the same again": 6,
