@@ -25,6 +25,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "forbidden": ("plainpacs.indexer.removal_commands:forbidden", "What is refused for good."),
     "verify": ("plainpacs.indexer.verify_commands:verify", "Look for damage; changes nothing."),
     "repair": ("plainpacs.indexer.verify_commands:repair", "Mend what verify finds."),
+    "conflicts": (
+        "plainpacs.indexer.conflict_commands:conflicts_",
+        "What is kept aside, and deciding it.",
+    ),
     "index": ("plainpacs.indexer.commands:index", "Keep the indexes (`serve` does it itself)."),
     "reindex": ("plainpacs.indexer.commands:reindex", "Find changes now, or rebuild all indexes."),
 }

@@ -32,6 +32,10 @@ ORIGIN_IMPORT = "import"
 ORIGIN_RECOVERED = "recovered"
 DIGESTS = ("blake3", "sha256")
 
+# What a line says that is no attribute of the instance.
+_OWN = {"file", "bytes", "dataset_offset", "stored", "transfer_syntax", "removed", "restored"}
+_OWN |= {"calling_ae", "called_ae", "peer", "origin", "reason", *DIGESTS}
+
 _OPEN_MANIFESTS = 128
 _LOOK_EVERY = 1.0
 
@@ -79,6 +83,25 @@ def line_of(facts: FileFacts, provenance: Provenance, attributes: dict[str, Any]
     line["origin"] = provenance.origin
     line.update(attributes)
     return encoded(line)
+
+
+def said_by(line: Line, name: str) -> tuple[FileFacts, Provenance, dict[str, Any]] | None:
+    """What ``line_of`` was given, of the file ``name``; None when the line does not say all."""
+    digest = next((one for one in DIGESTS if isinstance(line.get(one), str)), "")
+    size, offset = line.get("bytes"), line.get("dataset_offset")
+    stored, syntax = line.get("stored"), line.get("transfer_syntax")
+    if not (digest and isinstance(size, int) and isinstance(offset, int)):
+        return None
+    if not (isinstance(stored, str) and isinstance(syntax, str)):
+        return None
+    calling_ae, called_ae, peer, origin = (
+        str(line.get(key) or "") for key in ("calling_ae", "called_ae", "peer", "origin")
+    )
+    return (
+        FileFacts(name, size, offset, digest, line[digest], stored, syntax),
+        Provenance(calling_ae, called_ae, peer, origin),
+        {key: value for key, value in line.items() if key not in _OWN},
+    )
 
 
 def encoded(line: Line) -> bytes:

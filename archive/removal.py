@@ -34,9 +34,7 @@ from plainpacs.archive.durable import Publisher
 from plainpacs.archive.errors import InUse, RefusedInstance
 from plainpacs.archive.identity import InstanceKey
 from plainpacs.archive.manifest import (
-    DIGESTS,
     ORIGIN_RECOVERED,
-    FileFacts,
     Line,
     ManifestWriter,
     Provenance,
@@ -50,9 +48,6 @@ from plainpacs.archive.targets import Present, Target, identity, present
 from plainpacs.archive.writer import Writer
 
 log = logging.getLogger(__name__)
-
-_OWN = {"file", "bytes", "dataset_offset", "stored", "transfer_syntax", "removed", "restored"}
-_OWN |= {"calling_ae", "called_ae", "peer", "origin", *DIGESTS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,17 +247,11 @@ class Removal:
             best = best or best_line(tree, facts.st_size, facts.st_mtime_ns)
             name = layout.instance_name(entry.key.instance)
             restored = _not_before(manifest.later_than([]), trash.removed(entry), tree)
-            found = _facts_in(best, name) if best else None
-            if best is None or found is None:
+            said = manifest.said_by(best, name) if best else None
+            if said is None:
                 found, attributes = read_facts(file, name, self._digest)
-                provenance = Provenance(origin=ORIGIN_RECOVERED)
-            else:
-                attributes = {name: value for name, value in best.items() if name not in _OWN}
-                calling_ae, called_ae, peer, origin = (
-                    str(best.get(name) or "")
-                    for name in ("calling_ae", "called_ae", "peer", "origin")
-                )
-                provenance = Provenance(calling_ae, called_ae, peer, origin)
+                said = found, Provenance(origin=ORIGIN_RECOVERED), attributes
+            found, provenance, attributes = said
         return Candidate(
             temporary, entry.key, found, provenance, {"restored": restored, **attributes}
         )
@@ -293,15 +282,6 @@ def _not_before(now: str, removed: str, lines: Iterable[Line]) -> str:
     """A stamp that ends every removal known: of now, or theirs where a clock was ahead."""
     stamps = (line.get("removed") for line in lines)
     return max(now, removed, *(stamp for stamp in stamps if isinstance(stamp, str)), "")
-
-
-def _facts_in(line: Line, name: str) -> FileFacts | None:
-    """What a line says of its file; None when it does not say all."""
-    digest = next((name for name in DIGESTS if isinstance(line.get(name), str)), "")
-    offset, syntax = line.get("dataset_offset"), line.get("transfer_syntax")
-    if not digest or not isinstance(offset, int) or not isinstance(syntax, str):
-        return None
-    return FileFacts(name, line["bytes"], offset, digest, line[digest], line["stored"], syntax)
 
 
 def _line(line: Line) -> bytes:

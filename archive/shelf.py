@@ -184,15 +184,14 @@ class Shelf:
         """Links the open, published file ``old`` into ``conflicts``, durably, with its line."""
         facts = os.fstat(old.fileno())
         path = layout.instance_path(key)
-        kept = Aside(
-            layout.CONFLICTS, key, _digest_of(old), identity(facts), facts.st_size, facts.st_nlink
-        )
+        mark = variant_digest(old)
+        kept = Aside(layout.CONFLICTS, key, mark, identity(facts), facts.st_size, facts.st_nlink)
         self._publisher.sync_published(old.fileno(), path)
         series, _, name = path.rpartition("/")
         folder = self._publisher.folder(series).fd
         if not self._publisher.publish(name, folder, kept.path):
             with self._open(kept.path) as there:
-                if _digest_of(there) != kept.mark:
+                if variant_digest(there) != kept.mark:
                     raise StorageUnavailable(
                         f"{kept.path} does not hold what its name says; move it away"
                     )
@@ -316,7 +315,7 @@ class Shelf:
         return True
 
 
-def _digest_of(file: FileIO) -> str:
+def variant_digest(file: FileIO) -> str:
     """What tells a variant apart: of its transfer syntax and data set; of a file that is not
     Part 10, of all its bytes."""
     file.seek(0)
