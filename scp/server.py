@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import select
 import socket
 import threading
@@ -19,6 +20,11 @@ _BACKLOG = 128
 _PAUSE_MILLISECONDS = 200
 _HESITATION_MILLISECONDS = 2
 """Time for a process with fewer connections to take the next."""
+_MOST_IDLE = 4
+"""Threads that wait for the next connection, because to start one takes longer than to wake it."""
+
+_Given = queue.SimpleQueue[socket.socket | None]
+"""The next connection of an idle thread; None when there will be none."""
 
 
 def listen(bind: str, port: int) -> socket.socket:
@@ -62,7 +68,11 @@ class Server:
         self._full = False
         # Readable, for all who wait for it, once its other end is closed.
         self._stopping, self._stop = os.pipe()
-        self._living: dict[threading.Thread, str] = {}
+        self._living: dict[socket.socket, str] = {}
+        """The connections, and the address of each."""
+        self._threads: set[threading.Thread] = set()
+        self._idle: list[_Given] = []
+        self._stops = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._accept_all, name="listener", daemon=True)
 
@@ -85,8 +95,11 @@ class Server:
             self._thread.join()
         self._listener.close()
         with self._lock:
-            living = list(self._living)
-        for thread in living:
+            self._stops = True
+            threads = list(self._threads)
+            for idle in self._idle:
+                idle.put(None)
+        for thread in threads:
             thread.join()
         os.close(self._stopping)
 
@@ -143,17 +156,42 @@ class Server:
 
     def _begin(self, peer: socket.socket, address: str) -> None:
         # A handshake (TLS) is in the thread too: nobody else waits for it.
-        thread = threading.Thread(
-            target=self._run, args=(peer, address), name=f"association from {address}", daemon=True
-        )
-        self._remember(thread, address)
+        with self._lock:
+            self._living[peer] = address
+            idle = self._idle.pop() if self._idle else None
+        self._board.opened()
+        if idle is not None:
+            idle.put(peer)
+            return
+        thread = threading.Thread(target=self._work, args=(peer,), daemon=True)
+        with self._lock:
+            self._threads.add(thread)
         try:
             thread.start()
         except BaseException:
-            self._forget(thread)
+            with self._lock:
+                self._threads.discard(thread)
+            self._forget(peer)
             raise
 
-    def _run(self, peer: socket.socket, address: str) -> None:
+    def _work(self, peer: socket.socket | None) -> None:
+        """One connection after another, as long as there are some for this thread."""
+        given: _Given = queue.SimpleQueue()
+        thread = threading.current_thread()
+        while peer is not None:
+            thread.name = f"association from {self._living[peer]}"
+            self._run(peer)
+            thread.name = "waits for a connection"
+            with self._lock:
+                waits = not self._stops and len(self._idle) < _MOST_IDLE
+                if waits:
+                    self._idle.append(given)
+            peer = given.get() if waits else None
+        with self._lock:
+            self._threads.discard(thread)
+
+    def _run(self, peer: socket.socket) -> None:
+        address = self._living[peer]
         try:
             self._serve(Connection(peer, self._stopping), address)
         except OSError as error:  # the peer was gone before it began
@@ -162,17 +200,12 @@ class Server:
             _LOG.exception("connection failed: somebody at %s", address)
         finally:
             peer.close()
-            self._forget(threading.current_thread())
+            self._forget(peer)
 
-    def _remember(self, thread: threading.Thread, address: str) -> None:
-        with self._lock:
-            self._living[thread] = address
-        self._board.opened()
-
-    def _forget(self, thread: threading.Thread) -> None:
+    def _forget(self, peer: socket.socket) -> None:
         self._board.closed()
         with self._lock:
-            self._living.pop(thread, None)
+            self._living.pop(peer, None)
 
 
 def _shown(address: str) -> str:
