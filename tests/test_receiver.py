@@ -203,6 +203,7 @@ def test_hostile_uids_get_c000_and_touch_nothing(start: Start, where: str, uid: 
         *("202401", STUDY, SERIES, f"{SOP}.dcm"),
         *(p.name for p in running.root.glob("202401/*/*.jsonl")),
         *(p.name for p in running.root.glob(".plainpacs/pending/*")),
+        *("audit", *(p.name for p in running.root.glob(".plainpacs/audit/*.jsonl"))),
     }
 
 
