@@ -106,6 +106,9 @@ class PydicomWalk(Walk):
         finally:
             # What was searched for a delimiter counts, or one could have it searched for ever.
             self._left -= (after - pos) // 1024
+        # pydicom does not mind a delimiter of which the length is missing.
+        if self._implicit(self.data, after - 8)[:2] != (0xFFFE, 0xE0DD):
+            raise CutShort("the data set is cut short in a value of undefined length")
         return after
 
 

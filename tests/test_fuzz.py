@@ -121,6 +121,22 @@ def test_elements_that_pydicom_must_judge_are_few() -> None:
     assert read_header(data[: 14 + 8 * 10_000], EXPLICIT) == {"SOPInstanceUID": "1.2.3"}
 
 
+@pytest.mark.parametrize("vr", ["OB", "UN"])
+@pytest.mark.parametrize("length", range(4))
+def test_a_delimiter_cut_short_is_not_looked_for_again_and_again(vr: str, length: int) -> None:
+    # 8 s, and it came by C-STORE: case 418341 of seed number 1
+    content = b"abcd" + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)[: 4 + length]
+    data = element(0x00080018, "UI", b"1.2.3\0") + element(0x00091001, vr, content)
+    open_ended = data.replace(struct.pack("<I", len(content)), b"\xff" * 4)
+    assert open_ended != data
+    began = time.thread_time()
+    for whole in (True, False):
+        with pytest.raises(UnreadableDataSet, match="cut short"):
+            read_header(open_ended, EXPLICIT, whole=whole)
+    assert time.thread_time() - began < 0.5
+    assert read_header(open_ended + bytes(4 - length), EXPLICIT) == {"SOPInstanceUID": "1.2.3"}
+
+
 def test_a_flood_of_escapes_is_not_followed() -> None:
     # 0.03 s and more for each value, of which there may be a thousand
     tags = (0x00081030, 0x0008103E, 0x00100020)
