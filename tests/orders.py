@@ -8,8 +8,10 @@ An order is ``(disk)``: it works on ``disk.root`` and says what it promised with
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pytest
@@ -22,7 +24,7 @@ from plainpacs.archive.archive import Archive, Provenance, Stored, StoreOutcome
 from plainpacs.archive.importing import import_all, sources
 from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN
 from plainpacs.archive.root import create_archive
-from plainpacs.indexer import full, reconcile
+from plainpacs.indexer import full, instances, reconcile
 from plainpacs.indexer.service import Indexer
 
 FROM_CT = Provenance("CT1", "DRDCM", "10.0.0.5")
@@ -60,13 +62,12 @@ class Disk:
         assert stored.outcome is outcome
         self.stored(stored, body)
 
-    def flushed(self, archive: Archive, *instances: str, folder: str = "202401/1.2.3") -> None:
-        """The manifests are synced: the lines outlive a power loss too."""
-        archive.flush()
+    def lines(self, *instances: str) -> None:
+        """The manifests were synced: the lines of series 1.2.3.4 outlive a power loss too."""
         for instance in instances:
             name = layout.instance_name(instance)
             words = b'"calling_ae":"CT1"'
-            self.promise(f"line of {name}", has_line(folder, "1.2.3.4", name, words))
+            self.promise(f"line of {name}", has_line("202401/1.2.3", "1.2.3.4", name, words))
 
 
 Order = Callable[[Disk], None]
@@ -120,14 +121,39 @@ def _index(disk: Disk, *, rebuild: bool = False) -> None:
         indexer.once(full=rebuild)
 
 
+@contextlib.contextmanager
+def _seconds_later() -> Iterator[None]:
+    """By the file system's clock: reconciliation records only what is some seconds old."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (reconcile, full):
+            now = module.file_system_now
+            patch.setattr(module, "file_system_now", lambda root, now=now: now(root) + 10**10)
+        yield
+
+
+def _index_and_remember(disk: Disk, *, rebuild: bool = False) -> None:
+    """As ``Indexer.run`` does: what was asked for, reconciliation meanwhile, compaction last."""
+    with _seconds_later(), Indexer.open(disk.root) as indexer:
+        if rebuild:
+            full.rebuild_everything(indexer._rebuilder)
+        studies, _ = indexer._pending.waiting()
+        for study in studies:
+            indexer._index(study)
+        mark, known = indexer._pending.mark, indexer._is_indexed
+        reconcile.reconcile(disk.root, indexer._writer.root, mark, known)
+        indexer._rebuilder.compact(everything=True)
+
+
 # --- storing -------------------------------------------------------------------------------------
 
 
 @order()
 def make_and_store(disk: Disk) -> None:
     create_archive(disk.root, "n1")
+    disk.promise("an archive", lambda files: f"{ARCHIVE}/{layout.MARKER}" in files)
     with Archive.open(disk.root) as archive:
         disk.store(archive, StoreOutcome.STORED)
+    disk.lines("1.2.3.4.5")
 
 
 @order(after=new)
@@ -136,13 +162,16 @@ def store_three(disk: Disk) -> None:
     with Archive.open(disk.root) as archive:
         disk.store(archive, StoreOutcome.STORED)
         disk.store(archive, StoreOutcome.STORED, SOPInstanceUID="1.2.3.4.6")
-        disk.flushed(archive, "1.2.3.4.5", "1.2.3.4.6")
+        archive.flush()
+        disk.lines("1.2.3.4.5", "1.2.3.4.6")
+        disk.store(archive, StoreOutcome.STORED, SOPInstanceUID="1.2.3.4.7")
         disk.store(
             archive,
             StoreOutcome.STORED,
             SeriesInstanceUID="1.2.3.9",
             SOPInstanceUID="1.2.3.9.1",
         )
+    disk.lines("1.2.3.4.7")
 
 
 @order(after=one_stored)
@@ -202,33 +231,20 @@ def import_folder(disk: Disk) -> None:
 
 
 @order(after=one_stored)
-def index_once(disk: Disk) -> None:
-    _index(disk)
+def index_first(disk: Disk) -> None:
+    """All files of the index are new."""
+    _index_and_remember(disk)
 
 
 @order(after=one_indexed)
-def store_and_index_more(disk: Disk) -> None:
-    """The catalogue and the shards have lines already, which go stale and are compacted."""
-    with Archive.open(disk.root) as archive, Indexer.open(disk.root) as indexer:
-        disk.store(archive, StoreOutcome.STORED, SOPInstanceUID="1.2.3.4.6", PatientName="Doe^J")
-        indexer.once()
-        disk.store(archive, StoreOutcome.STORED, SOPInstanceUID="1.2.3.4.7")
-        indexer.once()
-
-
-@order(after=one_indexed)
-def index_and_remember(disk: Disk) -> None:
-    """Reconciliation records what was indexed, as it does once that is some seconds old."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (reconcile, full):
-            now = module.file_system_now
-            patch.setattr(module, "file_system_now", lambda root, now=now: now(root) + 10**10)
-        with Archive.open(disk.root) as archive:
-            disk.store(archive, StoreOutcome.STORED, SOPInstanceUID="1.2.3.4.6")
-        with Indexer.open(disk.root) as indexer:
-            indexer.once()
-            mark, known = indexer._pending.mark, indexer._is_indexed
-            reconcile.reconcile(disk.root, indexer._writer.root, mark, known)
+def index_more(disk: Disk) -> None:
+    """None is new: lines are added to the catalogue and the shards, which are compacted."""
+    shard = instances.shard_of("1.2.3.4.5")
+    uids = (f"1.2.3.4.{number}" for number in range(6, 10_000))
+    uid = next(uid for uid in uids if instances.shard_of(uid) == shard)
+    with Archive.open(disk.root) as archive:
+        disk.store(archive, StoreOutcome.STORED, SOPInstanceUID=uid, PatientName="Doe^J")
+    _index_and_remember(disk)
 
 
 @order(after=one_indexed)
@@ -236,6 +252,32 @@ def reindex_full(disk: Disk) -> None:
     with Archive.open(disk.root) as archive:
         disk.store(archive, StoreOutcome.STORED, SOPInstanceUID="1.2.3.4.6")
     _index(disk, rebuild=True)
+
+
+def one_remembered(disk: Disk) -> None:
+    one_stored(disk)
+    _index_and_remember(disk)
+
+
+@order(after=one_remembered)
+def last_instance_gone(disk: Disk) -> None:
+    """Somebody removed the study: its lines go, a shard with them."""
+    shutil.rmtree(f"{disk.root}/202401/1.2.3")
+    assert disk.recorder
+    disk.recorder.look_again()
+    _index_and_remember(disk)
+
+
+def _indexes_deleted(disk: Disk) -> None:
+    one_remembered(disk)
+    shutil.rmtree(f"{disk.root}/{layout.INSTANCES}")
+    os.unlink(f"{disk.root}/202401/{layout.CATALOGUE}")
+    os.unlink(f"{disk.root}/202401/1.2.3/{layout.STUDY_INDEX}")
+
+
+@order(after=_indexes_deleted)
+def reindex_what_was_deleted(disk: Disk) -> None:
+    _index_and_remember(disk, rebuild=True)
 
 
 # --- starting after a crash ----------------------------------------------------------------------
@@ -254,6 +296,22 @@ def _crashed(disk: Disk) -> None:
     os.unlink(f"{disk.root}/.plainpacs/pending/202401~1.2.3")
     for fd in (writer._incoming_lock, writer.incoming, writer._lock, writer.root):
         os.close(fd)
+
+
+def _lost_its_index(disk: Disk) -> None:
+    """The power failed: what was appended to a shard is lost, what was seen is not."""
+    one_remembered(disk)
+    with Archive.open(disk.root) as archive:
+        archive._writer.dirty.clear = lambda: None  # type: ignore[method-assign]  # as if killed
+    shards = f"{disk.root}/{layout.INSTANCES}"
+    os.truncate(f"{shards}/{sorted(os.listdir(shards))[0]}", 0)
+
+
+@order(after=_lost_its_index)
+def receive_nothing_in_a_new_boot(disk: Disk) -> None:
+    """The receiver alone starts and stops; no indexer has looked yet."""
+    with booted("boot-1b"), Archive.open(disk.root):
+        pass
 
 
 @order(after=_crashed)

@@ -1,9 +1,9 @@
-"""A disk that loses its power: what was asked of it is recorded, and what it may then hold is built.
+"""A disk that loses its power: what is asked of it is recorded, what it may then hold is built.
 
-``Recorder`` replaces the primitives of ``archive/durable.py`` with ones that do the same and note it:
-which directory got or lost which name, which inode got which bytes, what was synced (and by whom),
-and what was promised to somebody (``promise``). ``states`` gives, for every moment of such a
-record, what a disk may hold when the power fails there.
+``Recorder`` replaces the primitives of ``archive/durable.py`` with ones that do the same and note
+it: which directory got or lost which name, which inode got which bytes, what was synced (and by
+whom), and what was promised to somebody (``promise``). ``states`` gives, for every moment of such
+a record, what a disk may hold when the power fails there.
 
 The model is as weak as POSIX lets a file system be:
 
@@ -35,10 +35,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import plainpacs.archive.durable as durable
+from plainpacs.archive import durable
 
 SYNCS = ("sync_file", "sync_folder")
 PRIMITIVES = (
@@ -77,7 +76,7 @@ class Time:
 
 @dataclass(frozen=True)
 class Sync:
-    """``site``: the functions of the program that asked for it, innermost first."""
+    """``site``: the primitive, and the functions that asked for it, innermost first."""
 
     node: Node
     site: str
@@ -122,6 +121,15 @@ class Recorder:
         with self._lock:
             self.log.append(Promise(words, holds))
 
+    def look_again(self) -> None:
+        """Takes what was done around the primitives as done, and on the disk: call it first."""
+        assert not self.log, "nothing is recorded yet"
+        self.inodes.clear()
+        self.facts.clear()
+        self._nodes.clear()
+        self._scan(self.top)
+        self.before = {node: _copy_of(inode) for node, inode in self.inodes.items()}
+
     # --- what is there before ------------------------------------------------------------------
 
     def _scan(self, path: str) -> Node:
@@ -159,9 +167,7 @@ class Recorder:
             setattr(durable, name, self._recorded(name))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for name, real in self._real.items():
             setattr(durable, name, real)
 
@@ -205,12 +211,16 @@ class Recorder:
             self._names((folder, name, self._add(facts)))
 
     def _sync_file(self, real: Callable[..., Any], fd: int) -> None:
+        self._synced("sync_file", real, fd)
+
+    def _sync_folder(self, real: Callable[..., Any], fd: int) -> None:
+        self._synced("sync_folder", real, fd)
+
+    def _synced(self, name: str, real: Callable[..., Any], fd: int) -> None:
         real(fd)
         node = self._node(fd)
         if node is not None:
-            self.log.append(Sync(node, site()))
-
-    _sync_folder = _sync_file
+            self.log.append(Sync(node, f"{name}: {' < '.join(callers())}"))
 
     def _link(
         self, real: Callable[..., Any], name: str, to: str, *, folder: int, to_folder: int
@@ -296,19 +306,22 @@ def _copy_of(inode: Inode) -> Inode:
 _ROOMS = ("archive", "indexer", "scp")
 
 
-def site() -> str:
-    """Who asks for the primitive at work: ``finish < _publish < store``, each function once."""
+_WHOLES = ("Indexer.", "Archive.open")
+"""Who wants a step done makes no other step of it."""
+
+
+def callers() -> list[str]:
+    """The functions of the program that led here, innermost first, one after another once."""
     found: list[str] = []
     frame = sys._getframe(1)
     while frame is not None:
-        path = frame.f_code.co_filename
-        if os.path.basename(os.path.dirname(path)) in _ROOMS and path != __file__:
-            name = f"{frame.f_code.co_qualname}:{frame.f_lineno}" if not found else ""
-            name = name or frame.f_code.co_qualname
-            if not found or found[-1].partition(":")[0] != name.partition(":")[0]:
-                found.append(name)
+        code = frame.f_code
+        if os.path.basename(os.path.dirname(code.co_filename)) in _ROOMS and (
+            not code.co_qualname.startswith(_WHOLES) and found[-1:] != [code.co_qualname]
+        ):
+            found.append(code.co_qualname)
         frame = frame.f_back
-    return " < ".join(found)
+    return found
 
 
 # --- what may be left --------------------------------------------------------------------------
@@ -334,6 +347,8 @@ class State:
     inodes: Mapping[Node, Inode]
     chosen: Chosen
     promises: tuple[Promise, ...] = ()
+    lost: int = 0
+    """How many operations did not wholly reach the disk."""
 
     def walk(self) -> Iterator[tuple[str, Node, Inode]]:
         """Every path that can be reached, folders before what is in them."""
@@ -483,6 +498,7 @@ def states(
         for chosen in _choices(disk.open, rng, pairs, random_each):
             state = disk.state(moment, chosen)
             state.promises = promises
+            state.lost = sum(chosen.get(number) is not How.WHOLE for number in disk.open)
             yield state
 
 

@@ -11,10 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-import plainpacs.archive.writer as writer
-from plainpacs.archive import layout, part10
+from plainpacs.archive import layout, part10, writer
 from plainpacs.archive.archive import Archive
-from plainpacs.archive.errors import RefusedInstance
+from plainpacs.archive.errors import PlainpacsError, RefusedInstance
 from plainpacs.archive.header import read_header
 from plainpacs.archive.identity import InstanceKey
 from plainpacs.indexer.service import Indexer
@@ -127,7 +126,7 @@ def unkept(files: Files, promises: Iterable[Said]) -> list[str]:
 
 
 def partial(files: Files, offered: Collection[bytes]) -> list[str]:
-    """The final names under which lies no whole instance of those ``offered`` that belongs there."""
+    """The final names under which no whole instance lies, of those ``offered``, that belongs."""
     return [
         f"partial: {path}"
         for path, file in files.items()
@@ -177,7 +176,10 @@ class Checker:
         if not os.path.lexists(f"{root}/{layout.MARKER}"):
             return unkept(files_in(top), promises)
         with booted(boot):
-            recover(root)
+            try:
+                recover(root)
+            except PlainpacsError as error:
+                return [f"does not start: {error}"]
             first = files_in(top)
             recover(root)
             second = files_in(top)
@@ -215,9 +217,9 @@ def _is_volatile(path: str) -> bool:
 
 
 def _left_over(path: str) -> bool:
-    """Unfinished work that no process is at. (``try.*`` are two empty files of a start.)"""
+    """Unfinished work that no process is at."""
     inside = path.removeprefix(f"{ARCHIVE}/")
     return any(
-        inside.startswith(f"{folder}/") and inside != f"{folder}/" and "/try." not in inside
+        inside.startswith(f"{folder}/") and inside != f"{folder}/"
         for folder in (layout.INCOMING, layout.PENDING, layout.INDEXING)
     )

@@ -12,20 +12,16 @@ with more pairs and random subsets).
 
 from __future__ import annotations
 
-import ast
 import logging
 import os
 import random
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from orders import ORDERS, Disk, recorded
-from power import PRIMITIVES, Promise, Recorder, State, build, states
+from power import Recorder, State, build, states
 from recovery import Checker, Said, partial, quick_folder, unkept
-
-from plainpacs.archive import durable
 
 DEFAULT = 150
 WANTED = int(os.environ.get("PLAINPACS_POWER_STATES", DEFAULT))

@@ -1,0 +1,133 @@
+"""Every fsync is needed: with any one of them left out, a promise of the power-loss suite breaks.
+
+The syncs that the orders of ``orders.py`` make are told apart by who asked for them. A sync changes
+nothing that a program can see, so a record without it is the record of a program that lacks it:
+of each site the syncs are struck from the records, and among the states that the disk may then
+hold besides there must be one that breaks a promise. A site for which there is none is needless,
+or the model has a hole, or it stands in ``NEEDLESS`` with its reason.
+
+``PLAINPACS_POWER_STATES=0`` looks at every state before it calls a site needless.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+from orders import ORDERS, Disk, recorded
+from power import Recorder, State, Sync, states
+from recovery import Checker
+from test_power_loss import different, quiet, wrong_after_recovery, wrong_in_memory
+
+__all__ = ["quiet"]
+
+TRIED = 10**9 if os.environ.get("PLAINPACS_POWER_STATES") == "0" else 200
+"""States recovered of a site before it is called needless."""
+
+NEEDLESS = {
+    "sync_folder: try_file_system": "it finds out whether the file system can; no file is kept",
+    "sync_file: replace_file < DirtyFlag.set": "whatever the flag holds is no boot that is",
+    "sync_folder: replace_file < Rebuilder._write_study_json": "seen knows its time and length",
+    "sync_folder: replace_file < _replace < rewrite": "it was right before, unless damaged by hand",
+    "sync_file: replace_file < _replace": "a study that the catalogue lacks is indexed again",
+    "sync_file: replace_file < record_seen": "what does not parse was not seen",
+    "sync_folder: replace_file < record_seen": "what was not seen is looked at again",
+}
+"""By the start of the site: why no promise breaks without this sync. All of these replace derived
+files by the one function for it, whose other uses need the sync."""
+
+FEWEST_SITES = 45
+PARTS = 6  # of the work, so that none takes longer than a test may
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Recorder, Disk]]:
+    return {name: recorded(name, str(tmp_path_factory.mktemp(name))) for name in ORDERS}
+
+
+def sites(recorder: Recorder) -> set[str]:
+    return {operation.site for operation in recorder.log if isinstance(operation, Sync)}
+
+
+Found = tuple[Recorder, Disk, State]
+
+
+class Gate:
+    """The records, and which states are possible with every sync made."""
+
+    def __init__(self, records: dict[str, tuple[Recorder, Disk]]) -> None:
+        self._records = records
+        self._promised: dict[str, dict[object, int]] = {}
+
+    def first_broken(self, without: str) -> str:
+        """A promise broken without the syncs of a site; empty when none is found."""
+        found: list[Found] = []
+        for name, (recorder, disk) in self._records.items():
+            if without not in sites(recorder):
+                continue
+            for state in self._new_states(name, recorder, without):
+                wrong = wrong_in_memory(state, disk)
+                if wrong:
+                    return wrong[0]
+                found.append((recorder, disk, state))
+        for tried, (recorder, disk, state) in enumerate(_promising(found)[:TRIED]):
+            checker = Checker(disk.offered, careful=disk.careful)
+            wrong = wrong_after_recovery(recorder, state, checker)
+            if wrong:
+                return f"{wrong[0]} ({tried} tried)"
+        return ""
+
+    def _new_states(self, name: str, recorder: Recorder, without: str) -> Iterator[State]:
+        """Those that only the missing syncs make possible, or possible after more was promised."""
+        if name not in self._promised:
+            self._promised[name] = {
+                state.print(): len(state.promises) for state in different(recorder)
+            }
+        looked_at: dict[object, int] = dict(self._promised[name])
+        for state in states(recorder, without=without):
+            key = state.print()
+            if looked_at.get(key, -1) < len(state.promises):
+                looked_at[key] = len(state.promises)
+                yield state
+
+
+def _promising(found: list[Found]) -> list[Found]:
+    """Those first, by turns, that lack little and late, and any."""
+    late = sorted(found, key=lambda one: (one[2].lost, len(one[0].log) - one[2].moment))
+    luck = random.Random(0).sample(found, len(found))
+    return [one for pair in zip(late, luck, strict=True) for one in pair]
+
+
+@pytest.fixture(scope="module")
+def gate(records: dict[str, tuple[Recorder, Disk]]) -> Gate:
+    return Gate(records)
+
+
+def every_site(records: dict[str, tuple[Recorder, Disk]]) -> list[str]:
+    return sorted(set().union(*(sites(recorder) for recorder, _ in records.values())))
+
+
+def test_there_are_sites(records: dict[str, tuple[Recorder, Disk]]) -> None:
+    every = every_site(records)
+    print(f"{len(every)} sites of fsync, of which the table calls needless:")
+    for start, why in NEEDLESS.items():
+        found = [one for one in every if one.startswith(start)]
+        assert found, f"the table has a row for what is not there: {start}"
+        print(f"{len(found)} {start}: {why}")
+    assert len(every) >= FEWEST_SITES
+
+
+@pytest.mark.timeout(3600 if TRIED > 1000 else 240)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_sync_is_needed(
+    part: int, records: dict[str, tuple[Recorder, Disk]], gate: Gate
+) -> None:
+    needless = []
+    for one in every_site(records)[part::PARTS]:
+        if not one.startswith(tuple(NEEDLESS)):
+            broken = gate.first_broken(one)
+            print(f"{one}\n    {broken or 'NOTHING BREAKS'}")
+            needless += [] if broken else [one]
+    assert not needless
