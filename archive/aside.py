@@ -128,8 +128,8 @@ def drop(root: int, files: Iterable[Aside]) -> None:
 
 
 def tidy(root: int, path: str) -> None:
-    """Removes the series folder at ``path`` beneath the top when it is empty, its manifests with
-    it, and the study's and month's folders when nothing else is in them."""
+    """Removes the series folder at ``path`` beneath a top when it is empty, its manifests with it,
+    and the study's and month's folders when nothing else is in them. Raises OSError."""
     study, _, series = path.rpartition("/")
     if names_in(root, path):
         return
@@ -137,13 +137,34 @@ def tidy(root: int, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             durable.unlink(f"{study}/{name}", folder=root)
     for empty in (path, study, study.rpartition("/")[0]):
-        above = empty.rpartition("/")[0]
-        try:
-            durable.remove_folder(empty, folder=root)
-        except OSError:  # something else is in it, or it is gone
-            continue
+        _remove_if_empty(root, empty)
+
+
+def tidy_all(root: int, top: str) -> None:
+    """The same for everything beneath ``top``. Raises OSError."""
+    for month in names_in(root, top):
+        for study in names_in(root, f"{top}/{month}"):
+            path = f"{top}/{month}/{study}"
+            names = names_in(root, path)
+            for series in {layout.series_of_manifest(name) or name for name in names}:
+                tidy(root, f"{path}/{series}")
+            if not names:
+                _remove_if_empty(root, path)
+        _remove_if_empty(root, f"{top}/{month}")
+
+
+def _remove_if_empty(root: int, path: str) -> None:
+    if names_in(root, path):
+        return
+    above, _, name = path.rpartition("/")
+    try:
         folder = durable.open_folder(above, folder=root)
-        try:
-            durable.sync_folder(folder)
-        finally:
-            os.close(folder)
+    except FileNotFoundError:
+        return
+    try:
+        # It is gone already, or something was put into it just now.
+        with contextlib.suppress(OSError):
+            durable.remove_folder(name, folder=folder)
+        durable.sync_folder(folder)
+    finally:
+        os.close(folder)

@@ -90,16 +90,7 @@ def _append(root: int, uids: Iterable[str], what: str) -> None:
     now = stamp(time.time_ns())
     lines = [orjson.dumps({"uid": uid, what: now}) + b"\n" for uid in uids]
     durable.append_lines(root, layout.FORBIDDEN, b"".join(lines))
-    fd = os.open(layout.FORBIDDEN, os.O_RDONLY | os.O_CLOEXEC, dir_fd=root)
-    try:
-        durable.sync_file(fd)
-    finally:
-        os.close(fd)
-    folder = durable.open_folder(layout.INTERNAL, folder=root)
-    try:
-        durable.sync_folder(folder)
-    finally:
-        os.close(folder)
+    durable.settle(root, layout.FORBIDDEN)
 
 
 def _since(data: bytes) -> dict[str, str]:

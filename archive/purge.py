@@ -191,11 +191,7 @@ class _Rewriting:
             late = change(_read_from(fd, read))
             if late:
                 durable.append_lines(self._root, path, late)
-                anew = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._root)
-                try:
-                    durable.sync_file(anew)
-                finally:
-                    os.close(anew)
+                durable.settle(self._root, path)
 
 
 def _read_from(fd: int, offset: int) -> bytes:

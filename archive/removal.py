@@ -79,10 +79,13 @@ class Removal:
         writer = Writer.open(path, node, mark_published)
         try:
             lock = durable.open_to_append(layout.REMOVAL_LOCK, folder=writer.root)
-            if not try_lock(lock, fcntl.LOCK_EX):
+            try:
+                if not try_lock(lock, fcntl.LOCK_EX):
+                    raise InUse(f"another removal is at work on {path}; try again when it ended")
+                return cls(writer, lock, digest)
+            except BaseException:
                 os.close(lock)
-                raise InUse(f"another removal is at work on {path}; try again when it has ended")
-            return cls(writer, lock, digest)
+                raise
         except BaseException:
             writer.close()
             raise
@@ -109,7 +112,8 @@ class Removal:
     def _remove_series(self, listed: list[Present]) -> list[Aside]:
         key = listed[0].key
         # No removal line for what is another file already.
-        instances = [one for one in listed if one in self._now(listed)]
+        there = self._now(listed)
+        instances = [one for one in listed if one in there]
         if not instances:
             return []
         lines = aside.lines_of(self.root, layout.study_folder(key.month, key.study), key.series)
@@ -208,6 +212,11 @@ class Removal:
         for folder, series in groupby(sorted(entries), key=lambda entry: entry.folder):
             done += self._restore_series(folder, list(series))
         return done
+
+    def tidy(self) -> None:
+        """Takes away what an interrupted ``restore`` left: folders and manifests of the trash for
+        which nothing is there any more."""
+        aside.tidy_all(self.root, layout.TRASH)
 
     def _restore_series(self, folder: str, entries: list[Aside]) -> list[Restored]:
         key = entries[0].key

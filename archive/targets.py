@@ -64,6 +64,11 @@ class Present:
     size: int
     mtime: int
 
+    def is_file(self, facts: os.stat_result) -> bool:
+        """Whether these are the facts of that very file. (An inode alone may be used again.)"""
+        now = (identity(facts), facts.st_size, facts.st_mtime_ns)
+        return now == (self.identity, self.size, self.mtime)
+
 
 def identity(facts: os.stat_result) -> Identity:
     return facts.st_dev, facts.st_ino

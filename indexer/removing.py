@@ -141,6 +141,7 @@ def restore(
                 if not removal.accept(present(removal.root, targets)):
                     unknown.append(uid)
             studies.update(_studies(targets))
+        removal.tidy()
         refresh_alone(path, studies, node=node, digest=digest)
         count = sum(1 for one in done if one.stored)
         audit.record(removal.writer, "restore", uids=list(uids), instances=count)

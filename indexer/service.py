@@ -115,11 +115,17 @@ class Indexer:
         node: str | None = None,
         digest: str = "blake3",
         wait: Callable[[], bool] | None = None,
+        expected: str | None = None,
     ) -> Indexer:
-        """As ``lock_index``, on the archive at ``path``."""
-        writer = Writer.open(path, node, mark_published)
+        """As ``lock_index``, on the archive at ``path``; ``expected`` as of ``Writer.open``."""
+        writer = Writer.open(path, node, mark_published, expected=expected)
         try:
-            return cls(writer, lock_index(writer.root, path, wait=wait), digest)
+            lock = lock_index(writer.root, path, wait=wait)
+            try:
+                return cls(writer, lock, digest)
+            except BaseException:
+                os.close(lock)
+                raise
         except BaseException:
             writer.close()
             raise
