@@ -108,7 +108,7 @@ def compare(root: str, first: str, second: str) -> Comparison:
         kind = ConflictClass.HEADER
     else:
         kind = ConflictClass.ENCODING
-    return Comparison(kind, tuple(found.named.values()), found.count, "" if same else why)
+    return Comparison(kind, tuple(found.named.values()), found.count, why if same is None else "")
 
 
 class _Side:
@@ -157,10 +157,18 @@ class _Side:
     def little_endian(self, leaf: Leaf, vr: str) -> Iterator[bytes]:
         """The value in little endian, piece by piece."""
         width = _WIDTHS.get(vr, 1)
-        swap = width > 1 and not self.data_set.little_endian
+        swap = width > 1 and not leaf.little_endian
         for start in range(leaf.start, leaf.end, _CHUNK):
             piece = bytes(self.data[start : min(start + _CHUNK, leaf.end)])
             yield _swapped(piece, width) if swap else piece
+
+    def without_pad(self, leaf: Leaf, counterpart: Leaf) -> Leaf:
+        """``leaf`` without the byte that made its value even, when its counterpart's is odd."""
+        size = counterpart.end - counterpart.start
+        padded = leaf.end - leaf.start == size + 1 and size % 2
+        if padded and self.data[leaf.end - 1] in b"\0 ":
+            return leaf._replace(end=leaf.end - 1)
+        return leaf
 
     def set_of(self, leaf: Leaf) -> CharacterSet:
         """The character set in force where the element is."""
@@ -240,6 +248,7 @@ class _Differences:
             both = left.encapsulated and right.encapsulated
             return both and _same_streams(one, other, left, right)
         vr = _vr_of(left, right)
+        left, right = one.without_pad(left, right), other.without_pad(right, left)
         alike = left.end - left.start == right.end - right.start and all(
             piece == counterpart
             for piece, counterpart in zip(
@@ -319,8 +328,8 @@ def _stream_digest(data: memoryview, leaf: Leaf) -> bytes:
     return digest.digest()
 
 
-def _same_pixels(one: _Side, other: _Side) -> tuple[bool, str]:
-    """Whether the pixel data are equal; and how that was found out, or why it could not be."""
+def _same_pixels(one: _Side, other: _Side) -> tuple[bool | None, str]:
+    """As ``decoding.same_pixels``; without words when nothing had to be decoded."""
     left, right = one.pixels, other.pixels
     if left is None or right is None:
         return left is right, ""
@@ -335,17 +344,13 @@ def _same_pixels(one: _Side, other: _Side) -> tuple[bool, str]:
         and _same_streams(one, other, left, right)
     ):
         return True, ""
-    same, why = decoding.same_pixels(one.root, one.path, other.path)
-    return bool(same), why
+    return decoding.same_pixels(one.root, one.path, other.path)
 
 
 def _same_native(one: _Side, other: _Side, left: Leaf, right: Leaf) -> bool:
     vr = _vr_of(left, right)
-    length = min(left.end - left.start, right.end - right.start)
-    # One byte more is what pads a value to even length.
-    if max(left.end - left.start, right.end - right.start) - length > 1:
+    left, right = one.without_pad(left, right), other.without_pad(right, left)
+    if left.end - left.start != right.end - right.start:
         return False
-    left = left._replace(end=left.start + length)
-    right = right._replace(end=right.start + length)
     pieces = zip(one.little_endian(left, vr), other.little_endian(right, vr), strict=True)
     return all(piece == counterpart for piece, counterpart in pieces)

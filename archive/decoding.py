@@ -12,6 +12,7 @@ import os
 import resource
 import subprocess
 import sys
+from array import array
 from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any
@@ -93,9 +94,15 @@ class _Image:
         leaf = self.leaf
         if leaf is None:
             return
-        syntax = UID(self.data_set.transfer_syntax)
-        source = bytes(self.data_set.data[leaf.start : leaf.end])
         options = self.options | {"pixel_vr": leaf.vr or "OW"}
+        source = bytes(self.data_set.data[leaf.start : leaf.end])
+        if not self.data_set.little_endian and options["pixel_vr"] == "OW":
+            words = array("H", source)
+            words.byteswap()
+            source = words.tobytes()
+        # Byte order is seen to, and the rest of a native encoding is as in any other.
+        native = not leaf.encapsulated
+        syntax = UID(part10.EXPLICIT_LITTLE_ENDIAN if native else self.data_set.transfer_syntax)
         for frame, facts in get_decoder(syntax).iter_buffer(source, raw=True, **options):
             samples = int(facts["samples_per_pixel"])
             bits = int(facts["bits_allocated"])

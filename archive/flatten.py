@@ -48,7 +48,8 @@ class Leaf(NamedTuple):
     ``path``: tag, then item number and tag again for each level, so that document order is the
     order of the paths. ``vr`` is empty where the encoding does not tell, and ``item`` for an item.
     The value is ``data[start:end]``; of an ``encapsulated`` one, its fragments with their item
-    headers. An element that holds items has no value; they follow it.
+    headers. An element that holds items has no value; they follow it. ``little_endian``: the order
+    of the bytes in the value.
     """
 
     path: tuple[int, ...]
@@ -56,6 +57,7 @@ class Leaf(NamedTuple):
     start: int
     end: int
     encapsulated: bool = False
+    little_endian: bool = True
 
 
 class DataSet:
@@ -86,38 +88,59 @@ class DataSet:
             raise CutShort("the data set is cut short in an element's header") from None
 
 
+class _Form:
+    """How elements are encoded: byte order, and whether the VR is left out (``implicit``)."""
+
+    __slots__ = ("implicit", "little_endian", "long", "short", "tag_and_length")
+
+    def __init__(self, little_endian: bool, implicit: bool) -> None:
+        order = "<" if little_endian else ">"
+        self.little_endian = little_endian
+        self.implicit = implicit
+        self.tag_and_length = struct.Struct(f"{order}HHI").unpack_from
+        self.short = struct.Struct(f"{order}H").unpack_from
+        self.long = struct.Struct(f"{order}I").unpack_from
+
+
+_FORMS = {
+    (little_endian, implicit): _Form(little_endian, implicit)
+    for little_endian in (False, True)
+    for implicit in (False, True)
+}
+_IN_UNKNOWN = _FORMS[True, True]
+"""Items in VR UN are in implicit VR little endian, whatever is around them (PS3.5 6.2.2)."""
+
+
 class _Frame:
     """What is open: the data set, a sequence (``items``) or an item."""
 
-    __slots__ = ("count", "defined", "implicit", "items", "limit", "path")
+    __slots__ = ("count", "defined", "form", "items", "limit", "path")
 
     def __init__(
-        self, items: bool, limit: int, defined: bool, implicit: bool, path: tuple[int, ...]
+        self, items: bool, limit: int, defined: bool, form: _Form, path: tuple[int, ...]
     ) -> None:
         self.items = items
         self.limit = limit
         self.defined = defined
-        self.implicit = implicit
+        self.form = form
         self.path = path
         self.count = 0
 
 
 class _Walk:
     def __init__(self, data: memoryview, little_endian: bool) -> None:
-        order = "<" if little_endian else ">"
         self._data = data
         self._end = len(data)
-        self._tag_and_length = struct.Struct(f"{order}HHI").unpack_from
-        self._short = struct.Struct(f"{order}H").unpack_from
-        self._long = struct.Struct(f"{order}I").unpack_from
+        self._little_endian = little_endian
         self._left = MOST_ELEMENTS
 
     def leaves(self) -> Iterator[Leaf]:
-        implicit = self._looks_implicit(0)
-        stack = [_Frame(False, self._end, True, implicit, ())]
+        form = _FORMS[self._little_endian, self._looks_implicit(0)]
+        stack = [_Frame(False, self._end, True, form, ())]
         pos = 0
         while stack:
             frame = stack[-1]
+            form = frame.form
             if frame.defined and pos == frame.limit:
                 stack.pop()
                 continue
@@ -134,21 +157,25 @@ class _Walk:
                 if len(stack) > depth:
                     yield Leaf(stack[-1].path, _NO_VALUE, pos, pos)
                 continue
-            tag, vr, length, value = self._header(pos, frame.implicit)
-            if tag == ITEM_DELIMITER and not frame.defined:
-                stack.pop()
+            tag, vr, length, value = self._header(pos, form)
+            if tag in (ITEM_DELIMITER, SEQUENCE_DELIMITER) and not length:
+                # In an item of a defined length it is one too many, which some writers leave.
+                if tag == ITEM_DELIMITER and not frame.defined:
+                    stack.pop()
                 pos = value
                 continue
+            if tag >> 16 == 0xFFFE:
+                raise UnreadableDataSet(f"{spell(tag)} stands where an element belongs")
             after = frame.limit if length == UNDEFINED else value + length
             if after > frame.limit:
                 raise CutShort.within(tag, length, frame.limit - value)
             path = (*frame.path, tag)
+            inner = _IN_UNKNOWN if vr == "UN" else form
             if length == UNDEFINED and (vr in ("OB", "OW") or (not vr and tag == PIXEL_DATA)):
-                end, pos = self._fragments(tag, value, frame.limit)
+                end, pos = self._fragments(tag, value, frame.limit, form)
                 yield Leaf(path, vr, value, end, True)
-            elif self._holds_items(vr, value, length, after):
+            elif self._holds_items(vr, value, length, after, inner):
                 yield Leaf(path, "SQ", value, value)
-                inner = frame.implicit or vr == "UN"
                 self._push(stack, _Frame(True, after, length != UNDEFINED, inner, path), tag)
                 pos = value
             elif length == UNDEFINED:
@@ -156,11 +183,12 @@ class _Walk:
             else:
                 pos = after
                 if tag & 0xFFFF and tag not in _ENCODING:
-                    yield Leaf(path, vr, value, after)
+                    yield Leaf(path, vr, value, after, False, form.little_endian)
 
     def _item(self, stack: list[_Frame], frame: _Frame, pos: int) -> int:
         """Opens the item at ``pos``, or closes the sequence; where to go on."""
-        group, element, length = self._tag_and_length(self._data, pos)
+        form = frame.form
+        group, element, length = form.tag_and_length(self._data, pos)
         tag = group << 16 | element
         value = pos + 8
         if tag == SEQUENCE_DELIMITER and not frame.defined:
@@ -171,10 +199,11 @@ class _Walk:
         after = frame.limit if length == UNDEFINED else value + length
         if after > frame.limit:
             raise CutShort.within(tag, length, frame.limit - value)
-        implicit = frame.implicit or self._looks_implicit(value)
+        if not form.implicit and self._looks_implicit(value):
+            form = _FORMS[form.little_endian, True]
         path = (*frame.path, frame.count)
         frame.count += 1
-        self._push(stack, _Frame(False, after, length != UNDEFINED, implicit, path), tag)
+        self._push(stack, _Frame(False, after, length != UNDEFINED, form, path), tag)
         return value
 
     def _push(self, stack: list[_Frame], frame: _Frame, tag: int) -> None:
@@ -187,25 +216,25 @@ class _Walk:
         if self._left < 0:
             raise too_many()
 
-    def _header(self, pos: int, implicit: bool) -> tuple[int, str, int, int]:
+    def _header(self, pos: int, form: _Form) -> tuple[int, str, int, int]:
         """(tag, VR, length, position of the value)."""
         data = self._data
-        group, element, length = self._tag_and_length(data, pos)
+        group, element, length = form.tag_and_length(data, pos)
         tag = group << 16 | element
-        if implicit or group == 0xFFFE:
+        if form.implicit or group == 0xFFFE:
             return tag, "", length, pos + 8
         vr = bytes(data[pos + 4 : pos + 6])
         if vr in _SHORT_VRS:
-            return tag, vr.decode(), self._short(data, pos + 6)[0], pos + 8
+            return tag, vr.decode(), form.short(data, pos + 6)[0], pos + 8
         if vr.isalpha() and vr.isupper():  # one nobody knows yet has the long form too
-            return tag, vr.decode(), self._long(data, pos + 8)[0], pos + 12
+            return tag, vr.decode(), form.long(data, pos + 8)[0], pos + 12
         return tag, "", length, pos + 8  # some writers do so in private groups
 
     def _looks_implicit(self, pos: int) -> bool:
         vr = bytes(self._data[pos + 4 : pos + 6])
         return len(vr) == 2 and not (vr.isalpha() and vr.isupper())
 
-    def _holds_items(self, vr: str, value: int, length: int, after: int) -> bool:
+    def _holds_items(self, vr: str, value: int, length: int, after: int, form: _Form) -> bool:
         """SQ does; what has no VR of its own, when its value is made of items to its end."""
         if vr == "SQ":
             return True
@@ -215,7 +244,7 @@ class _Walk:
             return True
         pos = value
         while after - pos >= 8:
-            group, element, length = self._tag_and_length(self._data, pos)
+            group, element, length = form.tag_and_length(self._data, pos)
             if group << 16 | element != ITEM:
                 return False
             if length == UNDEFINED:
@@ -224,10 +253,10 @@ class _Walk:
             pos += 8 + length
         return value < pos == after
 
-    def _fragments(self, tag: int, pos: int, limit: int) -> tuple[int, int]:
+    def _fragments(self, tag: int, pos: int, limit: int, form: _Form) -> tuple[int, int]:
         """(where the last fragment ends, what comes after the delimiter)."""
         while limit - pos >= 8:
-            group, element, length = self._tag_and_length(self._data, pos)
+            group, element, length = form.tag_and_length(self._data, pos)
             found = group << 16 | element
             if found == SEQUENCE_DELIMITER:
                 return pos, pos + 8
