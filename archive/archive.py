@@ -44,6 +44,7 @@ class Archive:
         self, writer: Writer, *, sync: bool = True, digest: str = "blake3", on_conflict: str = KEEP
     ) -> None:
         self.root = writer.path
+        self.identity = writer.identity
         self.node = writer.node
         self._writer = writer
         self._sync = sync
@@ -62,14 +63,16 @@ class Archive:
         digest: str = "blake3",
         reserve: Reserve = NO_RESERVE,
         on_conflict: str = KEEP,
+        expected: str | None = None,
     ) -> Archive:
         """Opens the archive at ``root`` for storing as ``node`` (the marker's by default).
 
         What would leave less than the ``reserve`` free is refused, with OutOfSpace. Other bytes
-        under a stored UID are kept aside, or (``on_conflict`` "replace") published.
+        under a stored UID are kept aside, or (``on_conflict`` "replace") published. ``expected`` is
+        the ``identity`` of the one archive meant.
         Raises NotAnArchive, UnsuitableFileSystem, InUse, StorageUnavailable.
         """
-        writer = Writer.open(root, node, mark_published, reserve)
+        writer = Writer.open(root, node, mark_published, reserve, expected)
         return cls(writer, sync=sync, digest=digest, on_conflict=on_conflict)
 
     def __enter__(self) -> Archive:

@@ -112,13 +112,15 @@ class Writer:
         node: str | None,
         sweep: Callable[[Writer, int], None],
         reserve: Reserve = NO_RESERVE,
+        expected: str | None = None,
     ) -> Writer:
         """Claims ``node`` (the marker's by default) on the archive at ``path``.
 
         ``sweep(writer, folder)`` is called with each open folder under ``incoming`` that a dead
         process of this node left, and when the machine went down before a clean stop, everything
         that reconciliation remembers is dropped, so that it looks at every series anew.
-        ``reserve`` is what ``check`` refuses to go below.
+        ``reserve`` is what ``check`` refuses to go below. ``expected`` is the ``identity`` that the
+        root must have: another archive at the path, mounted there since, is refused.
         Raises NotAnArchive, UnsuitableFileSystem, InUse, StorageUnavailable.
         """
         root = open_root(path)
@@ -130,6 +132,8 @@ class Writer:
                     "of its own there with --node NAME"
                 )
             writer = cls(path, root, node or read_marker_at(root, path).node, reserve)
+            if expected not in (None, writer.identity):
+                raise _replaced(path)
             make_internal_folders(root, path)
             writer._claim(sweep)
         except OSError as error:
@@ -139,6 +143,11 @@ class Writer:
             os.close(root)
             raise
         return writer
+
+    @property
+    def identity(self) -> str:
+        """Tells this root from any other on this machine, until it is unmounted."""
+        return "{}:{}".format(*self._device_and_inode)
 
     def _claim(self, sweep: Callable[[Writer, int], None]) -> None:
         self._lock = durable.open_to_append(f"{layout.INTERNAL}/node.{self.node}", folder=self.root)
@@ -259,9 +268,7 @@ class Writer:
         except OSError:
             there = False
         if not there:
-            raise StorageUnavailable(
-                f"{self.path} is no longer the archive that was opened; mount it again, or restart"
-            )
+            raise _replaced(self.path)
         self.forbidden = self.forbidden.anew(self.root)
         room = self._reserve.room(os.fstatvfs(self.root))
         self._room = room.bytes if room.files is None or room.files > 0 else -1
@@ -283,6 +290,12 @@ class Writer:
             time.sleep(0.01)
         os.close(self._lock)
         os.close(self.root)
+
+
+def _replaced(path: str) -> StorageUnavailable:
+    return StorageUnavailable(
+        f"{path} is no longer the archive that was opened; mount it again, or restart"
+    )
 
 
 def _identity(facts: os.stat_result) -> tuple[int, int]:

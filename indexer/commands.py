@@ -25,6 +25,7 @@ from plainpacs.indexer.service import Indexer
 @click.argument("root", metavar="[ROOT]", required=False)
 @click.option("--once", is_flag=True, help="Index what is pending or changed, then end.")
 @click.option("--parent-pipe", is_flag=True, hidden=True, help="End when stdin is closed.")
+@click.option("--only", hidden=True, help="The identity of the archive that is meant.")
 @settings.options("node", "digest", "log_level", "log_format")
 @click.pass_obj
 def index(
@@ -33,6 +34,7 @@ def index(
     root: str | None,
     once: bool,
     parent_pipe: bool,
+    only: str | None,
     config: str | None,
     **flags: Any,
 ) -> None:
@@ -49,10 +51,12 @@ def index(
         with Indexer.open(path, node=chosen.node, digest=chosen.digest) as indexer:
             click.echo(f"{indexer.once()} studies indexed", err=True)
         return
-    _run_until_stopped(path, chosen, parent_pipe=parent_pipe)
+    _run_until_stopped(path, chosen, only, parent_pipe=parent_pipe)
 
 
-def _run_until_stopped(path: str, chosen: Settings, *, parent_pipe: bool) -> None:
+def _run_until_stopped(
+    path: str, chosen: Settings, only: str | None, *, parent_pipe: bool
+) -> None:
     stopped = threading.Event()
     running: list[Indexer] = []
 
@@ -68,7 +72,9 @@ def _run_until_stopped(path: str, chosen: Settings, *, parent_pipe: bool) -> Non
             threading.Thread(target=stop_after, args=(wait,), daemon=True).start()
         # As a child of `serve`, we take over when another indexer ends; alone, we say so.
         patience = (lambda: not stopped.wait(1.0)) if parent_pipe else None
-        with Indexer.open(path, node=chosen.node, digest=chosen.digest, wait=patience) as indexer:
+        with Indexer.open(
+            path, node=chosen.node, digest=chosen.digest, wait=patience, expected=only
+        ) as indexer:
             running.append(indexer)
             if not stopped.is_set():
                 indexer.run()

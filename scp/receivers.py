@@ -114,6 +114,7 @@ class Receivers:
         inherited = (self._listener.fileno(), self._board.fd)
         told = {
             "root": self._archive.root,
+            "identity": self._archive.identity,
             "settings": asdict(self._settings),
             "listener": inherited[0],
             "board": [inherited[1], self._board.slots, slot],
@@ -154,6 +155,7 @@ def _be_one(told: str) -> None:
             sync=sync,
             digest=settings.digest,
             reserve=Reserve.parse(settings.reserve),
+            expected=given["identity"],
             on_conflict=settings.on_conflict,
         ) as archive:
             receiver.start(archive)

@@ -67,7 +67,7 @@ def serve(
                 metrics.close()
             receiver.stop()
             raise
-        indexer = Child("indexer", indexer_command(root, settings))
+        indexer = Child("indexer", indexer_command(root, archive.identity, settings))
         try:
             receiver.start(archive)
             indexer.start()
