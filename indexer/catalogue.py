@@ -78,7 +78,6 @@ def compact(root: int, month: str) -> bool:
 def _replace(root: int, month: str, data: bytes) -> bool:
     compacted = b"".join(line + b"\n" for _, _, line in sorted(live(data), key=itemgetter(0)))
     if compacted == _read(_name(month), root):
-        durable.settle(root, _name(month))  # what was appended may not have reached the disk
         return False
     durable.replace_file(root, _name(month), compacted)
     return True

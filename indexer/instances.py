@@ -93,24 +93,28 @@ def compact(root: int, shard: str, gone: Collection[bytes] = ()) -> None:
             data = file.read()
     except FileNotFoundError:
         return
-    rewrite(root, shard, data, gone)
+    if not rewrite(root, shard, data, gone):
+        # What was appended may not have reached the disk, and nothing looks after a shard again
+        # once its studies are known to be indexed.
+        durable.settle(root, path)
 
 
-def rewrite(root: int, shard: str, data: bytes, gone: Collection[bytes] = ()) -> None:
-    """Puts the compacted form of the lines ``data`` in the shard's place, for good.
-
-    Raises OSError.
-    """
+def rewrite(root: int, shard: str, data: bytes, gone: Collection[bytes] = ()) -> bool:
+    """Puts the compacted form of the lines ``data`` in the shard's place, for good; False when
+    that changes nothing. Raises OSError."""
     path = f"{layout.INSTANCES}/{shard}"
     compacted = b"".join(line + b"}\n" for line in _live(data, gone))
     before = _read(root, path)
-    if compacted and compacted != before:
+    if before is None and not compacted:
+        return False
+    if compacted:
+        if compacted == before:
+            return False
         durable.replace_file(root, path, compacted)
-    elif before is not None:
-        if not compacted:
-            durable.unlink(path, folder=root)
-        # Nothing looks after a shard again once its studies are known to be indexed.
+    else:
+        durable.unlink(path, folder=root)
         durable.settle(root, path)
+    return True
 
 
 def _read(root: int, path: str) -> bytes | None:
