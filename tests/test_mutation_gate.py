@@ -23,7 +23,7 @@ from test_power_loss import different, quiet, wrong_after_recovery, wrong_in_mem
 
 __all__ = ["quiet"]
 
-TRIED = 10**9 if os.environ.get("PLAINPACS_POWER_STATES") == "0" else 200
+TRIED = 10**9 if os.environ.get("PLAINPACS_POWER_STATES") == "0" else 100
 """States recovered of a site before it is called needless."""
 
 NEEDLESS = {
