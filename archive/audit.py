@@ -16,10 +16,12 @@ import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import orjson
 
-from plainpacs.archive import layout
+from plainpacs.archive import durable, layout
 from plainpacs.archive.durable import Publisher
 from plainpacs.archive.errors import PlainpacsError
 from plainpacs.archive.manifest import ManifestWriter
@@ -29,6 +31,7 @@ from plainpacs.archive.writer import Writer
 
 log = logging.getLogger(__name__)
 
+_FILE = re.compile(r"[0-9]{6}\.[0-9a-z]{1,16}\.jsonl", re.ASCII)
 _UID = re.compile(r"[0-9.]{1,64}", re.ASCII)
 
 
@@ -89,6 +92,41 @@ class AuditLog:
 
     def close(self) -> None:
         self._lines.close()
+
+
+def entries(root: int, since: str = "") -> Iterator[dict[str, Any]]:
+    """What the audit log of the archive open as ``root`` has, oldest first, of all nodes.
+
+    ``since``: a time as plainpacs writes it; what was before is left out. Lines that do not parse
+    are passed over. Raises OSError where it may not be read.
+    """
+    try:
+        folder = durable.open_folder(layout.AUDIT, folder=root)
+    except FileNotFoundError:
+        return
+    try:
+        months: dict[str, list[str]] = {}
+        for name in os.listdir(folder):
+            if _FILE.fullmatch(name):
+                months.setdefault(name[:6], []).append(name)
+        for month in sorted(months):
+            if month >= since[:7].replace("-", ""):
+                found = [entry for name in months[month] for entry in _lines_of(folder, name)]
+                found.sort(key=lambda entry: str(entry["time"]))
+                yield from (entry for entry in found if str(entry["time"]) >= since)
+    finally:
+        os.close(folder)
+
+
+def _lines_of(folder: int, name: str) -> Iterator[dict[str, Any]]:
+    with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder), "rb") as file:
+        for line in file:
+            try:
+                entry = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                continue
+            if isinstance(entry, dict) and "time" in entry and "event" in entry:
+                yield entry
 
 
 def login_name() -> str:

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "plainpacs.indexer.conflict_commands:conflicts_",
         "What is kept aside, and deciding it.",
     ),
+    "audit": ("plainpacs.indexer.audit_command:audit", "Who stored, read, removed, was refused."),
     "index": ("plainpacs.indexer.commands:index", "Keep the indexes (`serve` does it itself)."),
     "reindex": ("plainpacs.indexer.commands:reindex", "Find changes now, or rebuild all indexes."),
 }

@@ -343,3 +343,72 @@ def test_time_is_that_of_writing(opened: Archive) -> None:
     seconds = time.mktime(time.strptime(entry["time"][:19], "%Y-%m-%dT%H:%M:%S")) - time.timezone
     assert before - 2 <= seconds <= time.time() + 1
     assert path.name.startswith(entry["time"][:7].replace("-", "") + f".{opened.node}.")
+
+
+# --- reading it -----------------------------------------------------------------------------------
+
+
+def shown(root: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "plainpacs.archive.cli", "audit", "-a", root, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def logged(tmp_path: Path) -> str:
+    """An archive with a log of two nodes and two months, and a torn line."""
+    root = new_archive(tmp_path / "a")
+    folder = Path(root, ".plainpacs/audit")
+    folder.mkdir()
+    (folder / "202401.aaaa.jsonl").write_text(
+        '{"time":"2024-01-01T00:00:00.000Z","event":"stored","StudyInstanceUID":"1.2"}\n'
+        '{"time":"2024-01-03T00:00:00.000Z","event":"rm","uids":["1.3"],"user":"ann"}\n'
+        '{"time":"20\n"no object"\n'
+    )
+    (folder / "202401.bbbb.jsonl").write_text(
+        '{"time":"2024-01-02T00:00:00.000Z","event":"refused","peer":"10.0.0.1"}\n'
+    )
+    with Archive.open(root) as archive:
+        archive.audit.write("purge", targets=["202401/1.2/1.2.9"], user="=ann\x1b[2J")
+    (folder / "notes.txt").write_text("mine")
+    return root
+
+
+def test_it_is_shown_in_order_of_time(logged: str) -> None:
+    done = shown(logged, "--format", "json")
+    assert done.returncode == 0
+    assert [e["event"] for e in json.loads(done.stdout)] == ["stored", "refused", "rm", "purge"]
+    table = shown(logged, "--format", "table").stdout
+    assert table.splitlines()[0].split() == ["time", "event", "who", "what"]
+    assert "somebody at 10.0.0.1" in table
+    assert "\x1b" not in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "events"),
+    [
+        (("--event", "rm"), ["rm"]),
+        (("--event", "rm", "--event", "stored"), ["stored", "rm"]),
+        (("1.2",), ["stored", "purge"]),
+        (("1.3", "1.2.9"), ["rm", "purge"]),
+        (("--since", "20240102"), ["refused", "rm", "purge"]),
+        (("--since", "1h"), ["purge"]),
+    ],
+)
+def test_what_is_asked_for_is_shown(
+    logged: str, arguments: tuple[str, ...], events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    done = shown(logged, *arguments)
+    assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == events
+
+
+def test_nothing_found_and_wrong_words_are_said(logged: str, tmp_path: Path) -> None:
+    assert shown(logged, "9.9").returncode == 1
+    assert shown(new_archive(tmp_path / "new")).returncode == 1
+    done = shown(logged, "--since", "teatime")
+    assert done.returncode == 2
+    assert "--since teatime" in done.stderr
