@@ -43,7 +43,7 @@ SYNCS = ("sync_file", "sync_folder")
 PRIMITIVES = (
     *SYNCS,
     *("link", "rename", "unlink", "make_folder", "remove_folder", "create", "open_to_append"),
-    *("touch", "write", "copy_range", "set_time", "truncate"),
+    *("touch", "write", "copy_range", "set_time", "set_mode", "truncate"),
 )
 Node = int
 """An inode, by a number of ours: the system's are given out again."""
@@ -75,6 +75,12 @@ class Time:
 
 
 @dataclass(frozen=True)
+class Mode:
+    node: Node
+    mode: int
+
+
+@dataclass(frozen=True)
 class Sync:
     """``site``: the primitive, and the functions that asked for it, innermost first."""
 
@@ -90,7 +96,7 @@ class Promise:
     holds: Callable[[Mapping[str, bytes]], bool]
 
 
-Operation = Names | Bytes | Time | Sync | Promise
+Operation = Names | Bytes | Time | Mode | Sync | Promise
 
 
 @dataclass(slots=True)
@@ -294,6 +300,12 @@ class Recorder:
         if node is not None:
             self.log.append(Time(node, nanoseconds))
 
+    def _set_mode(self, real: Callable[..., Any], fd: int, mode: int) -> None:
+        real(fd, mode)
+        node = self._node(fd)
+        if node is not None:
+            self.log.append(Mode(node, mode))
+
 
 def _appends(fd: int) -> bool:
     return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND)
@@ -384,7 +396,7 @@ class _Disk:
     def __init__(self, recorder: Recorder) -> None:
         self._all = recorder.inodes
         self.pinned = {node: _copy_of(inode) for node, inode in recorder.before.items()}
-        self.open: dict[int, Names | Bytes | Time] = {}
+        self.open: dict[int, Names | Bytes | Time | Mode] = {}
 
     def add(self, number: int, operation: Operation) -> None:
         if isinstance(operation, Sync):
@@ -434,6 +446,8 @@ class _Disk:
                     inodes[where].names[name] = node
         elif isinstance(operation, Time):
             inodes[operation.node].time = operation.time
+        elif isinstance(operation, Mode):
+            inodes[operation.node].mode = operation.mode
         elif isinstance(operation, Bytes):
             inode = inodes[operation.node]
             inode.data = b"" if operation.cut else _written(inode.data, operation, how)
