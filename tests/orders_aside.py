@@ -1,0 +1,145 @@
+"""More orders for ``orders.py``: those that take out of the tree, bring back, replace and mend."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from click.testing import CliRunner
+from orders import FROM_CT, Disk, new, order
+from recovery import gone, kept, kept_somewhere
+from support import data_set
+
+from plainpacs.archive import cli
+from plainpacs.archive.archive import Archive, StoreOutcome
+from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN
+from plainpacs.archive.shelf import REPLACE
+from plainpacs.indexer import removing
+from plainpacs.indexer.service import Indexer
+
+FIRST, SECOND = "202401/1.2.3/1.2.3.4/1.2.3.4.5.dcm", "202401/1.2.3/1.2.3.4/1.2.3.4.6.dcm"
+DOE, OTHER = data_set(), data_set(PatientName="Other^One")
+DOE_TOO = data_set(SOPInstanceUID="1.2.3.4.6")
+
+
+def two_indexed(disk: Disk) -> None:
+    new(disk)
+    with Archive.open(disk.root) as archive:
+        disk.store(archive, StoreOutcome.STORED)
+        disk.store(archive, StoreOutcome.STORED, SOPInstanceUID="1.2.3.4.6")
+    with Indexer.open(disk.root) as indexer:
+        indexer.once()
+
+
+def _nothing_is_lost(disk: Disk, *bodies: bytes) -> None:
+    for number, body in enumerate(bodies):
+        disk.promise(f"instance {number} is somewhere", kept_somewhere(body))
+
+
+def _remove(disk: Disk, uid: str, *, erase: bool = False) -> None:
+    found = removing.find(disk.root, [uid], lambda _: None)
+    assert removing.remove(disk.root, found, erase=erase)
+
+
+@order(after=two_indexed)
+def remove_one(disk: Disk) -> None:
+    _nothing_is_lost(disk, DOE, DOE_TOO)
+    disk.promise("the other stays", kept(SECOND, DOE_TOO))
+    _remove(disk, "1.2.3.4.5")
+    disk.promise("removed", gone(FIRST))
+
+
+@order(after=two_indexed)
+def remove_study(disk: Disk) -> None:
+    _nothing_is_lost(disk, DOE, DOE_TOO)
+    _remove(disk, "1.2.3")
+    disk.promise("removed", lambda files: gone(FIRST)(files) and gone(SECOND)(files))
+
+
+def study_removed(disk: Disk) -> None:
+    two_indexed(disk)
+    _remove(disk, "1.2.3")
+
+
+@order(after=study_removed)
+def restore_study(disk: Disk) -> None:
+    _nothing_is_lost(disk, DOE, DOE_TOO)
+    removing.restore(disk.root, ["1.2.3"])
+    disk.promise("restored", kept(FIRST, DOE))
+    disk.promise("restored too", kept(SECOND, DOE_TOO))
+
+
+def conflicting(disk: Disk) -> None:
+    two_indexed(disk)
+    with Archive.open(disk.root) as archive:
+        disk.store(archive, StoreOutcome.CONFLICT, PatientName="Other^One")
+
+
+@order(after=conflicting)
+def purge_one(disk: Disk) -> None:
+    """With a variant kept aside. (A purge rewrites the manifest that the other instance is in.)"""
+    disk.promise("the other stays", kept(SECOND, DOE_TOO))
+    _remove(disk, "1.2.3.4.5", erase=True)
+    disk.promise("erased", _erased(DOE, OTHER, b"Other^One"))
+
+
+@order(after=conflicting)
+def purge_study(disk: Disk) -> None:
+    _remove(disk, "1.2.3", erase=True)
+    disk.promise("erased", _erased(DOE, OTHER, b"Other^One", b"Doe^Jane"))
+
+
+def _erased(*bytes_: bytes) -> object:
+    def holds(files: Mapping[str, bytes]) -> bool:
+        return not any(one in file for file in files.values() for one in bytes_)
+
+    return holds
+
+
+@order(after=two_indexed)
+def replace(disk: Disk) -> None:
+    _nothing_is_lost(disk, DOE, DOE_TOO)
+    disk.offered.add(OTHER)
+    with Archive.open(disk.root, on_conflict=REPLACE) as archive:
+        stored = archive.store(OTHER, EXPLICIT_LITTLE_ENDIAN, FROM_CT)
+        assert (stored.outcome, stored.path) == (StoreOutcome.CONFLICT, FIRST)
+        disk.stored(stored, OTHER)
+
+
+@order(after=conflicting)
+def keep_second(disk: Disk) -> None:
+    _nothing_is_lost(disk, DOE, OTHER)
+    _run("conflicts", "--keep", "second", "1.2.3", root=disk.root)
+    disk.promise("decided", kept(FIRST, OTHER))
+
+
+@order(after=conflicting)
+def keep_first(disk: Disk) -> None:
+    _nothing_is_lost(disk, DOE, OTHER)
+    _run("conflicts", "--keep", "first", "1.2.3", root=disk.root)
+    disk.promise("decided", kept(FIRST, DOE))
+
+
+def damaged(disk: Disk) -> None:
+    """One instance has other bytes than its line says, one lies in the wrong series."""
+    two_indexed(disk)
+    os.chmod(f"{disk.root}/{FIRST}", 0o644)
+    with open(f"{disk.root}/{FIRST}", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\xff")
+    os.mkdir(f"{disk.root}/202401/1.2.3/1.2.3.8")
+    os.rename(f"{disk.root}/{SECOND}", f"{disk.root}/202401/1.2.3/1.2.3.8/1.2.3.4.6.dcm")
+
+
+@order(after=damaged)
+def repair(disk: Disk) -> None:
+    disk.careful = False
+    _nothing_is_lost(disk, DOE[:-1] + b"\xff", DOE_TOO)
+    _run("repair", "--apply", root=disk.root)
+    disk.promise("mended", kept(SECOND, DOE_TOO))
+    disk.promise("out of the way", gone(FIRST))
+
+
+def _run(*arguments: str, root: str) -> None:
+    result = CliRunner().invoke(cli.root, ["-a", root, *arguments])
+    assert result.exit_code in (0, 1), result.output
