@@ -87,6 +87,7 @@ def _flag(name: str) -> str:
 def _why(error: OSError) -> str:
     reasons = {
         "KEY_VALUES_MISMATCH": "the key is not that of the certificate",
+        "EE_KEY_TOO_SMALL": "the key is too small; RSA takes 2048 bits or more",
         "NO_CERTIFICATE_OR_CRL_FOUND": "there is no certificate (PEM) in it",
     }
     reason = getattr(error, "reason", None) or ""
