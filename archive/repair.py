@@ -8,6 +8,7 @@ left alone.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
@@ -39,6 +40,7 @@ _PLANS = {
 }
 INDEXES = (FindingKind.STALE_INDEX, FindingKind.MISSING_INDEX)
 LEFT = "left as it is"
+_NO_LONGER = "it is no longer so"
 
 
 def plan(finding: Finding, forbidden: Forbidden) -> str:
@@ -80,16 +82,45 @@ class Mender:
     def mend(self, findings: Iterable[Finding]) -> Iterator[tuple[Finding, Mended]]:
         """Mends each of ``findings``, in the order of the tree; says what was done.
 
-        What was moved or written anew is to be indexed then: its studies are marked pending.
+        What was moved or written anew is to be indexed then: its studies are marked pending. What
+        is for the user comes last.
         Raises StorageUnavailable when the archive takes no more.
         """
-        for (month, study), some in groupby(sorted(findings, key=_order), key=_study):
+        ordered = sorted(findings, key=_order)
+        for_us = [one for one in ordered if plan(one, self._forbidden)]
+        yield from self._mend_all(for_us)
+        # After that: some may have gone with what was mended.
+        yield from self._left([one for one in ordered if not plan(one, self._forbidden)])
+
+    def _mend_all(self, findings: list[Finding]) -> Iterator[tuple[Finding, Mended]]:
+        for (month, study), some in groupby(findings, key=_study):
             seen = look(self._writer.path, month, study) if study else None
             for finding in some:
                 done = self._mend(finding, seen)
-                if done.words != LEFT:
-                    self._record(finding, done)
+                self._record(finding, done)
                 yield finding, done
+
+    def _left(self, findings: list[Finding]) -> Iterator[tuple[Finding, Mended]]:
+        places = Counter(
+            one.instance
+            for one in findings
+            if one.kind is FindingKind.TWO_PLACES and self._exists(one.path)
+        )
+        for (month, study), some in groupby(findings, key=_study):
+            seen = look(self._writer.path, month, study) if study else None
+            for one in some:
+                if one.kind is FindingKind.TWO_PLACES:
+                    still = places[one.instance] > 1
+                elif one.kind is FindingKind.MISSING_FILE and seen:
+                    subject = Subject(one.key, seen.file(one.key), seen.lines_for(one.key))
+                    again = examine(self._writer.path, subject, self._reader, self._forbidden)
+                    still = again is not None and again.kind is one.kind
+                else:
+                    still = True
+                yield one, Mended(LEFT, left=True) if still else Mended(_NO_LONGER)
+
+    def _exists(self, path: str) -> bool:
+        return os.path.lexists(os.path.join(self._writer.path, path))
 
     def _record(self, finding: Finding, done: Mended) -> None:
         audit.record(
@@ -103,8 +134,6 @@ class Mender:
         )
 
     def _mend(self, finding: Finding, seen: StudyLook | None) -> Mended:
-        if not plan(finding, self._forbidden):
-            return Mended(LEFT, left=True)
         try:
             if finding.kind in INDEXES:
                 return self._mend_index(finding)
@@ -132,7 +161,7 @@ class Mender:
                 subject = Subject(key, file, lines)
                 again = examine(self._writer.path, subject, self._reader, self._forbidden)
                 if again is None or again.kind is not finding.kind:
-                    return Mended("it is no longer so; verify again", left=again is not None)
+                    return Mended(_NO_LONGER, left=again is not None)
                 line = stored_line(file, lines)
                 one = Opened(key, folder, fd, identity(facts), lines, line)
                 return self._by_kind(finding.kind, one)

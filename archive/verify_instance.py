@@ -22,6 +22,8 @@ from plainpacs.archive.verify_study import belongs, is_expected, promised, store
 
 _PIECE = 128 << 10  # bytes read and hashed at once: they stay in the processor's cache
 
+_WITHOUT_LINE = (FindingKind.FILE_WITHOUT_LINE, FindingKind.WRONG_FILE_META)
+
 
 class Reader:
     """Hashes files, not faster than ``rate`` bytes per second. Thread-safe.
@@ -116,8 +118,6 @@ def examine(
         words = f"removed at {stamp}, and here; `plainpacs rm` it again, or `plainpacs restore` it"
         return Finding.of_instance(FindingKind.REMOVED_REAPPEARED, key, words)
     line = stored_line(file, lines)
-    if line is None and not lines and _is_being_received(file):
-        return None
     if line is not None and not thorough:
         return _wrong_place(key, belongs(line))
     try:
@@ -127,11 +127,14 @@ def examine(
     except OSError as error:
         return _read_error(key, error)
     try:
-        return _judge(fd, key, line, lines, reader)
+        found = _judge(fd, key, line, lines, reader)
     except OSError as error:
         return _read_error(key, error)
     finally:
         os.close(fd)
+    # What is being received has its line in a moment; it is whole, and in its place, already.
+    waits = found is not None and found.kind in _WITHOUT_LINE and not lines
+    return None if waits and _is_being_received(file) else found
 
 
 def _missing(root: str, key: InstanceKey, lines: list[Line]) -> Finding | None:
