@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -56,6 +56,7 @@ class Decider:
         self._shelf = Shelf(self.writer, sync=True)
         self._numbers = itertools.count()
         self._stamp = ""
+        self._trashed: dict[str, dict[Identity, Aside]] = {}
 
     def __enter__(self) -> Decider:
         return self
@@ -64,13 +65,18 @@ class Decider:
         self._shelf.close()
         self._manifests.close()
 
-    def keep_first(self, variants: list[Aside]) -> Decided:
-        """Takes the ``variants`` of one instance to the trash."""
-        key = variants[0].key
-        if self._published(key) is None:
-            words = "nothing is published under its UID: `--keep second` publishes what is kept"
-            return Decided(key, error=words)
-        return Decided(key, tuple(self._clear(variants)))
+    def keep_first(self, waiting: Mapping[InstanceKey, list[Aside]]) -> list[Decided]:
+        """Takes the variants that are ``waiting``, by instance, to the trash."""
+        there = {key: self._identity(layout.instance_path(key)) for key in waiting}
+        decided = {key: some for key, some in waiting.items() if there[key] is not None}
+        gone: dict[InstanceKey, list[Aside]] = {}
+        for one in self._clear([one for some in decided.values() for one in some], there):
+            gone.setdefault(one.key, []).append(one)
+        words = "nothing is published under its UID: `--keep second` publishes what is kept"
+        return [
+            Decided(key, tuple(gone.get(key, ())), error="" if key in decided else words)
+            for key in waiting
+        ]
 
     def keep_second(self, variants: list[Aside], digest: str = "") -> Decided:
         """Publishes one of the ``variants`` of one instance: the one whose digest begins with
@@ -88,11 +94,14 @@ class Decider:
                 trashed += self._put_in_place(chosen, published is not None)
             except RefusedInstance as error:
                 return Decided(key, tuple(trashed), error=str(error))
-        # What is left is what is published now.
-        target = Target(key.month, key.study, key.series, key.instance)
-        left = aside.kept(self.root, layout.CONFLICTS, [target])
+        there = {key: self._identity(layout.instance_path(key))}
         now = self._published(key)
-        trashed += self._clear([one for one in left if one.mark == now])
+        left = [one for one in variants if self._identity(one.path) == one.identity]
+        # What is left is what is published now, under a second name or in a second file.
+        done = [one for one in left if one.mark == now or one.identity == there[key]]
+        trashed += self._clear(done, there)
+        if chosen in left and chosen not in done:
+            return Decided(key, tuple(trashed), error="something was stored just now; do it again")
         return Decided(key, tuple(trashed), chosen)
 
     def _published(self, key: InstanceKey) -> str | None:
@@ -141,31 +150,32 @@ class Decider:
         key = chosen.key
         name = layout.instance_name(key.instance)
         study = layout.study_folder(key.month, key.study)
-        beside = aside.lines_of(self.root, f"{layout.CONFLICTS}/{study}", key.series)
+        beside = f"{layout.CONFLICTS}/{study}"
+        kept = aside.lines_of_file(self.root, beside, key.series, chosen.name)
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         with open(os.open(chosen.path, flags, dir_fd=self.root), "rb", buffering=0) as file:
             self._publisher.sync_published(file.fileno(), chosen.path)
             facts = os.fstat(file.fileno())
-            best = best_line(beside.get(chosen.name, ()), facts.st_size, facts.st_mtime_ns)
+            best = best_line(kept, facts.st_size, facts.st_mtime_ns)
             said = manifest.said_by(best, name) if best else None
             if said is None:
                 found, attributes = read_facts(file, name, self._digest)
                 said = found, Provenance(origin=ORIGIN_RECOVERED), attributes
         found, provenance, attributes = said
-        lines = aside.lines_of(self.root, study, key.series).get(name, [])
+        lines = aside.lines_of_file(self.root, study, key.series, name)
         if manifest.removal_in_force(lines):
             attributes = {"restored": manifest.later_than(lines), **attributes}
         return Candidate(temporary, key, found, provenance, attributes)
 
     # --- to the trash ---------------------------------------------------------------------------
 
-    def _clear(self, variants: list[Aside]) -> list[Aside]:
-        """Takes ``variants`` of one instance to the trash, but for a second name of what is
-        published (a replacement that was killed leaves one), which just goes."""
-        path = layout.instance_path(variants[0].key) if variants else ""
-        published = self._identity(path) if variants else None
-        aside.drop(self.root, [one for one in variants if one.identity == published])
-        return self._to_trash(one for one in variants if one.identity != published)
+    def _clear(
+        self, variants: list[Aside], published: Mapping[InstanceKey, Identity | None]
+    ) -> list[Aside]:
+        """Takes ``variants`` to the trash, but for a second name of what is ``published`` (a
+        replacement that was killed leaves one), which just goes."""
+        aside.drop(self.root, [one for one in variants if one.identity == published[one.key]])
+        return self._to_trash(one for one in variants if one.identity != published[one.key])
 
     def _to_trash(self, variants: Iterable[Aside]) -> list[Aside]:
         """Takes ``variants`` to the trash; returns where they went."""
@@ -176,30 +186,43 @@ class Decider:
 
     def _series_to_trash(self, path: str, variants: list[Aside]) -> list[Aside]:
         key = variants[0].key
-        beside, _, series = path.rpartition("/")
-        there = trash.entries(self.root, [Target(key.month, key.study, key.series)])
-        known = {one.identity: one for one in there}
+        known = self._in_trash(key)
         # A kill after the link and before the decision was carried out left it there already.
         twice = [one for one in variants if one.identity in known]
         taken = [(one, self._entry(one)) for one in variants if one.identity not in known]
-        lines = aside.lines_of(self.root, beside, series)
-        announced = []
-        for one, entry in taken:
-            kept = lines.get(one.name, ())
-            announced.append(trash.line_of(entry, best_line(kept, one.size, self._stored(one))))
         to = self._publisher.folder(f"{layout.TRASH}/{layout.series_folder(key)}")
-        manifest_path = f"{to.path.rpartition('/')[0]}/"
-        manifest_path += layout.manifest_name(key.series, self.writer.node)
-        if announced:
-            self._manifests.append_durably(manifest_path, b"".join(announced))
+        if taken:
+            lines = b"".join(self._lines_of(taken))
+            name = layout.manifest_name(key.series, self.writer.node)
+            self._manifests.append_durably(f"{to.path.rpartition('/')[0]}/{name}", lines)
         folder = durable.Folder(durable.open_folder(path, folder=self.root), path)
         for one, entry in taken:
             durable.rename(one.name, entry.name, folder=folder.fd, to_folder=to.fd)
+            known[one.identity] = entry
         self._publisher.sync(to)
         self._publisher.sync(folder)
         aside.drop(self.root, twice)
         aside.tidy(self.root, path)
-        return [known[one.identity] for one in twice] + [entry for _, entry in taken]
+        return [known[one.identity] for one in variants]
+
+    def _in_trash(self, key: InstanceKey) -> dict[Identity, Aside]:
+        """The entries of a series; nobody else changes them while we have the lock."""
+        path = layout.series_folder(key)
+        if path not in self._trashed:
+            there = trash.entries(self.root, [Target(key.month, key.study, key.series)])
+            self._trashed[path] = {one.identity: one for one in there}
+        return self._trashed[path]
+
+    def _lines_of(self, taken: list[tuple[Aside, Aside]]) -> Iterator[bytes]:
+        """The lines in the trash of variants of one series, given with their entries."""
+        key = taken[0][0].key
+        beside = f"{layout.CONFLICTS}/{layout.study_folder(key.month, key.study)}"
+        every = aside.lines_of(self.root, beside, key.series) if len(taken) > 1 else {}
+        for one, entry in taken:
+            lines = every.get(one.name) or aside.lines_of_file(
+                self.root, beside, key.series, one.name
+            )
+            yield trash.line_of(entry, best_line(lines, one.size, self._stored(one)))
 
     def _entry(self, one: Aside) -> Aside:
         while True:

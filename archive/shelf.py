@@ -153,7 +153,9 @@ class Shelf:
             if self._is_same(old, candidate):  # somebody else was quicker
                 self._publisher.sync_published(old.fileno(), path)
                 return Stored(StoreOutcome.DUPLICATE, key, path)
-            lines = self._lines_of(key)
+            folder, _, name = path.rpartition("/")
+            study, _, series = folder.rpartition("/")
+            lines = aside.lines_of_file(self._writer.root, study, series, name)
             kept = self._keep_old(key, old, lines)
             if put_by:
                 put_by(kept)
@@ -166,19 +168,6 @@ class Shelf:
             self._drop_variant(candidate)
         self.mark_pending(key.month, key.study)
         return Stored(StoreOutcome.CONFLICT, key, path)
-
-    def _lines_of(self, key: InstanceKey) -> list[Line]:
-        """The lines of one instance, without parsing those of the others of its series."""
-        folder = layout.study_folder(key.month, key.study)
-        name = layout.instance_name(key.instance)
-        needle = f'"{name}"'.encode()
-        data = b"\n".join(
-            line
-            for one in aside.manifests(self._writer.root, folder, key.series)
-            for line in aside.read_file(self._writer.root, f"{folder}/{one}").split(b"\n")
-            if needle in line
-        )
-        return [line for line, _ in manifest.lines_in(data) if line["file"] == name]
 
     def _keep_old(self, key: InstanceKey, old: FileIO, lines: list[Line]) -> Aside:
         """Links the open, published file ``old`` into ``conflicts``, durably, with its line."""

@@ -11,7 +11,6 @@ import click
 import orjson
 
 from plainpacs.archive import aside, audit, layout, settings
-from plainpacs.archive.aside import Aside
 from plainpacs.archive.conflicts import Conflict, Version, conflicts, variants, version_of
 from plainpacs.archive.context import Context
 from plainpacs.archive.errors import NoMatch, StorageUnavailable
@@ -207,9 +206,6 @@ def _decide(path: str, uids: list[str], keep: str, digest: str, chosen: Settings
     from plainpacs.archive.removal import Removal  # noqa: PLC0415
     from plainpacs.indexer.refresh import refresh_alone  # noqa: PLC0415
 
-    def decide(decider: Decider, kept: list[Aside]) -> Any:
-        return decider.keep_first(kept) if keep == "first" else decider.keep_second(kept, digest)
-
     try:
         with Removal.open(path, node=chosen.node, digest=chosen.digest) as removal:
             waiting = variants(removal.root, _kept_targets(removal.root, uids))
@@ -218,7 +214,10 @@ def _decide(path: str, uids: list[str], keep: str, digest: str, chosen: Settings
             if digest and len(waiting) > 1:
                 raise NoMatch(f"--variant is for one instance; these are {len(waiting):,}")
             with Decider(removal, digest=chosen.digest) as decider:
-                done = [decide(decider, kept) for _, kept in sorted(waiting.items())]
+                if keep == "first":
+                    done = decider.keep_first(waiting)
+                else:
+                    done = [decider.keep_second(some, digest) for some in waiting.values()]
             audit.record(
                 removal.writer,
                 "conflicts",

@@ -394,9 +394,10 @@ with Removal.open(path) as removal:
         return primitive
     for name in sys.argv[4].split(","):
         setattr(durable, name, dying(getattr(durable, name)))
-    [waiting] = variants(removal.root, [Target("202401", "1.2.3")]).values()
+    waiting = variants(removal.root, [Target("202401", "1.2.3")])
+    [some] = waiting.values()
     with Decider(removal) as decider:
-        decider.keep_first(waiting) if keep == "first" else decider.keep_second(waiting)
+        decider.keep_first(waiting) if keep == "first" else decider.keep_second(some)
     print("done", flush=True)
     count = 10_000
 """
