@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import shlex
 import shutil
 import socket
 import ssl
@@ -46,6 +48,8 @@ from plainpacs.scp import reading
 from plainpacs.scp.connection import Connection
 from plainpacs.scp.tls import TLSConnection, server_context
 
+SERVE = ["plainpacs", "serve", "--create"]
+README = Path(__file__).resolve().parents[1] / "README.md"
 LARGE = reading.MOST_GATHERED + (3 << 20)
 
 
@@ -163,6 +167,26 @@ def only_refusal(running: Running, caplog: pytest.LogCaptureFixture) -> str:
 
 
 # --- peers ----------------------------------------------------------------------------------------
+
+
+def test_what_the_readme_says_to_try(serve: Serve, tmp_path: Path) -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)
+    [block] = [one for one in blocks if "--tls-cert" in one]
+    make, begin, send = (shlex.split(line) for line in block.splitlines())
+    assert (make[0], begin[:3], send[0]) == (
+        "openssl",
+        ["plainpacs", "serve", "--create"],
+        "storescu",
+    )
+    openssl(*(str(tmp_path / word) if word.endswith(".pem") else word for word in make[1:]))
+    service = serve(*begin[3:-1])
+    (tmp_path / "FILE").write_bytes(part10())
+    send[send.index("11112")] = str(service.port)
+    named = (str(tmp_path / word) if word in ("cert.pem", "FILE") else word for word in send[1:])
+    done = dcmtk("storescu", *named)
+    assert done.returncode == 0, done.stderr
+    assert "try: storescu +tla +cf CA.pem -aec DRDCM" in service.said
+    assert len(instances_in(service.root)) == 1
 
 
 @pytest.mark.parametrize("verify", [False, True])
