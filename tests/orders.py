@@ -41,7 +41,7 @@ class Disk:
     offered: set[bytes] = field(default_factory=set)
     """Every data set that may lie under a final name."""
     careful: bool = True
-    """Whether nothing partial may ever have a final name: not so once ``--sync off`` was used."""
+    """Not so where the tree is damaged before, or ``--sync off`` was used."""
 
     @property
     def root(self) -> str:

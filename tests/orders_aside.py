@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 from click.testing import CliRunner
-from orders import FROM_CT, Disk, new, order
-from recovery import gone, kept, kept_somewhere
+from orders import FROM_CT, ORDERS, Disk, new, order
+from recovery import Files, Holds, gone, kept, kept_somewhere
 from support import data_set
 
 from plainpacs.archive import cli
@@ -16,6 +15,8 @@ from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN
 from plainpacs.archive.shelf import REPLACE
 from plainpacs.indexer import removing
 from plainpacs.indexer.service import Indexer
+
+__all__ = ["ORDERS"]
 
 FIRST, SECOND = "202401/1.2.3/1.2.3.4/1.2.3.4.5.dcm", "202401/1.2.3/1.2.3.4/1.2.3.4.6.dcm"
 DOE, OTHER = data_set(), data_set(PatientName="Other^One")
@@ -89,8 +90,8 @@ def purge_study(disk: Disk) -> None:
     disk.promise("erased", _erased(DOE, OTHER, b"Other^One", b"Doe^Jane"))
 
 
-def _erased(*bytes_: bytes) -> object:
-    def holds(files: Mapping[str, bytes]) -> bool:
+def _erased(*bytes_: bytes) -> Holds:
+    def holds(files: Files) -> bool:
         return not any(one in file for file in files.values() for one in bytes_)
 
     return holds

@@ -16,7 +16,8 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from orders import ORDERS, Disk, recorded
+from orders import Disk, recorded
+from orders_aside import ORDERS
 from power import Recorder, State, Sync, states
 from recovery import Checker
 from test_power_loss import different, quiet, wrong_after_recovery, wrong_in_memory

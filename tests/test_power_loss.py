@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from orders import ORDERS, Disk, recorded
+from orders import Disk, recorded
+from orders_aside import ORDERS
 from power import PRIMITIVES, Recorder, State, build, states
 from recovery import Checker, Said, partial, quick_folder, unkept
 
