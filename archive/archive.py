@@ -30,7 +30,7 @@ from plainpacs.archive.reserve import NO_RESERVE, Reserve
 from plainpacs.archive.shelf import KEEP, Candidate, Shelf, Stored, StoreOutcome
 from plainpacs.archive.sweep import mark_published
 from plainpacs.archive.unfinished import Unfinished
-from plainpacs.archive.writer import Writer
+from plainpacs.archive.writer import FILES_OF_ONE, Writer
 
 _HEAD = 32 << 10  # bytes kept of a spooled data set
 
@@ -91,10 +91,10 @@ class Archive:
         """Makes the manifest lines durable that were appended since the last flush."""
         self._shelf.flush()
 
-    def check(self, size: int = 0) -> None:
+    def check(self, size: int = 0, files: int = FILES_OF_ONE) -> None:
         """Raises StorageUnavailable when the root went away, or has no room for ``size`` bytes
-        more; looks at most once a second."""
-        self._writer.check(size)
+        more in so many new ``files``; looks at most once a second."""
+        self._writer.check(size, files)
 
     def write_service_note(self, note: bytes) -> None:
         """Puts what the running service says of itself where ``status`` finds it."""
@@ -270,13 +270,13 @@ class Spool:
         if not self._head:
             self._head = bytes(memoryview(data)[:_HEAD])
         with _as_unavailable():
-            self._archive.check(len(data))
+            self._archive.check(len(data), files=0)
             self._file.write(data)
 
     def store(self) -> Stored:
         """Keeps the instance, as ``Archive.store`` does and with its errors."""
         with _as_unavailable(), self:
-            self._archive.check()
+            self._archive.check(files=0)
             attributes = self._header()
             key = InstanceKey.of_attributes(attributes)
             for keyword, uid in self._command.items():

@@ -2,7 +2,8 @@
 
 A disk that is full to the last byte also stops the indexer, ``repair``, and whoever logs in to make
 room. So instances are refused a little before: when fewer bytes would stay free than the reserve,
-or, where the file system counts files, fewer than 1,000 of those (2 % on a small one).
+or, where the file system counts files, fewer than 1,000 of those (on a small one 5 %, but 300: the
+indexes are some 260).
 """
 
 from __future__ import annotations
@@ -10,22 +11,35 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)(?:([KMGT]?)(?:I?B)?|(%))", re.ASCII)
 _FILES = 1000
-_FILES_SHARE = 0.02
+_FILES_SHARE = 0.05
+_FEWEST_FILES = 300
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What may be written before the reserve is reached: bytes, and files (None: not counted).
+class Room(NamedTuple):
+    """What may be written before the reserve is reached; infinite where that is not counted.
 
     Negative when less than the reserve is free already.
     """
 
     bytes: float
-    files: float | None
+    files: float
+
+    def less(self, size: int, files: int) -> Room:
+        """What is left of it after ``size`` bytes and so many ``files``."""
+        return Room(self.bytes - size, self.files - files)
+
+    def shared(self, writers: int) -> Room:
+        """The part of one of several who write at the same time, and do not ask each other."""
+        return Room(self.bytes / writers, self.files / writers)
+
+    @property
+    def is_used_up(self) -> bool:
+        return self.bytes < 0 or self.files < 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +51,11 @@ class Reserve:
 
     sizes: tuple[int, ...] = ()
     shares: tuple[float, ...] = ()
+    writers: int = 1
+    """How many processes write at the same time and have to share what is left."""
 
     @classmethod
-    def parse(cls, text: str) -> Reserve:
+    def parse(cls, text: str, writers: int = 1) -> Reserve:
         """``"1G"`` (1 << 30), ``"500M"``, ``"2%"``, or several, of which the smallest counts:
         ``"1G,2%"``. ``"0"``: none. Raises ValueError."""
         sizes, shares = [], []
@@ -51,7 +67,7 @@ class Reserve:
                 shares.append(float(found[1]) / 100)
             else:
                 sizes.append(int(float(found[1]) * _UNITS[found[2]]))
-        return cls(tuple(sizes), tuple(shares))
+        return cls(tuple(sizes), tuple(shares), writers)
 
     def bytes_of(self, facts: os.statvfs_result) -> int:
         """The reserve on this file system, in bytes; 0 where it does not tell its size."""
@@ -64,11 +80,12 @@ class Reserve:
         kept = self.bytes_of(facts)
         if not kept:
             return UNBOUNDED
-        files = None
+        files = UNBOUNDED.files
         if facts.f_files:  # some file systems make files as they need them, and say 0
-            files = facts.f_favail - min(_FILES, _FILES_SHARE * facts.f_files)
-        return Room(facts.f_bavail * facts.f_frsize - kept, files)
+            few = max(_FEWEST_FILES, _FILES_SHARE * facts.f_files)
+            files = facts.f_favail - min(_FILES, few)
+        return Room(facts.f_bavail * facts.f_frsize - kept, files).shared(self.writers)
 
 
-UNBOUNDED = Room(float("inf"), None)
+UNBOUNDED = Room(float("inf"), float("inf"))
 NO_RESERVE = Reserve()

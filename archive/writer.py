@@ -37,6 +37,8 @@ _NETWORK_FILE_SYSTEMS = {
 }
 _CHECK_SECONDS = 1.0
 _CLAIM_SECONDS = 5.0
+FILES_OF_ONE = 6
+"""That storing an instance may make: itself, three folders, a manifest, a marker."""
 
 
 def _on_network(root: int) -> str | None:
@@ -99,7 +101,7 @@ class Writer:
         self.node = node
         self.forbidden = Forbidden.load(root)
         self._reserve = reserve
-        self._room = UNBOUNDED.bytes
+        self._room = UNBOUNDED
         self._checked = 0.0
         self._device_and_inode = _identity(os.fstat(root))
         marker = os.stat(layout.MARKER, dir_fd=root)
@@ -241,9 +243,10 @@ class Writer:
         finally:
             os.close(folder)
 
-    def check(self, size: int = 0) -> None:
-        """Refuses ``size`` bytes more when the root was unmounted or replaced, or when they would
-        leave less free than the reserve. Looks at most once a second, and counts in between.
+    def check(self, size: int = 0, files: int = FILES_OF_ONE) -> None:
+        """Refuses ``size`` bytes more, in so many new ``files``, when the root was unmounted or
+        replaced, or when they would leave less free than the reserve. Looks at most once a second,
+        and counts in between.
 
         Raises StorageUnavailable, of which OutOfSpace is one.
         """
@@ -252,8 +255,8 @@ class Writer:
             self._look()
             self._checked = now
         # Two threads may count one of their sizes only: the next look puts it right.
-        left = self._room - size
-        if left < 0:
+        left = self._room.less(size, files)
+        if left.is_used_up:
             raise OutOfSpace(
                 f"less is free in {self.path} than the reserve; make room, or give a smaller "
                 "--reserve"
@@ -270,8 +273,7 @@ class Writer:
         if not there:
             raise _replaced(self.path)
         self.forbidden = self.forbidden.anew(self.root)
-        room = self._reserve.room(os.fstatvfs(self.root))
-        self._room = room.bytes if room.files is None or room.files > 0 else -1
+        self._room = self._reserve.room(os.fstatvfs(self.root))
 
     def close(self) -> None:
         """Leaves nothing behind: the incoming folder, and the dirty flag if nobody else writes."""

@@ -154,7 +154,7 @@ def _be_one(told: str) -> None:
             node=settings.node,
             sync=sync,
             digest=settings.digest,
-            reserve=Reserve.parse(settings.reserve),
+            reserve=Reserve.parse(settings.reserve, board.slots),
             expected=given["identity"],
             on_conflict=settings.on_conflict,
         ) as archive:

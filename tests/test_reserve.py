@@ -75,9 +75,15 @@ def test_room() -> None:
     assert reserve.room(disk(5 * GIB)).bytes == 4 * GIB
     assert reserve.room(disk(0)).bytes == -GIB
     assert reserve.room(disk(GIB, 10 * GIB)).bytes == pytest.approx(0.8 * GIB, abs=BLOCK)
-    assert reserve.room(disk(GIB)).files is None
+    assert reserve.room(disk(GIB)).files == UNBOUNDED.files
     assert reserve.room(disk(GIB, files=10**6, free_files=5000)).files == 4000
-    assert reserve.room(disk(GIB, files=1000, free_files=100)).files == 80
+    assert reserve.room(disk(GIB, files=10000, free_files=600)).files == 100
+    assert reserve.room(disk(GIB, files=1000, free_files=400)).files == 100
+    shared = Reserve.parse("1G", writers=4).room(disk(5 * GIB, files=10**6, free_files=5000))
+    assert (shared.bytes, shared.files) == (GIB, 1000)
+    assert shared.less(GIB, 1000).is_used_up is False
+    assert shared.less(GIB + 1, 0).is_used_up
+    assert shared.less(0, 1001).is_used_up
     assert NO_RESERVE.room(disk(0, files=10, free_files=0)) is UNBOUNDED
     assert reserve.room(disk(0, total=0)) is UNBOUNDED, "a file system that does not tell"
 
@@ -114,7 +120,7 @@ def test_below_the_reserve_nothing_is_stored(
     monkeypatch.setattr(writer, "_CHECK_SECONDS", 0.0)
     with Archive.open(path, reserve=ONE_GIB) as archive:
         store(archive)
-        for full in (disk(GIB - BLOCK), disk(9 * GIB, files=10**6, free_files=1000)):
+        for full in (disk(GIB - BLOCK), disk(9 * GIB, files=10**6, free_files=1005)):
             a_disk.says = full
             with pytest.raises(OutOfSpace, match="than the reserve; make room, or"):
                 store(archive, SOPInstanceUID="1.9")
@@ -123,7 +129,7 @@ def test_below_the_reserve_nothing_is_stored(
             assert len(instances_in(path)) == 1
             [own] = left_behind(path)
             assert os.listdir(Path(path, ".plainpacs/incoming", own)) == ["lock"]
-        a_disk.says = disk(2 * GIB, files=10**6, free_files=1001)
+        a_disk.says = disk(2 * GIB, files=10**6, free_files=1006)
         assert store(archive, SOPInstanceUID="1.9").outcome is StoreOutcome.STORED
 
 
