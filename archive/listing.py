@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -92,11 +93,16 @@ def studies_in(root: str, month: str) -> list[str]:
 
 
 def instances_in_tree(root: str) -> Iterator[InstanceKey]:
-    """Every instance there is, by its name alone. Raises OSError, NotAnArchive."""
+    """Every instance there is, by its name alone; none of what cannot be read.
+
+    Raises NotAnArchive.
+    """
     for month in months(root):
-        for study in studies_in(root, month):
-            for series, present in study_files(root, month, study).instances.items():
-                for name in present:
-                    yield InstanceKey(
-                        month, study, series, name.removesuffix(layout.INSTANCE_ENDING)
-                    )
+        with contextlib.suppress(OSError):
+            for study in studies_in(root, month):
+                with contextlib.suppress(OSError):
+                    files = study_files(root, month, study)
+                    for series, present in files.instances.items():
+                        for name in present:
+                            instance = name.removesuffix(layout.INSTANCE_ENDING)
+                            yield InstanceKey(month, study, series, instance)

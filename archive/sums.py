@@ -54,7 +54,7 @@ def sums(root: str, name: str, options: Options) -> Iterator[Sum]:
                 for key in suspect:
                     if wanted(options, key) and seen.file(key) is not None:
                         yield Sum(layout.instance_path(key), "")
-                for one in sound:
+                for one in sorted(sound, key=_path):
                     if not wanted(options, one.key, one.file.mtime):
                         continue
                     if isinstance(digest := one.line.get(name), str):
@@ -65,6 +65,10 @@ def sums(root: str, name: str, options: Options) -> Iterator[Sum]:
                         yield _next(waiting)
         while waiting:
             yield _next(waiting)
+
+
+def _path(one: Sound) -> str:
+    return layout.instance_path(one.key)
 
 
 def _next(waiting: deque[tuple[InstanceKey, Future[str]]]) -> Sum:

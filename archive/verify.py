@@ -90,7 +90,7 @@ Job = Callable[[], list[Finding]]
 class Verification:
     """One look over the archive at the path ``root``. Iterate over it once, for its findings.
 
-    ``tick`` is called after each study. Raises NotAnArchive, StorageUnavailable.
+    ``tick`` is called when a study's instances are all read. Raises NotAnArchive, StorageUnavailable.
     """
 
     def __init__(
@@ -132,7 +132,6 @@ class Verification:
                     path, words = layout.study_folder(month, study), read_error(error)
                     yield Finding.of_study(FindingKind.READ_ERROR, month, study, path, words)
                 yield from self._done(self._options.threads * _AHEAD)
-                self._tick(self.progress)
             if self._options.whole:
                 for check in self._checks:
                     yield from check.month(month)
@@ -186,6 +185,7 @@ class Verification:
             yield from future.result()
             if not self._waiting or self._waiting[0][0] != path:
                 self.progress.reached = path
+                self._tick(self.progress)
 
     def _examine(self, month: str, study: str, keys: Iterable[InstanceKey]) -> list[Finding]:
         """Looks at the study anew, and closely at these instances."""

@@ -99,7 +99,7 @@ class IndexCheck(Check):
         self._begin(month)
         for study in sorted(self._listed or ()):
             # Of the studies it lists these were not seen.
-            if not self._waits(month, study) and _record(look(self._root, month, study)) is None:
+            if not self._waits(month, study) and self._is_empty(month, study):
                 words = f"lists a study that is not there; {_AGAIN}"
                 path = _catalogue(month)
                 yield Finding.of_study(FindingKind.STALE_INDEX, month, study, path, words)
@@ -107,6 +107,12 @@ class IndexCheck(Check):
             words = f"the month's catalogue is missing; {_AGAIN}"
             yield Finding.of_path(FindingKind.MISSING_INDEX, _catalogue(month), words, month)
         self._month = ""
+
+    def _is_empty(self, month: str, study: str) -> bool:
+        try:
+            return _record(look(self._root, month, study)) is None
+        except OSError:  # said already: it is there, and cannot be read
+            return False
 
     # --- the archive ----------------------------------------------------------------------------
 
