@@ -26,7 +26,7 @@ _PATIENCE_SECONDS = 15.0
 
 
 def indexer_command(root: str, identity: str, settings: Settings) -> list[str]:
-    """The command that indexes the archive ``identity`` at ``root`` until its standard input ends."""
+    """The command that indexes archive ``identity`` at ``root`` until its standard input ends."""
     command = [sys.executable, "-m", "plainpacs.archive.cli", "index", "--parent-pipe"]
     command += ["--digest", settings.digest, "--log-level", settings.log_level]
     command += ["--log-format", settings.log_format, "--only", identity]

@@ -143,15 +143,18 @@ def test_healthz_follows_the_indexer(serve: Serve) -> None:
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
 
 
-def test_healthz_misses_the_receivers_and_the_root(serve: Serve) -> None:
+def test_healthz_misses_the_root(serve: Serve) -> None:
     service = serve("--metrics-port", "0", "--receivers", "2")
     port = metrics_port(service)
     eventually(lambda: fetch(port, "/healthz")[0] == 200)
     away = service.root.with_name("away")
     service.root.rename(away)
-    code, text = eventually(lambda: (got := fetch(port, "/healthz"))[0] == 503 and got)
-    assert code == 503
-    assert "no longer the archive" in text
+
+    def misses_it() -> bool:
+        code, text = fetch(port, "/healthz")
+        return code == 503 and "no longer the archive" in text
+
+    eventually(misses_it)
     away.rename(service.root)
     eventually(lambda: fetch(port, "/healthz")[0] == 200)
     assert service.stop() == 0
@@ -263,4 +266,19 @@ def test_nothing_listens_unless_asked_to(serve: Serve) -> None:
     service = serve()
     assert service.port
     assert "metrics" not in service.said
+    assert service.stop() == 0
+
+
+def test_healthz_misses_the_receivers(serve: Serve) -> None:
+    service = serve("--metrics-port", "0", "--receivers", "2")
+    port = metrics_port(service)
+
+    def killed() -> bool:
+        for pid in service.receivers():
+            os.kill(pid, signal.SIGKILL)
+        return fetch(port, "/healthz") == (503, "no receiver process runs\n")
+
+    eventually(lambda: fetch(port, "/healthz")[0] == 200)
+    eventually(killed)
+    eventually(lambda: fetch(port, "/healthz")[0] == 200)
     assert service.stop() == 0
