@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "restore": ("plainpacs.indexer.removal_commands:restore", "Bring back what was removed."),
     "forbidden": ("plainpacs.indexer.removal_commands:forbidden", "What is refused for good."),
     "verify": ("plainpacs.indexer.verify_commands:verify", "Look for damage; changes nothing."),
-    "repair": ("plainpacs.indexer.verify_commands:repair", "Mend what verify finds."),
+    "repair": ("plainpacs.indexer.repair_commands:repair", "Mend what verify finds."),
     "conflicts": (
         "plainpacs.indexer.conflict_commands:conflicts_",
         "What is kept aside, and deciding it.",

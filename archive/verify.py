@@ -90,7 +90,7 @@ Job = Callable[[], list[Finding]]
 class Verification:
     """One look over the archive at the path ``root``. Iterate over it once, for its findings.
 
-    ``tick`` is called when a study's instances are all read. Raises NotAnArchive, StorageUnavailable.
+    ``tick`` is called when all of a study is read. Raises NotAnArchive, StorageUnavailable.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The commands ``verify`` and ``repair``: whether all is as it should be, and mending it."""
+"""The command ``verify``: whether all is as it should be. Mending it: ``repair_commands``."""
 
 from __future__ import annotations
 
@@ -12,19 +12,15 @@ from datetime import datetime
 import click
 import orjson
 
-from plainpacs.archive import settings
 from plainpacs.archive.context import Context
-from plainpacs.archive.errors import BadQuery, BadSettings, InUse, NoMatch
+from plainpacs.archive.errors import BadQuery, BadSettings, NoMatch
 from plainpacs.archive.finding import Finding
 from plainpacs.archive.manifest import DIGESTS
-from plainpacs.archive.repair import INDEXES, LEFT, Mender, plan
 from plainpacs.archive.root import read_marker
-from plainpacs.archive.settings import Settings
-from plainpacs.archive.sums import sums
 from plainpacs.archive.targets import Target
 from plainpacs.archive.verify import Check, Options, Progress, Verification
 from plainpacs.archive.verify_rest import Aside, Rubbish, TwoPlaces
-from plainpacs.indexer import instances, lookup, output, query, readable
+from plainpacs.indexer import instances, lookup, output, readable
 from plainpacs.indexer.output import note
 from plainpacs.indexer.verify_indexes import IndexCheck
 from plainpacs.indexer.visible import visible
@@ -38,7 +34,7 @@ def checks(root: str, options: Options) -> list[Check]:
     return [*found, Rubbish(root, note)] if options.whole else found
 
 
-_format = click.option(
+format_option = click.option(
     "--format",
     "format_",
     type=click.Choice(("table", "jsonl")),
@@ -69,6 +65,8 @@ def _since(text: str | None) -> int | None:
     """In nanoseconds. Raises BadQuery."""
     if text is None:
         return None
+    from plainpacs.indexer import query  # seldom needed  # noqa: PLC0415
+
     try:
         asked = query.parse((), text, ()).stored
     except BadQuery as error:
@@ -131,7 +129,7 @@ class _State:
     type=click.Choice(DIGESTS),
     help="Print lists for b3sum -c, sha256sum -c.",
 )
-@_format
+@format_option
 @click.pass_obj
 def verify(
     context: Context,
@@ -179,20 +177,21 @@ def verify(
     verification = Verification(root, options, checks(root, options), save)
     progress = verification.progress
     try:
-        with _shown(progress) as pausing:
+        with shown(progress) as pausing:
             for finding in verification:
                 with pausing():
-                    _print(finding, form)
+                    print_finding(finding, form)
         state.save("", now=True)
     except KeyboardInterrupt:
         state.save(progress.reached, now=True)
         note("interrupted" + ("; the same command again goes on" if resume else ""))
         sys.exit(130)
-    note(_summary(progress))
+    note(summary(progress))
     sys.exit(1 if progress.findings else 0)
 
 
-def _print(finding: Finding, form: str, done: str = "") -> None:
+def print_finding(finding: Finding, form: str, done: str = "") -> None:
+    """One finding, and what ``repair`` does about it."""
     if form == "jsonl":
         output.write_jsonl([orjson.dumps(finding.as_dict() | ({"repair": done} if done else {}))])
         return
@@ -200,7 +199,8 @@ def _print(finding: Finding, form: str, done: str = "") -> None:
     output.write_text(map(visible, [*lines, f"    -> {done}"] if done else lines))
 
 
-def _summary(progress: Progress) -> str:
+def summary(progress: Progress) -> str:
+    """One line for the user."""
     return (
         f"{progress.instances:,} instances in {progress.studies:,} studies, "
         f"{readable.size(progress.reader.bytes)} read, {progress.findings:,} findings"
@@ -208,7 +208,7 @@ def _summary(progress: Progress) -> str:
 
 
 @contextlib.contextmanager
-def _shown(progress: Progress) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+def shown(progress: Progress) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
     """Shows how far it is, when there is a terminal to show it on. Gives a context manager within
     which something else may be printed."""
     if not sys.stderr.isatty():
@@ -221,7 +221,7 @@ def _shown(progress: Progress) -> Iterator[Callable[[], contextlib.AbstractConte
 
     console = Console(stderr=True)
     with Live(
-        get_renderable=lambda: Text(_summary(progress)),
+        get_renderable=lambda: Text(summary(progress)),
         console=console,
         refresh_per_second=4,
         transient=True,
@@ -240,6 +240,8 @@ def _shown(progress: Progress) -> Iterator[Callable[[], contextlib.AbstractConte
 
 
 def _print_sums(root: str, name: str, options: Options) -> None:
+    from plainpacs.archive.sums import sums  # only here  # noqa: PLC0415
+
     left = 0
     lines: list[str] = []
     for one in sums(root, name, options):
@@ -255,80 +257,3 @@ def _print_sums(root: str, name: str, options: Options) -> None:
     if left:
         note(f"{left} instances are not listed; `plainpacs verify` says more")
     sys.exit(1 if left else 0)
-
-
-# --- repair -------------------------------------------------------------------------------------
-
-
-@click.command()
-@click.argument("uids", metavar="[UID]...", nargs=-1)
-@click.option("--apply", "apply_", is_flag=True, help="Do it; else only say what would be.")
-@click.option("--fast", is_flag=True, help="Leave the digests out: names, sizes, lines, indexes.")
-@_format
-@settings.options("node", "digest")
-@click.pass_obj
-def repair(
-    context: Context,
-    /,
-    *,
-    uids: tuple[str, ...],
-    apply_: bool,
-    fast: bool,
-    format_: str | None,
-    config: str | None,
-    **flags: str | None,
-) -> None:
-    """Mend what `verify` finds, all over or in these studies, series and instances.
-
-    Only what is safe is done, from the files themselves. What cannot stay where it lies is moved to
-    .plainpacs/conflicts with the reason: nothing is deleted. Without --apply nothing is changed.
-    Exit status 1 when something is, or is left, to be done.
-
-    \b
-    Example:  plainpacs repair
-              plainpacs repair --apply 1.2.840.113619.2.55.3
-    """
-    chosen = settings.load(flags, config)
-    root = context.archive_path()
-    form = output.chosen(format_)
-    options = Options(targets_of(root, uids), fast=fast, threads=os.cpu_count() or 1)
-    verification = Verification(root, options, checks(root, options))
-    findings: list[Finding] = []
-    with _shown(verification.progress) as pausing:
-        for finding in verification:
-            findings.append(finding)
-            if not apply_:
-                with pausing():
-                    _print(finding, form, plan(finding, verification.forbidden) or LEFT)
-    note(_summary(verification.progress))
-    if apply_ and findings:
-        sys.exit(1 if _apply(root, chosen, findings, form) else 0)
-    if findings:
-        note("nothing was changed; --apply does it")
-    sys.exit(1 if findings else 0)
-
-
-def _apply(root: str, chosen: Settings, findings: list[Finding], form: str) -> int:
-    """Mends and indexes; returns how much is left to be done."""
-    # What an indexer needs is slow to load, and only needed here.
-    from plainpacs.indexer.commands import ask  # noqa: PLC0415 - as said above
-    from plainpacs.indexer.pending import REQUEST_REBUILD, REQUEST_RECONCILE  # noqa: PLC0415
-    from plainpacs.indexer.service import Indexer  # noqa: PLC0415
-
-    mended = left = 0
-    rebuild = False
-    with Mender.open(root, node=chosen.node, digest=chosen.digest) as mender:
-        for finding, done in mender.mend(findings):
-            _print(finding, form, done.words)
-            mended += done.words != LEFT
-            left += done.left
-            rebuild |= done.rebuild
-    try:
-        with Indexer.open(root, node=chosen.node, digest=chosen.digest) as indexer:
-            indexer.once(full=rebuild)
-    except InUse:
-        # An indexer at work trusts what it wrote itself, unless it makes everything again.
-        index = any(finding.kind in INDEXES for finding in findings)
-        ask(root, REQUEST_REBUILD if rebuild or index else REQUEST_RECONCILE)
-    note(f"{mended:,} mended, {left:,} for you to look at")
-    return left
