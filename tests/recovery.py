@@ -16,6 +16,7 @@ from plainpacs.archive.archive import Archive
 from plainpacs.archive.errors import PlainpacsError, RefusedInstance
 from plainpacs.archive.header import read_header
 from plainpacs.archive.identity import InstanceKey
+from plainpacs.indexer import catalogue, instances
 from plainpacs.indexer.service import Indexer
 
 Files = Mapping[str, bytes]
@@ -165,12 +166,16 @@ class Checker:
     """Starts plainpacs on trees; remembers what a fresh rebuild of the same instances gave.
 
     ``offered`` are the data sets that may lie under final names. Not ``careful``: the tree was
-    damaged before, so that it may hold others, and studies that cannot be indexed.
+    damaged before, so that it may hold others, and studies that cannot be indexed. Not
+    ``compacted``: lines that count no more may stand in indexes yet.
     """
 
-    def __init__(self, offered: Collection[bytes], *, careful: bool = True) -> None:
+    def __init__(
+        self, offered: Collection[bytes], *, careful: bool = True, compacted: bool = True
+    ) -> None:
         self._offered = offered
         self._careful = careful
+        self._compacted = compacted
         self._rebuilt: dict[frozenset[tuple[str, bytes]], dict[str, bytes]] = {}
 
     def broken(self, top: str, promises: Iterable[Said], boot: str) -> list[str]:
@@ -198,9 +203,12 @@ class Checker:
             if first.get(name) != second.get(name) and f"/{layout.SEEN}/" not in name
         ]
         found += [f"a second recovery changes {changed}"] if changed else []
-        return found or self._stale(root, top, second)
+        return found or self.stale(top)
 
-    def _stale(self, root: str, top: str, files: Files) -> list[str]:
+    def stale(self, top: str) -> list[str]:
+        """The derived files below ``top`` that are not as a fresh rebuild makes them."""
+        files = files_in(top)
+        root = f"{top}/{ARCHIVE}"
         key = frozenset(item for item in files.items() if not _is_volatile(item[0]))
         wanted = self._rebuilt.get(key)
         if wanted is None:
@@ -212,7 +220,16 @@ class Checker:
             f"not as a rebuild makes it: {name}"
             for name in sorted(have.keys() | wanted.keys())
             if have.get(name) != wanted.get(name)
+            and (self._compacted or _live(name, have) != _live(name, wanted))
         ]
+
+
+def _live(name: str, files: Files) -> set[bytes]:
+    """The lines that count."""
+    data = files.get(name, b"")
+    if name.endswith(layout.CATALOGUE):
+        return {line for _, _, line in catalogue.live(data)}
+    return {*instances._live(data)} if f"/{layout.INSTANCES}/" in name else {data}
 
 
 def _is_derived(path: str) -> bool:
