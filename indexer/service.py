@@ -225,7 +225,10 @@ class Indexer:
             finally:
                 self.stop()
                 reconciling.join()
-        self._compact(everything=True)
+        try:
+            self._compact(everything=True)
+        except OSError as error:  # a full disk, say; whoever indexes next does it
+            log.warning("cannot compact the indexes before stopping: %s", error)
 
     def _turn(self) -> None:
         now = time.monotonic()

@@ -155,7 +155,7 @@ class Soak:
             return
         for study in going:
             for top in (root, root / ".plainpacs/conflicts"):
-                shutil.rmtree(top / MONTH / study.uid, ignore_errors=True)
+                remove_by_hand(top / MONTH / study.uid)
         self.ledger.count("studies removed by hand", len(going))
 
     def _purge(self, studies: list[str]) -> bool:
@@ -209,6 +209,15 @@ class Soak:
         return said
 
 
+def remove_by_hand(folder: Path) -> None:
+    """As ``rm -r`` does, again when somebody put something into it meanwhile."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
+
+
 def _delete(promised: list[Path]) -> None:
     promised[0].unlink()
 
@@ -254,6 +263,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     add("--volume", choices=KINDS, help="what fills up (ext4 for root, else none)")
     add("--megabytes", type=int, default=400, help="when it is full (400)")
     add("--dir", help="where all of it lies while it runs (the temporary folder)")
+    add("--keep", metavar="FOLDER", help="copies archive and log into it when there are findings")
     add("--seed", type=int, default=1, help="of what is killed, when (1)")
     add("--harm", action="append", choices=sorted(HARM), help="do so at the end: tests this tool")
     return parser.parse_args(given)
@@ -283,8 +293,9 @@ def run(options: argparse.Namespace) -> int:
         soak.check_all()
         memory = soak.check_memory()
         print_summary(soak.ledger, memory)
-        if soak.ledger.findings:
-            print(f"the end of the log:\n{service.log.read_text(errors='replace')[-3000:]}")
+        if soak.ledger.findings and options.keep:
+            shutil.copytree(service.root, Path(options.keep, "archive"), symlinks=True)
+            shutil.copy(service.log, options.keep)
         return int(bool(soak.ledger.findings))
 
 

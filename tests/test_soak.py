@@ -6,9 +6,15 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
-from support import eventually
+from mounts import tmpfs
+from support import eventually, new_archive, store
+
+from plainpacs.archive.archive import Archive
+from plainpacs.indexer.service import Indexer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, "-m", "tests.soak", "--minutes", "0.05", "--volume", "none"]
@@ -69,3 +75,30 @@ def _names(path: Path, root: Path) -> bool:
         return str(root).encode() in path.read_bytes()
     except OSError:
         return False
+
+
+# --- what it found --------------------------------------------------------------------------------
+
+
+def test_an_indexer_stops_in_order_on_a_full_disk(tmp_path: Path) -> None:
+    # "ended by a defect of plainpacs": what it appended could not be compacted at the end
+    (tmp_path / "disk").mkdir()
+    with tmpfs(tmp_path / "disk", "size=4m") as disk, ThreadPoolExecutor(1) as pool:
+        root = Path(new_archive(disk / "archive"))
+        with Archive.open(str(root), sync=False) as archive, Indexer.open(str(root)) as indexer:
+            running = pool.submit(indexer.run)
+            catalogue = root / "202401/studies.jsonl"
+            for count, study in enumerate(("1.9", "1.1"), 1):  # to be sorted by compaction
+                store(archive, StudyInstanceUID=study, SOPInstanceUID=f"{study}.1")
+                eventually(lambda at=count: read_lines(catalogue) == at)
+            with (disk / "rest").open("wb", buffering=0) as rest, suppress(OSError):
+                while True:
+                    rest.write(bytes(4096))
+            indexer.stop()
+            running.result(30)
+            assert read_lines(catalogue) == 2
+            (disk / "rest").unlink()
+
+
+def read_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0

@@ -13,6 +13,8 @@ from pathlib import Path
 from tests.soaking.ledger import Instance, Ledger, Study, digest
 from tests.soaking.service import PLAINPACS
 
+_LINES_OF_TRACEBACK = 25
+
 
 def data_set_of(content: bytes) -> bytes | None:
     """What comes after the File Meta Information; None when it is not a Part 10 file."""
@@ -121,11 +123,12 @@ def verify(root: Path, ledger: Ledger) -> str:
     if there.returncode:
         return "there is no such command yet"
     said = _run(ledger, "verify", "-a", str(root), "--format", "jsonl", allowed=(0, 1))
-    found = Counter(json.loads(line)["kind"] for line in said.splitlines())
-    for kind, count in found.items():
-        if "conflict" not in kind:
-            ledger.find(f"verify: {kind}, {count} times")
-    return ", ".join(f"{count} {kind}" for kind, count in found.items()) or "clean"
+    found = [json.loads(line) for line in said.splitlines()]
+    for one in found:
+        if one["kind"] != "conflict-waiting":
+            ledger.find(f"verify: {one['kind']}: {one['path']}: {one['words']}")
+    kinds = Counter(one["kind"] for one in found)
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "clean"
 
 
 def check_stopped(root: Path, ledger: Ledger) -> None:
@@ -137,11 +140,14 @@ def check_stopped(root: Path, ledger: Ledger) -> None:
 
 def check_log(log: Path, ledger: Ledger) -> None:
     """That nothing unforeseen happened, and no patient is named."""
-    with log.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            for word in ("Traceback", "a defect of plainpacs", "SECRET"):
-                if word in line:
-                    ledger.find(f"in the log: {line.strip()[:200]}")
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines):
+        if "a defect of plainpacs" in line:
+            ledger.find(
+                "in the log: " + "\n    ".join(lines[number : number + _LINES_OF_TRACEBACK])
+            )
+        elif "SECRET" in line:
+            ledger.find(f"in the log: {line[:200]}")
 
 
 def _run(ledger: Ledger, *arguments: str, allowed: tuple[int, ...] = (0,)) -> str:
