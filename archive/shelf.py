@@ -177,8 +177,8 @@ class Shelf:
         kept = Aside(layout.CONFLICTS, key, mark, identity(facts), facts.st_size, facts.st_nlink)
         self._publisher.sync_published(old.fileno(), path)
         series, _, name = path.rpartition("/")
-        folder = self._publisher.folder(series).fd
-        if not self._publisher.publish(name, folder, kept.path):
+        folder = self._publisher.folder(series)  # held on to: it is open as long as it is
+        if not self._publisher.publish(name, folder.fd, kept.path):
             with self._open(kept.path) as there:
                 if variant_digest(there) != kept.mark:
                     raise StorageUnavailable(
