@@ -111,19 +111,18 @@ class Removal:
 
     def _remove_series(self, listed: list[Present]) -> list[Aside]:
         key = listed[0].key
-        # No removal line for what is another file already.
-        there = self._now(listed)
-        instances = [one for one in listed if one in there]
-        if not instances:
-            return []
         lines = aside.lines_of(self.root, layout.study_folder(key.month, key.study), key.series)
-        taken = [(one, self._entry(one, lines)) for one in instances]
+        # The stamps first, then another look: what others put there since is stored later than
+        # its removal, and what they put there before gets no removal line.
+        entries = [(one, self._entry(one, lines)) for one in listed]
+        there = self._now(listed)
+        taken = [(one, entry) for one, entry in entries if one in there]
+        if not taken:
+            return []
         self._announce(taken, lines)
         # Before, too: should we die in between, the indexer is to look all the same.
         self._shelf.mark_pending(key.month, key.study)
         gone = self._rename(taken)
-        if len(gone) < len(instances):  # what others put there since the line may be there
-            self.accept(self._now(instances))
         self._shelf.mark_pending(key.month, key.study)
         return gone
 

@@ -534,6 +534,39 @@ def interleave(
     return step
 
 
+@pytest.mark.timeout(300)
+def test_removed_by_hand_and_stored_again_at_every_step(path: str, memory: Path) -> None:
+    """Until the rename it is another file than was listed, so it stays, and may be there."""
+    took = []
+    for step in range(1000):
+        copy = str(memory / "copy")
+        subprocess.run(["cp", "-a", path, copy], check=True)
+        found = removing.find(copy, [SERIES], quiet)
+        done: list[StoreOutcome] = []
+        with Archive.open(copy) as archive:
+
+            def meanwhile(_: str, archive: Archive = archive, done: Any = done) -> None:
+                with contextlib.suppress(FileNotFoundError):
+                    Path(archive.root, FILE).unlink()
+                done.append(store(archive).outcome)
+
+            with at_step(step, meanwhile):
+                removing.remove(copy, found)
+        once(copy)
+        taken = "1.2.3.4.5" in in_trash(copy)
+        if done:
+            assert done == [StoreOutcome.STORED]
+            assert Path(copy, FILE).exists(), f"at step {step}"
+            assert not in_force(copy), f"at step {step}"
+            took.append(taken)
+        shutil.rmtree(copy)
+        if not done:
+            break
+    assert took == sorted(took), "taken once it is too late to come between"
+    assert took.count(False) > 20
+    assert took.count(True)
+
+
 @pytest.mark.timeout(60)
 def test_senders_and_removals_at_once(path: str) -> None:
     """Whoever is answered STORED after the last removal began finds it there at the end."""
