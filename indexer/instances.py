@@ -12,7 +12,6 @@ something lies there.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import zlib
@@ -134,6 +133,15 @@ def places(root: str, shard: str) -> list[tuple[bytes, str]]:
     except FileNotFoundError:
         return []
     return [(raw + b"}\n", raw[raw.rindex(b'":"') + 3 : -1].decode()) for raw in _live(data)]
+
+
+def are_there(root: str) -> bool:
+    """Whether there are shards that can be read, beneath the path ``root``."""
+    try:
+        with os.scandir(os.path.join(root, layout.INSTANCES)) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
 
 
 def find(root: str, uid: str) -> list[str]:

@@ -11,7 +11,7 @@ comes from elsewhere.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import orjson
@@ -103,11 +103,15 @@ def study(root: str, uid: str, note: Note) -> Record:
 
 
 def with_instances(
-    root: str, parts: list[tuple[str, Record]], note: Note
+    root: str,
+    parts: list[tuple[str, Record]],
+    note: Note,
+    only: Collection[str] | None = None,
 ) -> list[tuple[str, Record]]:
     """The parts, each series with its ``instances``: the manifest lines of those present.
 
-    A series of which instances lie there that the record does not know yet is added.
+    A series of which instances lie there that the record does not know yet is added. ``only``: the
+    UIDs of the series to read; the others are left out.
     """
     from plainpacs.indexer import records  # noqa: PLC0415  # see rebuilt_record
 
@@ -116,7 +120,7 @@ def with_instances(
         lines: dict[str, list[Record]] = {}
         study = str(part["StudyInstanceUID"])
         try:
-            present = records.instances(root, month, study)
+            present = records.instances(root, month, study, only)
         except OSError as error:
             note(f"{layout.study_folder(month, study)} cannot be read: {error.strerror}")
             present = []
@@ -126,6 +130,7 @@ def with_instances(
         series = [
             {**known.get(uid, {"SeriesInstanceUID": uid}), "instances": lines.get(uid, [])}
             for uid in sorted(known.keys() | lines.keys())
+            if only is None or uid in only
         ]
         whole.append((month, {**part, "series": series}))
     return whole
@@ -145,6 +150,17 @@ def places(root: str, uid: str, note: Note, *, walk: bool = True) -> list[str]:
         note(f"{uid} is in no index that can be read here: looking through the study folders")
         found.update(_walk(root, uid))
     return sorted(found)
+
+
+def studies_holding(root: str, uids: Iterable[str]) -> set[str] | None:
+    """The studies in which the shards know these series or instances; None when there are no
+    shards to be read, as on a copy without ``.plainpacs``."""
+    from plainpacs.indexer import instances  # noqa: PLC0415  # see rebuilt_record
+
+    if not instances.are_there(root):
+        return None
+    hits = [(hit, uid) for uid in uids for hit in instances.find(root, uid)]
+    return {hit.split("/")[1] for hit, uid in hits if _is_of(hit, uid)}
 
 
 def _is_of(hit: str, uid: str) -> bool:

@@ -27,6 +27,9 @@ _TIME = re.compile(
     r"(?:[01][0-9]|2[0-3])(?::?[0-5][0-9](?::?(?:[0-5][0-9]|60)(?:\.[0-9]{1,6})?)?)?", re.ASCII
 )
 _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
+_SIGNED = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
+_MOMENT = re.compile(rf"([0-9]{{8}})(?:T?({_TIME.pattern}))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,8 @@ class Test:
     """What one value is asked.
 
     ``needle``: bytes that JSON holding a value that passes must contain; None when unknown.
-    ``span``: the first and last date (``YYYYMMDD``) that pass, for dates.
+    ``span``: the first and last date (``YYYYMMDD``) that pass, for dates and moments.
+    ``exact``: the one text that passes, when there is but one.
     """
 
     __test__ = False  # no test of pytest's
@@ -42,6 +46,7 @@ class Test:
     passes: Callable[[object], bool]
     needle: bytes | None = None
     span: tuple[str, str] | None = None
+    exact: str | None = None
 
 
 def fold(text: str) -> str:
@@ -80,11 +85,11 @@ def wildcard(pattern: str, folding: Callable[[str], str] = str) -> re.Pattern[st
 
 def identifier(keyword: str, wanted: str) -> Test:
     """LO and SH that identify, and UI: to the letter."""
-    wanted = strip_padding(wanted)
+    wanted = strip_padding(wanted).lstrip(" ")
     if has_wildcard(wanted):
         expression = wildcard(wanted)
         return Test(lambda value: expression.fullmatch(str(value)) is not None)
-    return Test(lambda value: value == wanted, needle=orjson.dumps(wanted))
+    return Test(lambda value: value == wanted, needle=orjson.dumps(wanted), exact=wanted)
 
 
 def code(keyword: str, wanted: str) -> Test:
@@ -162,8 +167,7 @@ def time_of_day(keyword: str, wanted: str) -> Test:
     low, high = _bounds(
         _TIME, keyword, wanted.strip(), "a time HHMM or HHMMSS, or a range: 0800-1200, 0800-, -1200"
     )
-    first = _digits(low).ljust(12, "0")
-    last = _digits(high).ljust(12, "9")
+    first, last = _time_bounds(low, high)
     _in_order(keyword, wanted, first <= last)
 
     def passes(value: object) -> bool:
@@ -171,6 +175,10 @@ def time_of_day(keyword: str, wanted: str) -> Test:
         return bool(_TIME.fullmatch(text)) and first <= _digits(text).ljust(12, "0") <= last
 
     return Test(passes)
+
+
+def _time_bounds(low: str, high: str) -> tuple[str, str]:
+    return _digits(low).ljust(12, "0"), _digits(high).ljust(12, "9")
 
 
 def _digits(time: str) -> str:
@@ -183,6 +191,56 @@ def number(keyword: str, wanted: str) -> Test:
     first, last = int(low or 0), int(high or 10**18)
     _in_order(keyword, wanted, first <= last)
     return Test(lambda value: isinstance(value, int) and first <= value <= last)
+
+
+def integer(keyword: str, wanted: str) -> Test:
+    """IS, which may be negative: one number, or a range of such as are not."""
+    if _SIGNED.fullmatch(plain := wanted.strip()):
+        only = int(plain)
+        return Test(lambda value: value == only and not isinstance(value, bool))
+    return number(keyword, wanted)
+
+
+def decimal(keyword: str, wanted: str) -> Test:
+    """DS: one number, whatever its notation."""
+    if not _DECIMAL.fullmatch(plain := wanted.strip()):
+        raise BadQuery(f"{keyword}={wanted} cannot be: it takes a number: 5, 0.75")
+    only = float(plain)
+    return Test(lambda value: value == only and not isinstance(value, bool))
+
+
+def moment(keyword: str, wanted: str) -> Test:
+    """A date and a time of day together, as one range (PS3.4 C.2.2.2.5.4).
+
+    The value is the pair of both: (DA, TM). A bound without a time is the whole day; a value
+    without a time lies somewhere in its day.
+    """
+    low, high = _bounds(
+        _MOMENT,
+        keyword,
+        wanted.strip(),
+        "a date and time YYYYMMDDHHMM or a range: 202401312200-202402010600",
+    )
+    (first, low_at), (last, high_at) = (_date_and_time(bound) for bound in (low, high))
+    first, last = date(keyword, first if low == high else f"{first}-{last}").span or ("", "")
+    start, end = _time_bounds(low_at, high_at)
+    _in_order(keyword, wanted, first + start <= last + end)
+
+    def passes(value: object) -> bool:
+        day, at = value if isinstance(value, tuple) else (value, None)
+        if not (plain := plain_date(day)):
+            return False
+        text = str(at or "").strip()
+        if not _TIME.fullmatch(text):
+            return first <= plain <= last
+        return first + start <= plain + _digits(text).ljust(12, "0") <= last + end
+
+    return Test(passes, span=(first, last))
+
+
+def _date_and_time(bound: str) -> tuple[str, str]:
+    match = _MOMENT.fullmatch(bound)
+    return (match[1], match[2] or "") if match else ("", "")
 
 
 def _bounds(one: re.Pattern[str], keyword: str, wanted: str, meant: str) -> tuple[str, str]:

@@ -1,108 +1,165 @@
-"""What ``ls`` is asked: terms, as typed, and whether a study is meant by them.
+"""What is asked: terms as typed, or keys as a program has them, and whether a record is meant.
 
 >>> query = parse(["PatientID=A1", "PatientID=A2", "StudyDate=20240101-20240331", "doe"])
 >>> query.matches({"PatientID": "A2", "StudyDate": "2024.02.28", "PatientName": "Doe^John"})
 True
 >>> query.months(["202404", "202402", "undated"])
 ['202402']
+>>> asked({"PatientName": "doe^*", "StudyDate": ""}).matches({"PatientName": "DOE^JOHN"})
+True
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, tzinfo
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import product
 from typing import Any
 
+from plainpacs.archive.attributes import Level
 from plainpacs.archive.errors import BadQuery
 from plainpacs.archive.identity import UNDATED, is_month
 from plainpacs.indexer import matching
+from plainpacs.indexer.keys import ALIASES, DATE_TIMES, SEQUENCE, Key, key_named, keys_at
 from plainpacs.indexer.matching import Test, fold
+from plainpacs.indexer.stored import END, period
 
-KEYS: dict[str, Callable[[str, str], Test]] = {
-    "PatientName": matching.person_name,
-    "PatientID": matching.identifier,
-    "IssuerOfPatientID": matching.identifier,
-    "PatientBirthDate": matching.date,
-    "PatientSex": matching.code,
-    "PatientAge": matching.code,
-    "PatientIdentityRemoved": matching.code,
-    "StudyInstanceUID": matching.identifier,
-    "StudyDate": matching.date,
-    "StudyTime": matching.time_of_day,
-    "AccessionNumber": matching.identifier,
-    "StudyID": matching.identifier,
-    "StudyDescription": matching.description,
-    "ReferringPhysicianName": matching.person_name,
-    "InstitutionName": matching.description,
-    "ModalitiesInStudy": matching.code,
-    "SOPClassesInStudy": matching.identifier,
-    "NumberOfStudyRelatedSeries": matching.number,
-    "NumberOfStudyRelatedInstances": matching.number,
-    "bytes": matching.number,
-}
-"""The keys of terms, and how each compares."""
+__all__ = ["ALIASES", "KEYS", "Condition", "Query", "asked", "parse", "values_of"]
 
-ALIASES = {"Modality": "ModalitiesInStudy"}
+KEYS = keys_at(Level.STUDY)
+"""The keys of terms for studies; ``keys.keys_at`` has those of the other levels."""
 
-_SPELLINGS = {key.lower(): key for key in KEYS} | {k.lower(): v for k, v in ALIASES.items()}
+Asked = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+"""What a key is to be: one value (or range, or wildcard), any of several, or, for a sequence, what
+its item's keys are to be. Empty: anything at all."""
+
 _WORD_KEYS = ("PatientName", "PatientID", "AccessionNumber", "StudyDescription", "StudyInstanceUID")
-_PERIOD = re.compile(r"([0-9]{1,6})([smhdw])", re.ASCII)
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_MORE_WORD_KEYS: Mapping[Level, tuple[str, ...]] = {
+    Level.PATIENT: (),
+    Level.STUDY: (),
+    Level.SERIES: ("SeriesDescription", "ProtocolName", "SeriesInstanceUID"),
+    Level.INSTANCE: ("SeriesDescription", "ProtocolName", "SeriesInstanceUID", "SOPInstanceUID"),
+}
+# What a study must have when a series or instance of it is to have it.
+_OF_THE_STUDY = {"Modality": "ModalitiesInStudy", "SOPClassUID": "SOPClassesInStudy"}
 # A shorter needle (with its quotes) is found in nearly every line.
 _SHORTEST_NEEDLE = 5
 _BETWEEN = "\0"  # in no argument of a command
-_END = "~"  # sorts behind every time
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One keyword; a study meets it when a value of its passes any of the tests."""
+    """One key; a record meets it when a value of its passes any of the tests.
 
-    keyword: str
+    ``keywords``: one; two for a date and its time, whose pairs are tested.
+    """
+
+    keywords: tuple[str, ...]
     tests: tuple[Test, ...]
+    level: Level = Level.STUDY
 
     def met_by(self, record: Mapping[str, Any]) -> bool:
-        values = values_of(record, self.keyword) or [""]
+        values = values_of(record, self.keywords[0]) or [""]
+        if len(self.keywords) > 1:
+            times = values_of(record, self.keywords[1]) or [""]
+            values = list(product(values, times))
         return any(test.passes(value) for test in self.tests for value in values)
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
-    """All that must hold of a study. Without any part it matches every study.
+class ItemCondition:
+    """A sequence; a record meets it when one item of it meets all the conditions (PS3.4
+    C.2.2.2.6). A record without an item has an empty one."""
 
-    ``stored``: the first and last ``last_stored`` that count, as those are written.
+    keyword: str
+    conditions: tuple[Condition, ...]
+    level: Level = Level.SERIES
+
+    def met_by(self, record: Mapping[str, Any]) -> bool:
+        value = record.get(self.keyword)
+        found = value if isinstance(value, list) else []
+        items = [item for item in found if isinstance(item, dict)] or [{}]
+        return any(all(one.met_by(item) for one in self.conditions) for item in items)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """All that must hold of a record at ``level``. Without any part it matches every one.
+
+    ``stored``: the first and last ``last_stored`` (of an instance: ``stored``) that count, as those
+    are written.
     """
 
-    conditions: tuple[Condition, ...] = ()
+    conditions: tuple[Condition | ItemCondition, ...] = ()
     words: tuple[Callable[[str], bool], ...] = ()
     stored: tuple[str, str] | None = None
     only_months: frozenset[str] | None = None
+    level: Level = Level.STUDY
 
     def is_empty(self) -> bool:
-        """Whether every study of the months asked for matches."""
+        """Whether every record of the months asked for matches."""
         return not (self.conditions or self.words or self.stored)
 
     def matches(self, record: Mapping[str, Any]) -> bool:
-        """Whether the study of this record (of ``study.json``, or a catalogue line) is meant."""
+        """Whether this record is meant. It has the attributes of the levels above its own, too."""
         if self.stored:
             since, until = self.stored
-            if not since <= str(record.get("last_stored", "")) < until:
+            key = "stored" if self.level is Level.INSTANCE else "last_stored"
+            if not since <= str(record.get(key, "")) < until:
                 return False
         for condition in self.conditions:
             if not condition.met_by(record):
                 return False
         if not self.words:
             return True
-        texts = _texts(record)
+        texts = _texts(record, self.level)
         return all(word(texts) for word in self.words)
+
+    def of_studies(self) -> Query:
+        """What holds of every study that has a record that matches; itself for studies."""
+        if self.level is Level.STUDY:
+            return self
+        conditions: list[Condition | ItemCondition] = []
+        for one in self.conditions:
+            if one.level in (Level.PATIENT, Level.STUDY):
+                conditions.append(one)
+            elif isinstance(one, Condition) and one.keywords[0] in _OF_THE_STUDY:
+                keywords = (_OF_THE_STUDY[one.keywords[0]],)
+                conditions.append(replace(one, keywords=keywords, level=Level.STUDY))
+        stored = self.stored
+        if stored and self.level is Level.INSTANCE:
+            stored = stored[0], END  # later ones may have come
+        words = self.words if self.level is Level.PATIENT else ()
+        return Query(tuple(conditions), words, stored, self.only_months)
+
+    def exactly(self, keyword: str) -> list[str] | None:
+        """The only values that ``keyword`` may have; None when it may have others."""
+        for one in self.conditions:
+            if isinstance(one, Condition) and one.keywords == (keyword,):
+                values = [test.exact for test in one.tests if test.exact is not None]
+                if len(values) == len(one.tests):
+                    return values
+        return None
+
+    def by_another_value(self, record: Mapping[str, Any]) -> list[str]:
+        """The keywords by which the record matches only through ``conflicting``: the value that it
+        shows is not what was asked for, but some of its instances have it."""
+        if not record.get("conflicting"):
+            return []
+        alone = {key: value for key, value in record.items() if key != "conflicting"}
+        return [
+            keyword
+            for one in self.conditions
+            if isinstance(one, Condition) and not one.met_by(alone) and one.met_by(record)
+            for keyword in one.keywords
+        ]
 
     def months(self, known: Iterable[str]) -> list[str]:
         """Those of the ``known`` months in which a study that matches has instances."""
         chosen = [m for m in known if self.only_months is None or m in self.only_months]
         for condition in self.conditions:
-            if condition.keyword == "StudyDate":
+            if isinstance(condition, Condition) and condition.keywords[0] == "StudyDate":
                 # What lies in "undated" has no date, so no date of it can match.
                 spans = [test.span for test in condition.tests if test.span]
                 chosen = [
@@ -116,6 +173,8 @@ class Query:
         """Byte strings of which every matching study's line holds one; None when there are none
         that are worth searching for."""
         for condition in self.conditions:
+            if isinstance(condition, ItemCondition):
+                continue
             found = tuple(test.needle for test in condition.tests if test.needle)
             long = all(len(needle) >= _SHORTEST_NEEDLE for needle in found)
             if len(found) == len(condition.tests) and long:
@@ -134,11 +193,12 @@ def values_of(record: Mapping[str, Any], keyword: str) -> list[Any]:
     return found
 
 
-def _texts(record: Mapping[str, Any]) -> str:
+def _texts(record: Mapping[str, Any], level: Level) -> str:
+    keys = _WORD_KEYS + _MORE_WORD_KEYS[level]
     if record.get("conflicting"):
-        texts = [str(value) for keyword in _WORD_KEYS for value in values_of(record, keyword)]
+        texts = [str(value) for keyword in keys for value in values_of(record, keyword)]
     else:  # the same, faster
-        texts = [value for key in _WORD_KEYS if isinstance(value := record.get(key), str)]
+        texts = [value for key in keys if isinstance(value := record.get(key), str)]
     # A name is also found as the table shows it: "Doe, John".
     texts += [text.replace("^", ", ", 1).replace("^", " ") for text in texts if "^" in text]
     return fold(_BETWEEN.join(texts))
@@ -149,6 +209,7 @@ def parse(
     stored: str | None = None,
     months: Sequence[str] = (),
     now: datetime | None = None,
+    level: Level = Level.STUDY,
 ) -> Query:
     """The query that ``terms`` (``KEY=VALUE``, or bare words), ``--stored`` and ``--month`` ask.
 
@@ -156,41 +217,91 @@ def parse(
     the time zone whose days "today" and dates in ``stored`` are; the machine's by default.
     Raises BadQuery.
     """
-    tests: dict[str, list[Test]] = {}
-    words: list[Callable[[str], bool]] = []
+    keys: dict[str, list[str]] = {}
+    words = []
     for term in terms:
-        key, equals, value = term.partition("=")
+        name, equals, value = term.partition("=")
         if not equals:
-            if term.strip():
-                words.append(_word(term.strip()))
+            words += [term] if term.strip() else []
             continue
-        keyword = _keyword(key)
+        keyword = key_named(name, level).keyword
         if not value.strip(" \\"):
             raise BadQuery(
                 f"{keyword}= has no value; write {keyword}=VALUE, {keyword}=?* for any value, "
                 "or leave it out"
             )
-        parts = (part for part in value.split("\\") if part.strip())
-        tests.setdefault(keyword, []).extend(KEYS[keyword](keyword, part) for part in parts)
+        keys.setdefault(keyword, []).append(value)
     return Query(
-        tuple(Condition(keyword, tuple(several)) for keyword, several in tests.items()),
-        tuple(words),
-        None if stored is None else _stored(stored, now),
+        tuple(_conditions(keys, level, strict=False)),
+        tuple(_word(word.strip()) for word in words),
+        None if stored is None else period(stored, now),
         frozenset(_month(month) for month in months) if months else None,
+        level,
     )
 
 
-def _keyword(key: str) -> str:
-    keyword = _SPELLINGS.get(key.strip().lower())
-    if keyword:
-        return keyword
-    import difflib  # only here, for a fast start of every other run  # noqa: PLC0415
+def asked(
+    keys: Mapping[str, Asked],
+    level: Level = Level.STUDY,
+    *,
+    words: Sequence[str] = (),
+    stored: tuple[str, str] | None = None,
+    combined: bool = False,
+) -> Query:
+    """The query of a program: ``keys`` by keyword, matched as PS3.4 C.2.2.2 says.
 
-    near = difflib.get_close_matches(key.lower(), _SPELLINGS, 1, 0.0)
-    raise BadQuery(
-        f"{key!r} is not a key of studies; the nearest is {_SPELLINGS[near[0]]} "
-        "(`plainpacs ls --help` lists them)"
-    )
+    A key with an empty value matches everything. Text is compared to the letter, names are not.
+    A sequence's value is itself a mapping. With ``combined`` the date and the time of one event are
+    one range (C.2.2.2.5.4). ``words`` and ``stored``: see ``parse`` and ``stored.period``.
+    Raises BadQuery for a key that ``keys.keys_at(level)`` lacks, or a value that cannot be.
+    """
+    plain: dict[str, list[str]] = {}
+    for name, value in keys.items():
+        items = value if isinstance(value, Mapping) else {name: value}
+        if isinstance(value, Mapping) and name != SEQUENCE:
+            raise BadQuery(f"{name} has no items that can be asked for")
+        for key, several in items.items():
+            texts = [several] if isinstance(several, str) else list(several)
+            if texts := [text for text in texts if text.strip(" \0\\")]:
+                plain[key_named(key, level).keyword] = texts
+    if combined:
+        _combine(plain)
+    conditions = tuple(_conditions(plain, level, strict=True))
+    return Query(conditions, tuple(map(_word, words)), stored, level=level)
+
+
+def _conditions(
+    keys: Mapping[str, Sequence[str]], level: Level, *, strict: bool
+) -> Iterable[Condition | ItemCondition]:
+    items: dict[str, list[Condition]] = {}
+    for name, values in keys.items():
+        key = key_named(name, level)
+        condition = Condition(key.parts or (name,), _tests(key, values, strict), key.level)
+        if key.item_of:
+            items.setdefault(key.item_of, []).append(condition)
+        else:
+            yield condition
+    for sequence, conditions in items.items():
+        yield ItemCondition(sequence, tuple(conditions))
+
+
+def _tests(key: Key, values: Sequence[str], strict: bool) -> tuple[Test, ...]:
+    compare = key.strict if strict else key.compare
+    parts = (part for value in values for part in value.split("\\") if part.strip(" \0"))
+    return tuple(compare(key.keyword, part) for part in parts)
+
+
+def _combine(keys: dict[str, list[str]]) -> None:
+    """Puts date and time together, where one range of each is asked for."""
+    for joined, (date, time) in DATE_TIMES.items():
+        if len(keys.get(date, [])) == len(keys.get(time, [])) == 1:
+            bounds = []
+            for text in (keys.pop(date)[0].strip(" \0"), keys.pop(time)[0].strip(" \0")):
+                low, hyphen, high = text.partition("-")
+                bounds.append((low, high if hyphen else low))
+            (first, last), (start, end) = bounds
+            low, high = first + (start if first else ""), last + (end if last else "")
+            keys[joined] = [low if low == high else f"{low}-{high}"]
 
 
 def _word(word: str) -> Callable[[str], bool]:
@@ -206,41 +317,3 @@ def _month(month: str) -> str:
     if not is_month(plain):
         raise BadQuery(f"--month {month} cannot be: write it as 202401, or {UNDATED}")
     return plain
-
-
-def _stored(stored: str, now: datetime | None) -> tuple[str, str]:
-    """[from, until) of ``last_stored``, as it is written: ISO, UTC, milliseconds."""
-    asked = stored.strip().lower()
-    zone = now.tzinfo if now else None
-    now = now or datetime.now().astimezone()
-    if period := _PERIOD.fullmatch(asked):
-        try:
-            return _utc(now - timedelta(**{_UNITS[period[2]]: int(period[1])})), _END
-        except OverflowError:
-            return "", _END
-    day = timedelta(days=1)
-    if asked in ("today", "yesterday"):
-        first = last = f"{now if asked == 'today' else now - day:%Y%m%d}"
-    else:
-        try:
-            first, last = matching.date("--stored", asked).span or ("", "")
-        except BadQuery:
-            raise BadQuery(
-                f"--stored {stored} cannot be: write today, yesterday, 30m, 1h, 7d, a date "
-                "YYYYMMDD or a range of dates"
-            ) from None
-    return _midnight(first, zone) or "", _midnight(last, zone, later=day) or _END
-
-
-def _midnight(day: str, zone: tzinfo | None, later: timedelta = timedelta()) -> str | None:
-    """When ``day`` begins, ``later``; None for the ends of open ranges."""
-    try:
-        start = datetime(int(day[:4]), int(day[4:6]), int(day[6:])) + later
-        # Without a zone the machine's is asked for that very day: summer time may lie between.
-        return _utc(start.replace(tzinfo=zone) if zone else start.astimezone())
-    except (ValueError, OverflowError):
-        return None
-
-
-def _utc(when: datetime) -> str:
-    return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

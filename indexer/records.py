@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,14 +190,16 @@ def study_record(root: str, month: str, study: str) -> StudyRecord | None:
     return record_of(study, series)
 
 
-def instances(root: str, month: str, study: str) -> list[Line]:
+def instances(root: str, month: str, study: str, only: Collection[str] | None = None) -> list[Line]:
     """The manifest lines that count for the instances present in a study's folder.
 
-    In the order of series, InstanceNumber and name. Raises OSError.
+    ``only``: of these series. In the order of series, InstanceNumber and name. Raises OSError.
     """
     files = study_files(root, month, study)
     found: list[tuple[Any, Line]] = []
     for uid, present in files.instances.items():
+        if only is not None and uid not in only:
+            continue
         manifests = [
             read_manifest(os.path.join(root, month, study, name))
             for name in files.manifests.get(uid, ())

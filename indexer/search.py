@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from operator import itemgetter
 from typing import NamedTuple
@@ -39,6 +39,11 @@ class Found(NamedTuple):
 
 # Found(…) itself runs Python code, which shows when 100,000 are made.
 _make_found = partial(tuple.__new__, Found)
+
+
+def studies(root: str, query: Query, note: Note) -> Iterator[Found]:
+    """What ``search`` finds, one by one."""
+    yield from search(root, query, note)
 
 
 def search(root: str, query: Query, note: Note) -> list[Found]:

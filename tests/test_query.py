@@ -158,6 +158,7 @@ def test_no_term_matches_everything_even_nonsense() -> None:
 @pytest.mark.parametrize("value", [None, 5, 1.5, True, [], [[]], {}, {"a": 1}, "", [None, "x"]])
 def test_a_value_of_any_type_is_compared_without_failing(keyword: str, value: Any) -> None:
     asked = {"StudyDate": "20240101", "PatientBirthDate": "20240101", "StudyTime": "10"}
+    asked["StudyDateTime"] = "20240101"
     term = f"{keyword}={asked.get(keyword, '1')}"
     for record in ({keyword: value}, {"conflicting": {keyword: value}}, {"conflicting": value}):
         parse([term, "word", "w*d"], stored="today").matches(record)
@@ -259,7 +260,9 @@ def test_needles_only_where_every_alternative_has_one() -> None:
         ("PatientID=\\", "has no value"),
         ("=x", "not a key"),
         ("PatientsName=x", "nearest is PatientName"),
-        ("SeriesDescription=x", "nearest is StudyDescription"),
+        ("StudysDescription=x", "nearest is StudyDescription"),
+        ("SeriesDescription=x", "SeriesDescription is no key of studies; it is one of series"),
+        ("StudyDateTime=now", "it takes a date and time"),
         ("StudyDate=2024", "20240101-20240331"),
         ("StudyDate=202401*", "it takes a date"),
         ("StudyDate=-", "it takes a date"),
