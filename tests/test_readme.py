@@ -136,6 +136,7 @@ def test_every_flag_named_exists() -> None:
         known |= {flag for option in command.params for flag in option.opts}
     of_others = {"--fork", "--delete", "--exclude"}
     of_others |= {"--quick", "--case", "--markdown"}  # the benchmark's
+    of_others |= {"--minutes", "--cases"}  # of the soak and the fuzzer
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT)) - of_others
     assert named <= known
     assert "--sync" in named
