@@ -14,6 +14,7 @@ saying ``acknowledge(...)`` of each instance whose safety it has been told; and 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -31,13 +32,22 @@ from typing import Any, NoReturn
 from promises import data_set_of, digest_of
 from support import CT_IMAGE_STORAGE, MODALITY, data_set, new_archive, part10, store
 
-from plainpacs.archive import importing
+from plainpacs.archive import cli, importing, verify
 from plainpacs.archive.archive import Archive
+from plainpacs.archive.errors import NoMatch
 from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN
 from plainpacs.archive.root import open_root
-from plainpacs.indexer import catalogue, instances
+from plainpacs.indexer import (
+    catalogue,
+    conflict_commands,
+    instances,
+    removal_commands,
+    verify_commands,
+)
 from plainpacs.indexer.service import Indexer
 
+LOADED = (conflict_commands, removal_commands, verify_commands)
+"""What the command line loads when it is used: here before, for all forks."""
 BEGIN, END = "/plainpacs.order.begins", "/plainpacs.order.ends"
 _PR_SET_PTRACER = 0x59616D61
 
@@ -48,14 +58,14 @@ Run = Callable[[str], Iterator[None]]
 class Order:
     """``prepare`` makes the archive at a path; ``run`` is the order, in two steps, on a copy.
 
-    ``sends``: the data sets that the order brings in. ``may_erase``: those that it may take from
-    the tree and from all that is kept aside.
+    ``sends``: the data sets that the order brings in. ``erases``: those of which nothing is left
+    when it came to its end.
     """
 
     prepare: Callable[[str], None]
     run: Run
     sends: tuple[bytes, ...] = ()
-    may_erase: tuple[bytes, ...] = ()
+    erases: tuple[bytes, ...] = ()
 
 
 # --- the orders -----------------------------------------------------------------------------------
@@ -124,6 +134,35 @@ def died_before(path: str) -> None:
     (left / "8").write_bytes(part10(SOPInstanceUID="1.2.3.4.8"))
     os.link(left / "8", Path(path, "202401", "1.2.3", "1.2.3.4", "1.2.3.4.8.dcm"))
     Path(path, ".plainpacs", f"dirty.{node}").write_bytes(b"another boot\n")
+
+
+def with_a_variant(path: str) -> None:
+    """One instance, and other bytes under its UID kept aside."""
+    one_stored(path)
+    with Archive.open(path) as archive:
+        store(archive, **OTHER_BYTES)
+
+
+def some_removed(path: str) -> None:
+    """Of two instances of a study one is in the trash, and other bytes of it are kept aside."""
+    with_a_variant(path)
+    with Archive.open(path) as archive:
+        store(archive, SOPInstanceUID="1.2.3.4.9")
+        store(archive, StudyInstanceUID="1.0", SOPInstanceUID="1.0.1")
+    with Indexer.open(path) as indexer:
+        indexer.once()
+    _command("rm", "--yes", "-a", path, "1.2.3.4.5")
+
+
+def damaged(path: str) -> None:
+    """A manifest is gone, an instance lies in another study's folder too, an index is empty."""
+    several_studies(path)
+    with Indexer.open(path) as indexer:
+        indexer.once()
+    month = Path(path, "202401")
+    next((month / "1.1").glob("*.jsonl")).unlink()
+    shutil.copy2(month / "1.2/1.2.3.4/1.2.1.dcm", month / "1.0/1.2.3.4/1.2.1.dcm")
+    (month / "1.0" / "study.json").write_bytes(b"{}")
 
 
 def storing(**changes: Any) -> Run:
@@ -195,6 +234,26 @@ def importing_files(path: str) -> Iterator[None]:
                 acknowledge(data_set_of(Path(result.path).read_bytes()))
 
 
+def commanding(*arguments: str) -> Run:
+    """A command of the command line, with any result but a failure."""
+
+    def run(path: str) -> Iterator[None]:
+        verify.ThreadPoolExecutor = _AtOnce  # type: ignore[misc]  # in a process of its own
+        yield
+        with contextlib.suppress(NoMatch):  # the second time, when the first came to its end
+            _command(*arguments, "-a", path)
+
+    return run
+
+
+def _command(*arguments: str) -> None:
+    try:
+        cli.root(list(arguments), prog_name="plainpacs", standalone_mode=False)
+    except SystemExit as ended:
+        if ended.code not in (0, 1):
+            raise
+
+
 IMPORTED = (
     data_set(),
     data_set(SOPInstanceUID="1.2.3.4.7", StudyInstanceUID="1.2.4"),
@@ -216,6 +275,21 @@ ORDERS = {
     "reindex": Order(several_studies, indexing(full=False)),
     "reindex --full": Order(several_studies, indexing(full=True)),
     "compact": Order(much_appended, compacting),
+    "rm, an instance": Order(one_stored, commanding("rm", "--yes", "1.2.3.4.5")),
+    "rm, a study": Order(some_removed, commanding("rm", "--yes", "1.2.3")),
+    "rm --purge": Order(
+        some_removed,
+        commanding("rm", "--yes", "--purge", "1.2.3"),
+        erases=(data_set(), data_set(**OTHER_BYTES), data_set(SOPInstanceUID="1.2.3.4.9")),
+    ),
+    "restore": Order(some_removed, commanding("restore", "1.2.3")),
+    "conflicts --keep first": Order(
+        with_a_variant, commanding("conflicts", "--keep", "first", "1.2.3")
+    ),
+    "conflicts --keep second": Order(
+        with_a_variant, commanding("conflicts", "--keep", "second", "1.2.3")
+    ),
+    "repair": Order(damaged, commanding("repair", "--apply")),
 }
 
 
@@ -227,8 +301,12 @@ def acknowledge(data: bytes) -> None:
 # --- the process from which they are forked -------------------------------------------------------
 
 
+_TOLD = 1
+"""Whom we speak to; what orders print goes elsewhere."""
+
+
 def _say(words: str) -> None:
-    os.write(1, words.encode() + b"\n")
+    os.write(_TOLD, words.encode() + b"\n")
 
 
 def _hear() -> str:
@@ -322,10 +400,15 @@ class Killer:
 
     def stops_of(self, name: str, path: Path, *, every: bool) -> list[Stop]:
         """Before which calls the order is to be killed: before all, or (``every`` false) before
-        those that change the tree or tell the sender, and at the end."""
-        ended = self._run(name, path, ["-e", "trace=all"])
+        those that change the tree or tell the sender, and at the end.
+
+        What every start and stop does is then left to the order of that name.
+        """
+        ended = self._run(name, path, ["-y", "-e", "trace=all"])
         assert ended.status == 0, (name, self.said())
-        return stops_in(ended.trace, every=every)
+        stops = stops_in(ended.trace, every=every)
+        usual = re.compile("\0" if every or name == "start and stop" else _START_AND_STOP)
+        return [stop for stop in stops if not usual.search(stop.line)]
 
     def kill_at(self, name: str, path: Path, stop: Stop) -> Ended:
         """The order on ``path``, killed before the call."""
@@ -383,6 +466,7 @@ def why_not() -> str:
     return ""
 
 
+_START_AND_STOP = r"\.try\.|/node\.|/dirty\.|\block\b"
 _CALL = re.compile(r"(\w+)\((.*)\)\s+= (-?\w+)")
 _CHANGING = {
     *("creat", "write", "writev", "pwrite64", "pwritev", "pwritev2", "copy_file_range", "sendfile"),
@@ -419,8 +503,12 @@ def stops_in(trace: list[str], *, every: bool) -> list[Stop]:
 def _changes(call: str, arguments: str, result: str) -> bool:
     if result == "-1" or (result == "0" and "write" in call):
         return False
+    if call == "write" and re.match(r"2[<,]", arguments):  # words for whoever looks on
+        return False
     return call in _CHANGING or (call.startswith("open") and "O_CREAT" in arguments)
 
 
 if __name__ == "__main__":
+    _TOLD = os.dup(1)
+    os.dup2(2, 1)
     _serve()
