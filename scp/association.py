@@ -11,8 +11,9 @@ import logging
 from dataclasses import dataclass
 
 from plainpacs.scp import pdu, status
+from plainpacs.scp.channel import Channel, Ended
 from plainpacs.scp.connection import Stopping, Transport
-from plainpacs.scp.dimse import ProtocolError, Reason, command_fragments
+from plainpacs.scp.dimse import ProtocolError, Reason
 from plainpacs.scp.pdu import PDU
 from plainpacs.scp.reading import ConnectionLost, Limits, MessageReader, PeerTimeout
 from plainpacs.scp.session import RELEASED, Session
@@ -53,7 +54,7 @@ class Association:
         self._stranger = stranger
         self._reader = MessageReader(connection, limits, session.spill)
         self._established = False
-        self._longest_pdu = 0
+        self._channel: Channel
 
     def run(self) -> None:
         """Serves the peer until the end; closes the connection. Raises nothing."""
@@ -90,6 +91,8 @@ class Association:
         except Stopping:
             farewell = pdu.ABORT_BY_USER if self._established else b""
             return _End("aborted by us: plainpacs stops", farewell=farewell)
+        except Ended as ended:
+            return _ended_by_peer(ended.how)
         except (ConnectionLost, OSError):
             return _End("connection lost")
 
@@ -108,23 +111,23 @@ class Association:
         decision = self._session.propose(request.proposal)
         if isinstance(decision, Rejection):
             return _End("rejected", farewell=pdu.reject(decision))
-        self._longest_pdu = request.longest_pdu
+        self._channel = Channel(
+            self._connection, self._reader, request.longest_pdu, self._limits.pdu_timeout
+        )
         self._established = True
         announced = self._limits.announced_pdu
         self._send(pdu.accept(request, decision, announced, self._implementation))
         return None
 
     def _serve(self) -> _End:
+        channel = self._channel
         while True:
             message = self._reader.read()
             if isinstance(message, PDU):
-                if message is PDU.ABORT:
-                    return _End("aborted by the peer")
-                return _End(RELEASED, farewell=pdu.RELEASE_RP)
-            answer = self._session.serve(message)
+                return _ended_by_peer(message)
+            answer = self._session.serve(message, channel)
             if answer is not None:
-                for fragment in command_fragments(answer, self._longest_pdu):
-                    self._send(pdu.data(message.context_id, fragment))
+                channel.send(message.context_id, answer)
 
     def _send(self, encoded: bytes) -> None:
         self._connection.send(encoded, self._limits.pdu_timeout)
@@ -132,3 +135,9 @@ class Association:
     def _say_farewell(self, encoded: bytes) -> None:
         with contextlib.suppress(OSError):
             self._send(encoded)
+
+
+def _ended_by_peer(how: PDU) -> _End:
+    if how is PDU.ABORT:
+        return _End("aborted by the peer")
+    return _End(RELEASED, farewell=pdu.RELEASE_RP)

@@ -9,11 +9,15 @@ import contextlib
 import select
 import socket
 import time
+from collections.abc import Sequence
 from typing import Protocol
+
+from plainpacs.archive.durable import Buffer
 
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 _GRACE_SECONDS = 1.0
 _SCRATCH_BYTES = 1 << 16
+_MOST_BUFFERS = 512  # for one system call: the least that systems have as IOV_MAX is 1,024
 
 
 class Stopping(Exception):
@@ -26,13 +30,14 @@ class Transport(Protocol):
     def receive(self, into: memoryview) -> int | None: ...
     def wait(self, seconds: float) -> None: ...
     def send(self, data: bytes, seconds: float) -> None: ...
+    def send_all(self, buffers: Sequence[Buffer], seconds: float) -> None: ...
     def await_close(self, seconds: float) -> None: ...
     def close(self) -> None: ...
 
 
 class Connection:
     """Owns the connected socket ``peer``. ``stopping`` is a descriptor that is readable from the
-    moment on that the receiver stops.
+    moment on that the receiver stops; negative when nothing stops it.
     """
 
     def __init__(self, peer: socket.socket, stopping: int) -> None:
@@ -44,7 +49,8 @@ class Connection:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._incoming = select.poll()
         self._incoming.register(peer, select.POLLIN)
-        self._incoming.register(stopping, select.POLLIN)
+        if stopping >= 0:
+            self._incoming.register(stopping, select.POLLIN)
 
     def receive(self, into: memoryview) -> int | None:
         """How many bytes came: 0 when the peer closed, None when there are none yet.
@@ -75,18 +81,38 @@ class Connection:
         """Sends all of ``data``. Raises TimeoutError when the peer does not take it in time, which
         is soon once the receiver stops; and OSError.
         """
+        with contextlib.suppress(BlockingIOError):
+            sent = self._socket.send(data)
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self._send_rest([memoryview(data)], seconds)
+
+    def send_all(self, buffers: Sequence[Buffer], seconds: float) -> None:
+        """Sends all of ``buffers``, without copying them together; as ``send``."""
+        self._send_rest([memoryview(buffer).cast("B") for buffer in buffers if buffer], seconds)
+
+    def _send_rest(self, rest: list[memoryview], seconds: float) -> None:
         deadline = 0.0
         heed_stop = True
-        while True:
-            with contextlib.suppress(BlockingIOError):
-                sent = self._socket.send(data)
-                if sent == len(data):
-                    return
-                data = data[sent:]
+        at = 0
+        while at < len(rest):
+            try:
+                sent = self._socket.sendmsg(rest[at : at + _MOST_BUFFERS])
+            except BlockingIOError:
+                sent = 0
+            went = sent > 0
+            while at < len(rest) and sent >= len(rest[at]):
+                sent -= len(rest[at])
+                at += 1
+            if went:
+                if sent:
+                    rest[at] = rest[at][sent:]
+                continue
             deadline = deadline or time.monotonic() + seconds
             outgoing = select.poll()
             outgoing.register(self._socket, select.POLLOUT)
-            if heed_stop:
+            if heed_stop and self._stopping >= 0:
                 outgoing.register(self._stopping, select.POLLIN)
             try:
                 self._wait(outgoing, deadline - time.monotonic())

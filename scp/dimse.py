@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,17 +17,41 @@ from plainpacs.archive.identity import is_name, strip_padding
 
 _ELEMENT = struct.Struct("<HHL")
 _NO_DATA_SET = 0x0101
+_DATA_SET = 0x0001
 LONGEST_COMMAND = 1 << 16
 
 _GROUP_LENGTH = 0x0000
-_AFFECTED_SOP_CLASS_UID = 0x0002
-_COMMAND_FIELD = 0x0100
-_MESSAGE_ID = 0x0110
-_MESSAGE_ID_BEING_RESPONDED_TO = 0x0120
-_COMMAND_DATA_SET_TYPE = 0x0800
-_STATUS = 0x0900
-_ERROR_COMMENT = 0x0902
-_AFFECTED_SOP_INSTANCE_UID = 0x1000
+
+
+class Element(enum.IntEnum):
+    """The elements of command sets, all of group 0000 (PS3.7 E.1)."""
+
+    AFFECTED_SOP_CLASS_UID = 0x0002
+    REQUESTED_SOP_CLASS_UID = 0x0003
+    COMMAND_FIELD = 0x0100
+    MESSAGE_ID = 0x0110
+    MESSAGE_ID_BEING_RESPONDED_TO = 0x0120
+    MOVE_DESTINATION = 0x0600
+    PRIORITY = 0x0700
+    COMMAND_DATA_SET_TYPE = 0x0800
+    STATUS = 0x0900
+    OFFENDING_ELEMENT = 0x0901
+    ERROR_COMMENT = 0x0902
+    AFFECTED_SOP_INSTANCE_UID = 0x1000
+    REQUESTED_SOP_INSTANCE_UID = 0x1001
+    EVENT_TYPE_ID = 0x1002
+    ACTION_TYPE_ID = 0x1008
+    REMAINING_SUB_OPERATIONS = 0x1020
+    COMPLETED_SUB_OPERATIONS = 0x1021
+    FAILED_SUB_OPERATIONS = 0x1022
+    WARNING_SUB_OPERATIONS = 0x1023
+    MOVE_ORIGINATOR_AE = 0x1030
+    MOVE_ORIGINATOR_MESSAGE_ID = 0x1031
+
+
+_PADDED_WITH_BLANKS = frozenset(
+    (Element.ERROR_COMMENT, Element.MOVE_DESTINATION, Element.MOVE_ORIGINATOR_AE)
+)
 
 COMMAND_BIT = 1
 LAST_BIT = 2
@@ -54,10 +78,15 @@ class ProtocolError(Exception):
 
 
 class CommandField(enum.IntEnum):
-    """(0000,0100) of the requests that are served (PS3.7 E.1); the rest are refused as such."""
+    """(0000,0100) of requests (PS3.7 E.1)."""
 
     C_STORE_RQ = 0x0001
+    C_GET_RQ = 0x0010
+    C_FIND_RQ = 0x0020
+    C_MOVE_RQ = 0x0021
     C_ECHO_RQ = 0x0030
+    N_EVENT_REPORT_RQ = 0x0100
+    N_ACTION_RQ = 0x0130
     C_CANCEL_RQ = 0x0FFF
 
 
@@ -73,7 +102,24 @@ class Command:
     message_id: int
     has_data_set: bool
     sop_class: str
+    """The affected one, else the requested one; so too the instance's."""
     sop_instance: str
+    elements: Mapping[int, bytes]
+    """All of it, by element number."""
+
+    @property
+    def status(self) -> int:
+        """Of a response. Raises ProtocolError when it has none."""
+        return _number(self.elements, Element.STATUS)
+
+    def number(self, element: Element) -> int | None:
+        """The value of a US; None when it is not there."""
+        value = self.elements.get(element, b"")
+        return int.from_bytes(value[:2], "little") if len(value) >= 2 else None
+
+    def text(self, element: Element) -> str:
+        """The value of an AE, LO or UI; empty when it is not there."""
+        return strip_padding(self.elements.get(element, b"").decode("ascii", "replace")).strip(" ")
 
 
 class Spill(Protocol):
@@ -123,60 +169,98 @@ def read_command(encoded: bytes) -> Command:
         if group or at > end:
             raise ProtocolError("a command set cannot be read")
         values[element] = encoded[begin:at]
-    field = _number(values, _COMMAND_FIELD)
+    field = _number(values, Element.COMMAND_FIELD)
     answered = field & RESPONSE or field == CommandField.C_CANCEL_RQ
-    id_element = _MESSAGE_ID_BEING_RESPONDED_TO if answered else _MESSAGE_ID
+    id_element = Element.MESSAGE_ID_BEING_RESPONDED_TO if answered else Element.MESSAGE_ID
     return Command(
         field,
         _number(values, id_element),
-        _number(values, _COMMAND_DATA_SET_TYPE) != _NO_DATA_SET,
-        _uid(values, _AFFECTED_SOP_CLASS_UID),
-        _uid(values, _AFFECTED_SOP_INSTANCE_UID),
+        _number(values, Element.COMMAND_DATA_SET_TYPE) != _NO_DATA_SET,
+        _uid(values, Element.AFFECTED_SOP_CLASS_UID, Element.REQUESTED_SOP_CLASS_UID),
+        _uid(values, Element.AFFECTED_SOP_INSTANCE_UID, Element.REQUESTED_SOP_INSTANCE_UID),
+        values,
     )
 
 
-def _number(values: dict[int, bytes], element: int) -> int:
+def _number(values: Mapping[int, bytes], element: int) -> int:
     value = values.get(element, b"")
     if len(value) < 2:
         raise ProtocolError(f"a command set lacks (0000,{element:04X})")
     return int.from_bytes(value[:2], "little")
 
 
-def _uid(values: dict[int, bytes], element: int) -> str:
-    return strip_padding(values.get(element, b"").decode("ascii", "replace"))
+def _uid(values: Mapping[int, bytes], element: int, other: int) -> str:
+    value = values.get(element) or values.get(other, b"")
+    return strip_padding(value.decode("ascii", "replace"))
 
 
-def response(command: Command, status: int, comment: str = "") -> bytes:
-    """The encoded command set that answers ``command`` (PS3.7 9.3.1.2, 9.3.5.2), without data set.
+def response(
+    command: Command,
+    status: int,
+    comment: str = "",
+    *,
+    has_data_set: bool = False,
+    more: Mapping[Element, int | str] | None = None,
+) -> bytes:
+    """The encoded command set that answers ``command`` (PS3.7 9.3 and 10.3).
 
-    UIDs are repeated only when they are harmless ones; ``comment`` is ASCII.
+    UIDs are repeated only when they are harmless ones; ``comment`` is ASCII. ``more``: elements
+    that this response has besides.
     """
-    sop_class = command.sop_class if is_name(command.sop_class) else ""
-    sop_instance = command.sop_instance if is_name(command.sop_instance) else ""
-    elements = b"".join(
-        (
-            _text(_AFFECTED_SOP_CLASS_UID, sop_class, b"\0"),
-            _us(_COMMAND_FIELD, command.field | RESPONSE),
-            _us(_MESSAGE_ID_BEING_RESPONDED_TO, command.message_id),
-            _us(_COMMAND_DATA_SET_TYPE, _NO_DATA_SET),
-            _us(_STATUS, status),
-            _text(_ERROR_COMMENT, comment, b" "),
-            _text(_AFFECTED_SOP_INSTANCE_UID, sop_instance, b"\0"),
-        )
-    )
-    return _ELEMENT.pack(0, _GROUP_LENGTH, 4) + struct.pack("<L", len(elements)) + elements
+    elements: dict[Element, int | str] = {
+        Element.AFFECTED_SOP_CLASS_UID: command.sop_class if is_name(command.sop_class) else "",
+        Element.COMMAND_FIELD: command.field | RESPONSE,
+        Element.MESSAGE_ID_BEING_RESPONDED_TO: command.message_id,
+        Element.STATUS: status,
+        Element.ERROR_COMMENT: comment,
+        Element.AFFECTED_SOP_INSTANCE_UID: (
+            command.sop_instance if is_name(command.sop_instance) else ""
+        ),
+    }
+    return command_set({**elements, **(more or {})}, has_data_set=has_data_set)
 
 
-def _us(element: int, value: int) -> bytes:
-    return _ELEMENT.pack(0, element, 2) + value.to_bytes(2, "little")
+def request(
+    field: CommandField,
+    message_id: int,
+    elements: Mapping[Element, int | str],
+    *,
+    has_data_set: bool,
+) -> bytes:
+    """The encoded command set of a request (PS3.7 9.3 and 10.3)."""
+    own = {Element.COMMAND_FIELD: field, Element.MESSAGE_ID: message_id}
+    return command_set(own | dict(elements), has_data_set=has_data_set)
 
 
-def _text(element: int, text: str, padding: bytes) -> bytes:
-    if not text:
+def cancel(message_id: int) -> bytes:
+    """The encoded C-CANCEL-RQ for the request ``message_id`` (PS3.7 9.3.2.3)."""
+    elements = {
+        Element.COMMAND_FIELD: CommandField.C_CANCEL_RQ,
+        Element.MESSAGE_ID_BEING_RESPONDED_TO: message_id,
+    }
+    return command_set(elements, has_data_set=False)
+
+
+def command_set(elements: Mapping[Element, int | str], *, has_data_set: bool) -> bytes:
+    """Encoded in Implicit VR Little Endian, group length included (PS3.7 6.3.1).
+
+    A number becomes a US, an empty text no element.
+    """
+    told = _DATA_SET if has_data_set else _NO_DATA_SET
+    all_elements = {**elements, Element.COMMAND_DATA_SET_TYPE: told}
+    encoded = b"".join(_encoded(element, all_elements[element]) for element in sorted(all_elements))
+    return _ELEMENT.pack(0, _GROUP_LENGTH, 4) + struct.pack("<L", len(encoded)) + encoded
+
+
+def _encoded(element: Element, value: int | str) -> bytes:
+    if isinstance(value, int):
+        return _ELEMENT.pack(0, element, 2) + value.to_bytes(2, "little")
+    if not value:
         return b""
-    value = text.encode("ascii", "replace")
-    value += padding * (len(value) % 2)
-    return _ELEMENT.pack(0, element, len(value)) + value
+    padding = b" " if element in _PADDED_WITH_BLANKS else b"\0"
+    text = value.encode("ascii", "replace")
+    text += padding * (len(text) % 2)
+    return _ELEMENT.pack(0, element, len(text)) + text
 
 
 def command_fragments(command_set: bytes, longest_pdu: int) -> Iterator[bytes]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from plainpacs.archive.identity import strip_padding
@@ -110,8 +110,11 @@ def negotiate(
     proposed: Iterable[ProposedContext],
     declared: Mapping[str, str] | None = None,
     roles: Mapping[str, Role] | None = None,
+    services: Container[str] = (),
 ) -> list[ContextResult]:
     """One result for each context id, in the order proposed.
+
+    ``services`` are the SOP Classes served besides Verification and storage.
 
     ``declared`` is the SOP Class Common Extended Negotiation: SOP Class UID to Service Class UID.
     ``roles`` are the roles the peer wants; a context it would only be SCP of is rejected, because
@@ -124,7 +127,11 @@ def negotiate(
             choice = choices.get(context.transfer_syntaxes)
             if choice is None:
                 choice = choices[context.transfer_syntaxes] = _choose(context.transfer_syntaxes)
-            results[context.id] = _judge(context, choice, declared or {}, roles or {})
+            abstract = strip_padding(context.abstract_syntax)
+            if abstract in services:
+                results[context.id] = _judge_service(context, abstract)
+            else:
+                results[context.id] = _judge(context, choice, declared or {}, roles or {})
     return list(results.values())
 
 
@@ -138,6 +145,16 @@ def _choose(transfer_syntaxes: Iterable[str]) -> tuple[str | None, str]:
     """The transfer syntax to accept, if there is one, and the one to name if not."""
     offered = [uid for uid in map(strip_padding, transfer_syntaxes) if uid]
     return choose_transfer_syntax(offered), offered[0] if offered else IMPLICIT_VR_LITTLE_ENDIAN
+
+
+def _judge_service(context: ProposedContext, abstract: str) -> ContextResult:
+    """What is asked and answered is read and written here: uncompressed, little endian."""
+    offered = [strip_padding(uid) for uid in context.transfer_syntaxes]
+    for syntax in (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN):
+        if syntax in offered:
+            return ContextResult(context.id, abstract, syntax, Result.ACCEPTED)
+    named = offered[0] if offered else IMPLICIT_VR_LITTLE_ENDIAN
+    return ContextResult(context.id, abstract, named, Result.TRANSFER_SYNTAXES_NOT_SUPPORTED)
 
 
 def _judge(

@@ -27,20 +27,25 @@ TITLES_END = _REQUEST.size
 _SHORT = struct.Struct(">H")
 _LONG = struct.Struct(">L")
 _VALUE = struct.Struct(">LB")
+_DATA = struct.Struct(">BxLLBB")
 
 _PROTOCOL_VERSION_BIT = 1
 
-_APPLICATION_CONTEXT = 0x10
-_PROPOSED_CONTEXT = 0x20
-_CONTEXT_RESULT = 0x21
-_ABSTRACT_SYNTAX = 0x30
-_TRANSFER_SYNTAX = 0x40
-_USER_INFORMATION = 0x50
-_MAXIMUM_LENGTH = 0x51
-_IMPLEMENTATION_CLASS = 0x52
-_ROLE = 0x54
-_IMPLEMENTATION_VERSION = 0x55
-_COMMON_EXTENDED = 0x57
+
+class Item(enum.IntEnum):
+    """The items of requests for associations and of their answers (PS3.8 9.3.2, PS3.7 D.3.3)."""
+
+    APPLICATION_CONTEXT = 0x10
+    PROPOSED_CONTEXT = 0x20
+    CONTEXT_RESULT = 0x21
+    ABSTRACT_SYNTAX = 0x30
+    TRANSFER_SYNTAX = 0x40
+    USER_INFORMATION = 0x50
+    MAXIMUM_LENGTH = 0x51
+    IMPLEMENTATION_CLASS = 0x52
+    ROLE = 0x54
+    IMPLEMENTATION_VERSION = 0x55
+    COMMON_EXTENDED = 0x57
 
 
 class PDU(enum.IntEnum):
@@ -81,21 +86,18 @@ def read_request(body: bytes) -> Request:
     roles: dict[str, Role] = {}
     known: dict[bytes, tuple[str, ...]] = {}
     longest = 0
-    for kind, value in _items(body, _REQUEST.size):
-        if kind == _PROPOSED_CONTEXT:
+    for kind, value in items(body, _REQUEST.size):
+        if kind == Item.PROPOSED_CONTEXT:
             contexts.append(_proposed_context(value, known))
-        elif kind == _APPLICATION_CONTEXT:
+        elif kind == Item.APPLICATION_CONTEXT:
             application = strip_padding(_text(value))
-        elif kind == _USER_INFORMATION:
-            for sub_kind, sub_value in _items(value, 0):
-                if sub_kind == _MAXIMUM_LENGTH:
+        elif kind == Item.USER_INFORMATION:
+            for sub_kind, sub_value in items(value, 0):
+                if sub_kind == Item.MAXIMUM_LENGTH:
                     longest = _number(_LONG, sub_value, 0)
-                elif sub_kind == _ROLE:
-                    uid, at = _counted(sub_value, 0)
-                    if len(sub_value) < at + 2:
-                        raise ProtocolError("a role selection ends early")
-                    roles[uid] = Role(sub_value[at] == 1, sub_value[at + 1] == 1)
-                elif sub_kind == _COMMON_EXTENDED:
+                elif sub_kind == Item.ROLE:
+                    uid, roles[uid] = read_role(sub_value)
+                elif sub_kind == Item.COMMON_EXTENDED:
                     uid, at = _counted(sub_value, 0)
                     declared[uid] = _counted(sub_value, at)[0]
     proposal = Proposal(
@@ -105,7 +107,8 @@ def read_request(body: bytes) -> Request:
     return Request(proposal, bool(version & _PROTOCOL_VERSION_BIT), longest, echoed)
 
 
-def _items(data: bytes, at: int) -> Iterator[tuple[int, bytes]]:
+def items(data: bytes, at: int) -> Iterator[tuple[int, bytes]]:
+    """Type and value of each item from ``at`` on. Raises ProtocolError."""
     while at < len(data):
         if at + _ITEM.size > len(data):
             raise ProtocolError("a request for an association ends within an item")
@@ -122,7 +125,7 @@ def _proposed_context(value: bytes, known: dict[bytes, tuple[str, ...]]) -> Prop
     if len(value) < 4 or not value[0] & 1:
         raise ProtocolError("a proposed context has no valid id")
     abstract, at = "", 4
-    if len(value) >= 8 and value[4] == _ABSTRACT_SYNTAX:
+    if len(value) >= 8 and value[4] == Item.ABSTRACT_SYNTAX:
         at = 8 + _number(_SHORT, value, 6)
         if at > len(value):
             raise ProtocolError("an abstract syntax is longer than what it lies in")
@@ -130,7 +133,9 @@ def _proposed_context(value: bytes, known: dict[bytes, tuple[str, ...]]) -> Prop
     encoded = value[at:]
     syntaxes = known.get(encoded)
     if syntaxes is None:
-        syntaxes = tuple(_text(uid) for kind, uid in _items(encoded, 0) if kind == _TRANSFER_SYNTAX)
+        syntaxes = tuple(
+            _text(uid) for kind, uid in items(encoded, 0) if kind == Item.TRANSFER_SYNTAX
+        )
         known[encoded] = syntaxes
     return ProposedContext(value[0], abstract, syntaxes)
 
@@ -149,6 +154,14 @@ def _counted(value: bytes, at: int) -> tuple[str, int]:
     return strip_padding(_text(value[at + 2 : end])), end
 
 
+def read_role(value: bytes) -> tuple[str, Role]:
+    """A role selection: of which SOP Class, and the requestor's roles (PS3.7 D.3.3.4)."""
+    uid, at = _counted(value, 0)
+    if len(value) < at + 2:
+        raise ProtocolError("a role selection ends early")
+    return uid, Role(value[at] == 1, value[at + 1] == 1)
+
+
 def _text(value: bytes) -> str:
     return value.decode("ascii", "replace")
 
@@ -165,20 +178,16 @@ def accept(
 ) -> bytes:
     """An A-ASSOCIATE-AC. ``implementation``: our class UID and version name."""
     user = [
-        _item(_MAXIMUM_LENGTH, _LONG.pack(announced_pdu)),
-        _item(_IMPLEMENTATION_CLASS, implementation[0].encode()),
+        item(Item.MAXIMUM_LENGTH, _LONG.pack(announced_pdu)),
+        item(Item.IMPLEMENTATION_CLASS, implementation[0].encode()),
     ]
-    for uid, role in acceptance.roles.items():
-        told = uid.encode("ascii", "replace")
-        user.append(
-            _item(_ROLE, _SHORT.pack(len(told)) + told + bytes((int(role.scu), int(role.scp))))
-        )
-    user.append(_item(_IMPLEMENTATION_VERSION, implementation[1].encode()))
+    user += [role_item(uid, role) for uid, role in acceptance.roles.items()]
+    user.append(item(Item.IMPLEMENTATION_VERSION, implementation[1].encode()))
     contexts = [
-        _item(
-            _CONTEXT_RESULT,
+        item(
+            Item.CONTEXT_RESULT,
             bytes((one.id, 0, one.result, 0))
-            + _item(_TRANSFER_SYNTAX, one.transfer_syntax.encode("ascii", "replace")),
+            + item(Item.TRANSFER_SYNTAX, one.transfer_syntax.encode("ascii", "replace")),
         )
         for one in acceptance.contexts
     ]
@@ -186,15 +195,23 @@ def accept(
         (
             b"\0\1\0\0",
             request.echoed,
-            _item(_APPLICATION_CONTEXT, request.proposal.application_context.encode()),
+            item(Item.APPLICATION_CONTEXT, request.proposal.application_context.encode()),
             *contexts,
-            _item(_USER_INFORMATION, b"".join(user)),
+            item(Item.USER_INFORMATION, b"".join(user)),
         )
     )
     return HEADER.pack(PDU.ASSOCIATE_AC, len(body)) + body
 
 
-def _item(kind: int, value: bytes) -> bytes:
+def role_item(uid: str, role: Role) -> bytes:
+    """A role selection (PS3.7 D.3.3.4)."""
+    told = uid.encode("ascii", "replace")
+    value = _SHORT.pack(len(told)) + told + bytes((int(role.scu), int(role.scp)))
+    return item(Item.ROLE, value)
+
+
+def item(kind: int, value: bytes) -> bytes:
+    """One item, with its type and length before it."""
     return _ITEM.pack(kind, len(value)) + value
 
 
@@ -211,7 +228,14 @@ def abort(reason: Reason) -> bytes:
 
 ABORT_BY_USER = HEADER.pack(PDU.ABORT, 4) + bytes(4)
 """An A-ABORT because we want to end; the reason means nothing then (PS3.8 9.3.8)."""
+RELEASE_RQ = HEADER.pack(PDU.RELEASE_RQ, 4) + bytes(4)
 RELEASE_RP = HEADER.pack(PDU.RELEASE_RP, 4) + bytes(4)
+
+
+def data_header(context_id: int, control: int, length: int) -> bytes:
+    """What comes before ``length`` bytes that fill a P-DATA-TF with one value; ``control`` is its
+    message control header."""
+    return _DATA.pack(PDU.P_DATA_TF, length + 6, length + 2, context_id, control)
 
 
 def data(context_id: int, fragment: bytes) -> bytes:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import mmap
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from plainpacs.scp.connection import Transport
@@ -82,8 +82,11 @@ class MessageReader:
         connection: Transport,
         limits: Limits,
         spill: Callable[[int, Command], Spill],
+        ends: Collection[PDU] = (PDU.RELEASE_RQ, PDU.ABORT),
     ) -> None:
+        """``ends``: the PDUs other than P-DATA-TF that an association may go on with."""
         self._connection = connection
+        self._ends = ends
         self._limits = limits
         self._begin_spill = spill
         self._view = _take_buffer()
@@ -131,6 +134,37 @@ class MessageReader:
         begin = self._at + HEADER.size
         self._at = begin + length
         return bytes(self._view[begin : self._at])
+
+    def read_answer(self) -> tuple[int, bytes]:
+        """Type and variable field of the PDU that answers our request for an association."""
+        self._deadline = time.monotonic() + self._limits.pdu_timeout
+        self._need(HEADER.size)
+        kind, length = HEADER.unpack_from(self._view, self._at)
+        if kind not in (PDU.ASSOCIATE_AC, PDU.ASSOCIATE_RJ, PDU.ABORT):
+            raise _unexpected(kind, "in answer to a request for an association")
+        if length > _LONGEST_REQUEST:
+            raise ProtocolError(f"an answer of {length} bytes to a request for an association")
+        self._need(HEADER.size + length)
+        begin = self._at + HEADER.size
+        self._at = begin + length
+        return kind, bytes(self._view[begin : self._at])
+
+    def has_begun(self) -> bool:
+        """Whether something of the next message has come. Does not wait; as of ``read``, the data
+        set before is valid no more."""
+        if self._at != self._end or self._pdu_left:
+            return True
+        self._data = self._data_end = self._at = self._end = 0
+        try:
+            got = self._connection.receive(self._view[:_RECEIVED_AT_ONCE])
+        except OSError as error:
+            raise ConnectionLost(error.strerror) from None
+        if got is None:
+            return False
+        if not got:
+            raise ConnectionLost
+        self._end = got
+        return True
 
     def read(self) -> Message | PDU:
         """The next message, or the PDU that ends the association: RELEASE_RQ or ABORT.
@@ -187,7 +221,7 @@ class MessageReader:
             self._pdu_left = length
             self._at += HEADER.size
             return PDU.P_DATA_TF
-        if kind not in (PDU.RELEASE_RQ, PDU.ABORT):
+        if kind not in self._ends:
             raise _unexpected(kind, "within an association")
         if length != 4:
             raise ProtocolError(f"a PDU of type {kind} and {length} bytes")

@@ -1,8 +1,7 @@
 """The receiver: who may associate, what is negotiated, and that each instance is stored.
 
-``Receiver`` binds, serves and stops; one ``_Session`` is one association. Every refusal is one
-line in the log that says who sent what, why it was refused, and which flag would change it; every
-association that came about is one line when it ends. No line has patient data.
+``Receiver`` binds, serves and stops; one ``ReceiverSession`` is one
+association.
 """
 
 from __future__ import annotations
@@ -13,11 +12,8 @@ import socket
 import ssl
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterable
 
-from plainpacs.archive.archive import Archive, Provenance, StoreOutcome
-from plainpacs.archive.audit import COUNTED_AS, uid_or_none
+from plainpacs.archive.archive import Archive
 from plainpacs.archive.errors import BadSettings, InUse, PlainpacsError, StorageUnavailable
 from plainpacs.archive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from plainpacs.archive.settings import Settings
@@ -26,41 +22,22 @@ from plainpacs.scp.access import Access, reloaded
 from plainpacs.scp.association import Association
 from plainpacs.scp.board import Admission, Board
 from plainpacs.scp.connection import Connection, Stopping, Transport
-from plainpacs.scp.dimse import (
-    RESPONSE,
-    Command,
-    CommandField,
-    Drain,
-    Message,
-    ProtocolError,
-    Spill,
-    response,
-)
-from plainpacs.scp.negotiation import ContextResult, Result, answered_roles, name_of, negotiate
 from plainpacs.scp.reading import Limits
 from plainpacs.scp.server import Server, listen
-from plainpacs.scp.session import RELEASED, Acceptance, Proposal
-from plainpacs.scp.status import Rejection, StoreStatus
-from plainpacs.scp.storing import LargeInstance, StoreAnswer, StoreRequest, store
-from plainpacs.scp.tally import Caller, Course, Refusal, Refused, Tally
+from plainpacs.scp.serving import ReceiverSession
+from plainpacs.scp.status import Rejection
+from plainpacs.scp.tally import Caller, Refusal, Refused, Tally
 from plainpacs.scp.tls import HandshakeFailed, TLSConnection
-from plainpacs.scp.trail import Trail, Visit
+from plainpacs.scp.trail import Trail
 
 _LOG = logging.getLogger("plainpacs.scp")
 
 _HOUSEKEEPING_SECONDS = 2.0
-_NAMES_SHOWN = 5
 # Connections that are not (yet) associations: reachability checks, scanners, rejected peers.
 _SPARE_CONNECTIONS = 64
 _SPARE_FROM_ONE = 16
 _LAST_WORDS_SECONDS = 5.0
 _KEYS_SECONDS = 24 * 3600.0
-
-_WHY = {
-    Result.USER_REJECTION: "the peer would be SCP, and plainpacs only receives",
-    Result.ABSTRACT_SYNTAX_NOT_SUPPORTED: "not Verification, nor the storage of an instance",
-    Result.TRANSFER_SYNTAXES_NOT_SUPPORTED: "no transfer syntax that can be kept",
-}
 
 
 class Receiver:
@@ -177,7 +154,7 @@ class Receiver:
         if transport is not None:
             Association(
                 transport,
-                _Session(self, access, address),
+                ReceiverSession(self, access, address),
                 self._limits,
                 (IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME),
                 stranger=access.is_stranger(address),
@@ -262,190 +239,3 @@ def _cannot_listen(settings: Settings, error: OSError) -> str:
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
         return f"cannot listen on {where}: no such address here; give another --bind"
     return f"cannot listen on {where}: {error.strerror or error}"
-
-
-class _Session:
-    """One connection. See ``session.Session`` for what is called when."""
-
-    def __init__(self, receiver: Receiver, access: Access, peer: str) -> None:
-        self._receiver = receiver
-        self._access = access
-        self._settings = receiver.settings
-        self._caller = Caller(peer)
-        self._visit: Visit
-        self._provenance = Provenance()
-        self._contexts: dict[int, ContextResult] = {}
-        self._admitted = False
-        self._counts: Counter[str] = Counter()
-        self._bytes = 0
-        self._began = time.monotonic()
-
-    # --- the association ----------------------------------------------------------------------
-
-    def propose(self, proposal: Proposal) -> Acceptance | Rejection:
-        self._caller = Caller(self._caller.peer, proposal.calling_ae, proposal.called_ae)
-        peer = self._caller.peer
-        rejection = self._access.rejection(proposal, peer)
-        rejection = rejection or self._receiver.admit(self._access, peer)
-        if rejection is not None:
-            self._log_rejection(rejection)
-            return rejection
-        self._admitted = True
-        self._receiver.tally.accepted()
-        self._visit = Visit(self._receiver.trail, self._caller)
-        self._provenance = Provenance(proposal.calling_ae, proposal.called_ae, self._caller.peer)
-        results = negotiate(proposal.contexts, proposal.declared, proposal.roles)
-        self._contexts = {r.id: r for r in results if r.result is Result.ACCEPTED}
-        self._log_refused_contexts(results)
-        return Acceptance(tuple(results), answered_roles(proposal.roles, results))
-
-    def ended(self, how: str, fault: str) -> None:
-        if not self._admitted:
-            level = logging.WARNING if fault else logging.DEBUG
-            _LOG.log(level, "connection ended: %s: %s", self._caller, fault or how)
-            return
-        self._receiver.dismiss(self._caller.peer)
-        self._visit.ended()
-        if how != RELEASED:
-            self._receiver.tally.aborted()
-        if self._counts["stored"] or self._counts["conflicts"]:
-            self._receiver.flush()
-        _LOG.info(
-            "association ended: %s: %s; %s",
-            self._caller,
-            f"{how}: {fault}" if fault else how,
-            Course(self._counts, self._bytes, time.monotonic() - self._began),
-        )
-
-    # --- messages -----------------------------------------------------------------------------
-
-    def serve(self, message: Message) -> bytes | None:
-        context = self._context(message.context_id)
-        command = message.command
-        if command.field & RESPONSE or command.field == CommandField.C_CANCEL_RQ:
-            return None  # nothing was asked of the peer, and nothing takes long enough to cancel
-        if command.field == CommandField.C_ECHO_RQ:
-            return response(command, StoreStatus.SUCCESS)
-        if command.field == CommandField.C_STORE_RQ:
-            return self._store(context, command, message.data)
-        why = f"operation {command.field:04X}H is neither C-ECHO nor C-STORE"
-        refused = StoreStatus.UNRECOGNIZED_OPERATION
-        remedy = "no flag changes it: plainpacs only receives"
-        _LOG.warning("refused: %s: %04X %s; %s", self._caller, refused, why, remedy)
-        self._count(Refused.OPERATION, f"{refused:04X}", why)
-        return response(command, StoreStatus.UNRECOGNIZED_OPERATION)
-
-    def spill(self, context_id: int, command: Command) -> Spill:
-        context = self._context(context_id)
-        if command.field != CommandField.C_STORE_RQ:
-            return Drain()
-        request = self._request(context, command)
-        return LargeInstance(self._receiver.archive, request, self._settings.refuse_sop_class)
-
-    def _context(self, context_id: int) -> ContextResult:
-        context = self._contexts.get(context_id)
-        if context is None:
-            raise ProtocolError(f"a message came on context {context_id}, not accepted")
-        return context
-
-    def _request(self, context: ContextResult, command: Command) -> StoreRequest:
-        return StoreRequest(
-            command.sop_class,
-            command.sop_instance,
-            context.abstract_syntax,
-            context.transfer_syntax,
-            self._provenance,
-        )
-
-    def _store(
-        self, context: ContextResult, command: Command, data: memoryview | Spill | None
-    ) -> bytes:
-        if isinstance(data, LargeInstance):
-            size = data.size
-            answer = data.store()
-        else:
-            assert data is None or isinstance(data, memoryview), "a Drain is for other commands"
-            request = self._request(context, command)
-            refused = self._settings.refuse_sop_class
-            answer = store(self._receiver.archive, request, data, refused)
-            size = len(data or b"")
-        self._bytes += size
-        self._account(answer, command, size)
-        return response(command, answer.status, answer.comment)
-
-    def _account(self, answer: StoreAnswer, command: Command, size: int) -> None:
-        if answer.stored is None:
-            self._counts["refused"] += 1
-            unforeseen = answer.status is StoreStatus.PROCESSING_FAILURE
-            # The words of an error that is not ours may quote the data set.
-            why = answer.comment if unforeseen else str(answer.error)
-            uid = uid_or_none(command.sop_instance)
-            named = f" {uid}" if uid else ""
-            _LOG.warning(
-                "refused: %s: %04X an instance%s of %s: %s; %s",
-                self._caller,
-                answer.status,
-                named,
-                _shown(command.sop_class),
-                why,
-                answer.remedy,
-            )
-            told = answer.comment or why
-            self._count(Refused.INSTANCE, f"{answer.status:04X}", told, command.sop_instance)
-            if unforeseen:
-                _LOG.error("a defect of plainpacs", exc_info=answer.error)
-            return
-        outcome = answer.stored.outcome
-        self._counts[COUNTED_AS[outcome]] += 1
-        self._visit.stored(answer.stored)
-        self._receiver.tally.stored(outcome, self._caller, size)
-        if outcome is StoreOutcome.CONFLICT:
-            _LOG.warning(
-                "conflict: %s sent other bytes under a stored SOP Instance UID; kept in %s",
-                self._caller,
-                answer.stored.path,
-            )
-
-    # --- refusals -----------------------------------------------------------------------------
-
-    def _log_rejection(self, rejection: Rejection) -> None:
-        known = {"called_ae": "", "calling_ae": "", **self._caller.log_fields()}  # printable
-        remedy = rejection.remedy.format(**known)
-        _LOG.warning(
-            "refused association: %s: %s %s; %s",
-            self._caller,
-            rejection.code,
-            rejection.what,
-            remedy,
-        )
-        self._count(Refused.ASSOCIATION, rejection.code, rejection.what)
-
-    def _log_refused_contexts(self, results: Iterable[ContextResult]) -> None:
-        by_result: dict[Result, list[str]] = {}
-        for context in results:
-            if context.result is not Result.ACCEPTED:
-                by_result.setdefault(context.result, []).append(_shown(context.abstract_syntax))
-        for result, names in by_result.items():
-            distinct = list(dict.fromkeys(names))
-            more = f" and {len(distinct) - _NAMES_SHOWN} more" * (len(distinct) > _NAMES_SHOWN)
-            what = ", ".join(distinct[:_NAMES_SHOWN]) + more
-            _LOG.warning(
-                "refused contexts: %s: result %d for %s: %s; no flag changes it",
-                self._caller,
-                result,
-                what,
-                _WHY[result],
-            )
-            why = f"{what}: {_WHY[result]}"
-            self._count(Refused.CONTEXTS, f"context {result:d}", why)
-
-    def _count(self, what: Refused, code: str, why: str, sop_instance: str = "") -> None:
-        self._receiver.count(Refusal(what, code, why, self._caller), sop_instance)
-
-
-def _shown(uid: str) -> str:
-    """``uid`` for the log: its name if registered. What is not spelled like one might be anything,
-    a patient's name too."""
-    if not uid:
-        return "no UID"
-    return name_of(uid) if uid_or_none(uid) else "a malformed UID"

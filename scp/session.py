@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from plainpacs.scp.dimse import Command, Message, Spill
 from plainpacs.scp.negotiation import ContextResult, ProposedContext, Role
 from plainpacs.scp.status import Rejection
+
+if TYPE_CHECKING:  # which is made of PDUs, which carry what is defined here
+    from plainpacs.scp.channel import Channel
 
 RELEASED = "released"
 """How an association ends that nobody aborted, for ``Session.ended``."""
@@ -52,8 +55,9 @@ class Session(Protocol):
         It comes back in the message, whole, or is discarded. Raises ProtocolError to abort.
         """
 
-    def serve(self, message: Message) -> bytes | None:
-        """The command set to answer with, on the same context; None when there is no answer.
+    def serve(self, message: Message, channel: Channel) -> bytes | None:
+        """The command set to answer with, on the same context; None when there is no answer, or it
+        was given by way of ``channel``.
 
         Does not return before the answer may be sent. Raises ProtocolError to abort.
         """

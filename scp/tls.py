@@ -13,8 +13,10 @@ from __future__ import annotations
 import contextlib
 import ssl
 import time
+from collections.abc import Sequence
 from typing import Any
 
+from plainpacs.archive.durable import Buffer
 from plainpacs.archive.errors import BadSettings
 from plainpacs.archive.settings import Settings
 from plainpacs.scp import pdu
@@ -113,13 +115,18 @@ class HandshakeFailed(Exception):
 class TLSConnection:
     """As ``Connection``, and over one, which it owns; ``handshake`` first."""
 
-    def __init__(self, connection: Connection, context: ssl.SSLContext, seconds: float) -> None:
-        """``seconds``: for the handshake, and for what TLS itself has to say later."""
+    def __init__(
+        self, connection: Connection, context: ssl.SSLContext, seconds: float, server: str = ""
+    ) -> None:
+        """``seconds``: for the handshake, and for what TLS itself has to say later. ``server``: the
+        host that is the server, when we are the client."""
         self._connection = connection
         self._seconds = seconds
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=not server, server_hostname=server or None
+        )
         self._sealed = memoryview(bytearray(_SEALED_AT_ONCE))
         self._heard = 0
         self._ending = False
@@ -220,6 +227,13 @@ class TLSConnection:
     def send(self, data: bytes, seconds: float) -> None:
         """Sends all of ``data``. Raises TimeoutError when the peer does not take it; OSError."""
         self._tls.write(data)
+        self._flush(seconds)
+
+    def send_all(self, buffers: Sequence[Buffer], seconds: float) -> None:
+        """Sends all of ``buffers``; as ``send``."""
+        for buffer in buffers:
+            if buffer:
+                self._tls.write(buffer)
         self._flush(seconds)
 
     def await_close(self, seconds: float) -> None:

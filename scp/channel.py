@@ -1,0 +1,137 @@
+"""An established association as services use it: messages out, messages in, and C-CANCEL.
+
+It is the same whichever side asked for the association. A data set that is sent is cut into PDUs of
+the length the peer takes, and never copied together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+from plainpacs.archive.durable import Buffer
+from plainpacs.scp import pdu
+from plainpacs.scp.connection import Transport
+from plainpacs.scp.dimse import (
+    LAST_BIT,
+    RESPONSE,
+    Command,
+    CommandField,
+    Message,
+    ProtocolError,
+    command_fragments,
+)
+from plainpacs.scp.pdu import PDU
+from plainpacs.scp.reading import MessageReader
+
+_LONGEST_SENT = 1 << 18
+"""Bytes of a PDU to a peer that takes any."""
+_SENT_AT_ONCE = 1 << 18
+"""Bytes that the peer has to take within the time for a PDU."""
+_VALUE_HEADER = 6
+
+
+class Ended(Exception):
+    """The peer ended the association amid a service: ``how`` is RELEASE_RQ or ABORT."""
+
+    def __init__(self, how: PDU) -> None:
+        super().__init__(how.name)
+        self.how = how
+
+
+class Channel:
+    """``longest_pdu`` is what the peer announced (PS3.8 D.1), 0 for any. Times in seconds.
+
+    Every method may raise ProtocolError, PeerTimeout, ConnectionLost, Stopping and OSError; those
+    that read, Ended too.
+    """
+
+    def __init__(
+        self, connection: Transport, reader: MessageReader, longest_pdu: int, seconds: float
+    ) -> None:
+        self._connection = connection
+        self._reader = reader
+        self._seconds = seconds
+        self._longest_pdu = longest_pdu
+        self._cancelled: set[int] = set()
+
+    def send(
+        self, context_id: int, command_set: bytes, data_set: Iterable[Buffer] | None = None
+    ) -> None:
+        """Sends a message, with ``data_set`` if its command says that there is one."""
+        buffers: list[Buffer] = [
+            pdu.data(context_id, fragment)
+            for fragment in command_fragments(command_set, self._longest_pdu)
+        ]
+        if data_set is None:
+            self._connection.send_all(buffers, self._seconds)
+            return
+        waiting = 0
+        for header, pieces, length in self._values(context_id, data_set):
+            buffers.append(header)
+            buffers += pieces
+            waiting += length
+            if waiting >= _SENT_AT_ONCE:
+                self._connection.send_all(buffers, self._seconds)
+                buffers, waiting = [], 0
+        self._connection.send_all(buffers, self._seconds)
+
+    def _values(
+        self, context_id: int, data_set: Iterable[Buffer]
+    ) -> Iterator[tuple[bytes, list[memoryview], int]]:
+        """For each P-DATA-TF its headers, what goes into it, and how long that is."""
+        step = max((self._longest_pdu or _LONGEST_SENT) - _VALUE_HEADER, 16)
+        pieces: list[memoryview] = []
+        length = 0
+        for buffer in data_set:
+            view = memoryview(buffer).cast("B")
+            while len(view):
+                if length == step:
+                    yield pdu.data_header(context_id, 0, length), pieces, length
+                    pieces, length = [], 0
+                taken = view[: step - length]
+                pieces.append(taken)
+                length += len(taken)
+                view = view[len(taken) :]
+        yield pdu.data_header(context_id, LAST_BIT, length), pieces, length
+
+    def read(self) -> Message:
+        """The next message. Its data set is valid until something is read again."""
+        message = self._reader.read()
+        if isinstance(message, PDU):
+            raise Ended(message)
+        return message
+
+    def is_cancelled(self, message_id: int) -> bool:
+        """Whether the peer cancelled its request ``message_id`` (C-CANCEL, PS3.7 9.3.2.3).
+
+        Does not wait. The data set of the request is valid no more.
+        """
+        while message_id not in self._cancelled and self._reader.has_begun():
+            self._take(self.read())
+        with contextlib.suppress(KeyError):
+            self._cancelled.remove(message_id)
+            return True
+        return False
+
+    def request(
+        self,
+        context_id: int,
+        command_set: bytes,
+        message_id: int,
+        data_set: Iterable[Buffer] | None = None,
+    ) -> Command:
+        """Sends a request of ours, with that message id, and gives the response to it."""
+        self.send(context_id, command_set, data_set)
+        while True:
+            message = self.read()
+            command = message.command
+            if command.field & RESPONSE and command.message_id == message_id:
+                return command
+            self._take(message)
+
+    def _take(self, message: Message) -> None:
+        """What comes while a service is at work: nothing else is allowed (PS3.7 D.3.3.3)."""
+        if message.command.field != CommandField.C_CANCEL_RQ:
+            raise ProtocolError("a message came before the last request was answered")
+        self._cancelled.add(message.command.message_id)
