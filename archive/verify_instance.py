@@ -20,7 +20,7 @@ from plainpacs.archive.recovering import read_facts
 from plainpacs.archive.unfinished import PATIENCE, new_digest
 from plainpacs.archive.verify_study import belongs, is_expected, promised, stored_line
 
-_PIECE = 128 << 10  # bytes read and hashed at once: they stay in the processor's cache
+_PIECE = 256 << 10  # bytes read and hashed at once: they stay in the processor's cache
 
 _WITHOUT_LINE = (FindingKind.FILE_WITHOUT_LINE, FindingKind.WRONG_FILE_META)
 
@@ -53,7 +53,9 @@ class Reader:
         for one in hashed:
             one.update(before)
         offset = skip
-        while taken := os.preadv(fd, [view], offset):
+        taken = _PIECE
+        while taken == _PIECE:  # a regular file gives less only at its end
+            taken = os.preadv(fd, [view], offset)
             for one in hashed:
                 one.update(view[:taken])
             offset += taken

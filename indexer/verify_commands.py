@@ -26,6 +26,7 @@ from plainpacs.indexer.verify_indexes import IndexCheck
 from plainpacs.indexer.visible import visible
 
 _SAVE_EVERY = 1.0
+_GIVE_WAY = 0.0005
 
 
 def checks(root: str, options: Options) -> list[Check]:
@@ -174,6 +175,8 @@ def verify(
     def save(progress: Progress) -> None:
         state.save(progress.reached)
 
+    # Threads that hash need the interpreter for a moment at a time: whoever has it gives way soon.
+    sys.setswitchinterval(_GIVE_WAY)
     verification = Verification(root, options, checks(root, options), save)
     progress = verification.progress
     try:
