@@ -121,6 +121,8 @@ def _rebuilt(root: str | Path) -> dict[str, str]:
         for name, digest in tree(root).items()
         if not name.endswith(("/study.json", "/studies.jsonl"))
     )
+    months = (name for name in os.listdir(root) if "." not in name)  # a month may hold nothing
+    made_from |= {(name, "") for name in months}
     if made_from not in _REBUILDS:
         copy = Path(root).with_name("rebuilt")
         shutil.rmtree(copy, ignore_errors=True)
