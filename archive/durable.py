@@ -164,20 +164,20 @@ def replace_file(root: int, path: str, data: Buffer | Iterable[Buffer]) -> None:
     unfinished file lies in ``.plainpacs/indexing``, where the indexer clears it at its start.
     """
     where, _, name = path.rpartition("/")
+    buffers = [data] if isinstance(data, (bytes, bytearray, memoryview)) else list(data)
     scratch = open_folder(layout.INDEXING, folder=root)
     temporary = f"{os.getpid()}.{threading.get_native_id()}.new"
     try:
         folder = open_folder(where or ".", folder=root)
         try:
-            with contextlib.suppress(FileNotFoundError):
-                unlink(temporary, folder=scratch)
-            fd = create(temporary, folder=scratch)
-            try:
-                write_all(fd, [data] if isinstance(data, (bytes, bytearray, memoryview)) else data)
-                sync_file(fd)
-            finally:
-                os.close(fd)
-            rename(temporary, name, folder=scratch, to_folder=folder)
+            for last in (False, False, True):
+                _create_whole(temporary, buffers, scratch)
+                try:
+                    rename(temporary, name, folder=scratch, to_folder=folder)
+                    break
+                except FileNotFoundError:  # an indexer that starts took it for a dead one's
+                    if last:
+                        raise
             sync_folder(folder)
         finally:
             os.close(folder)
@@ -185,6 +185,17 @@ def replace_file(root: int, path: str, data: Buffer | Iterable[Buffer]) -> None:
         with contextlib.suppress(OSError):
             unlink(temporary, folder=scratch)
         os.close(scratch)
+
+
+def _create_whole(name: str, buffers: Iterable[Buffer], folder: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        unlink(name, folder=folder)
+    fd = create(name, folder=folder)
+    try:
+        write_all(fd, buffers)
+        sync_file(fd)
+    finally:
+        os.close(fd)
 
 
 def append_lines(root: int, path: str, lines: bytes) -> None:

@@ -177,10 +177,7 @@ class _Rewriting:
             os.close(fd)
             return
         self._old.append((fd, whole, path, change))
-        try:
-            durable.replace_file(self._root, path, changed)
-        except FileNotFoundError:  # an indexer that starts clears what it finds unfinished
-            durable.replace_file(self._root, path, changed)
+        durable.replace_file(self._root, path, changed)
         if len(self._old) >= 100:
             self._carry_over()
 

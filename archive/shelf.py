@@ -102,16 +102,22 @@ class Shelf:
         """
         key = candidate.key
         path = layout.instance_path(key)
-        if self._publisher.publish(candidate.name, self._writer.incoming, path):
-            folder = layout.study_folder(key.month, key.study)
-            self._append_line(folder, candidate)
-            self.mark_pending(key.month, key.study)
-            return Stored(StoreOutcome.STORED, key, path)
-        if self._holds_same(path, candidate):
-            return Stored(StoreOutcome.DUPLICATE, key, path)
-        if may_replace and self._on_conflict == REPLACE:
-            return self.replace(candidate)
-        return self._keep_aside(candidate)
+        for last in (False, False, True):
+            if self._publisher.publish(candidate.name, self._writer.incoming, path):
+                folder = layout.study_folder(key.month, key.study)
+                self._append_line(folder, candidate)
+                self.mark_pending(key.month, key.study)
+                return Stored(StoreOutcome.STORED, key, path)
+            try:
+                if self._holds_same(path, candidate):
+                    return Stored(StoreOutcome.DUPLICATE, key, path)
+                if may_replace and self._on_conflict == REPLACE:
+                    return self.replace(candidate)
+                return self._keep_aside(candidate)
+            except FileNotFoundError:  # removed in this very moment: its place is free
+                if last:
+                    raise
+        raise StorageUnavailable(f"{path} keeps coming and going")
 
     # --- other bytes: kept aside ----------------------------------------------------------------
 

@@ -3,8 +3,8 @@
 Each actor is a function in a thread of its own that stops before every primitive of
 ``archive/durable.py`` that others may notice, and before some looks at the tree that they may
 change; ``Stage`` lets one go on, to its next stop. ``explore`` runs the actors anew for each order:
-depth first, all orders with at most so many switches away from an actor that could have gone on
-(few are needed to show what a race can do), then seeded random ones with any number.
+those with few switches first (away from an actor that could have gone on; few are needed to show
+what a race can do), then seeded random ones with any number.
 
 In one of the orders' variants an actor is killed where it stands: it does nothing any more, as if
 its process had died; nothing it would do on the way out is done.
@@ -17,6 +17,7 @@ alone touches.
 from __future__ import annotations
 
 import fcntl
+import heapq
 import os
 import random
 import re
@@ -104,7 +105,9 @@ class Stage:
             assert able, f"all wait for one another: {told}"
             # Who waits for a while does so until the others can go on no more.
             able = [one for one in able if one.stop != _A_WHILE] or able
-            possible = [Choice(one.number, killed) for killed in (False, True) for one in able]
+            possible = [Choice(one.number) for one in able]
+            # Of one that stood still meanwhile it makes no difference when it dies.
+            possible += [Choice(last, killed=True)] if Choice(last) in possible else []
             choice = choose(possible, last)
             chosen = cast[choice.actor]
             chosen.killed = choice.killed
@@ -254,26 +257,31 @@ def explore(
     play: Callable[[Callable[[list[Choice], int], Choice]], tuple[list[Actor], list[str]]],
     *,
     switches: int,
+    at_most: int,
     lucky: int,
-    killing: bool = True,
 ) -> Iterator[Run]:
-    """Runs ``play(choose)`` for every order with at most ``switches`` switches, a kill counting as
-    one, and ``lucky`` random orders. Deterministic."""
-    todo: list[tuple[Choice, ...]] = [()]
-    while todo:
-        wanted = todo.pop()
+    """Runs ``play(choose)`` in orders with at most ``switches`` switches, a kill counting as one:
+    all with few, and of those with more a seeded choice, ``at_most`` together; then in ``lucky``
+    random orders.
+    """
+    rng = random.Random(0)
+    todo: list[tuple[int, float, tuple[Choice, ...]]] = [(0, 0.0, ())]
+    for _ in range(at_most):
+        if not todo:
+            break
+        wanted = heapq.heappop(todo)[2]
         script = _Script(wanted)
         actors, told = play(script)
         yield Run(tuple(script.chosen), actors, told)
         for at in range(len(wanted), len(script.chosen)):
             for other in script.possible[at]:
                 plan = (*script.chosen[:at], other)
-                if other == script.chosen[at] or (other.killed and not killing):
-                    continue
-                if sum(one.killed for one in plan) <= 1 and script.cost(plan) <= switches:
-                    todo.append(plan)
+                cost = script.cost(plan)
+                once = sum(one.killed for one in plan) <= 1
+                if other != script.chosen[at] and once and cost <= switches:
+                    heapq.heappush(todo, (cost, rng.random(), plan))
     for seed in range(lucky):
-        luck = _Luck(seed, killing=killing)
+        luck = _Luck(seed)
         actors, told = play(luck)
         yield Run(tuple(luck.chosen), actors, told)
 
@@ -306,12 +314,13 @@ class _Script:
 
 
 class _Luck:
-    def __init__(self, seed: int, *, killing: bool) -> None:
+    def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)
-        self._kill_at = self._rng.randrange(60) if killing else -1
+        self._kill_at = self._rng.randrange(100)
         self.chosen: list[Choice] = []
 
     def __call__(self, possible: list[Choice], last: int) -> Choice:
         kill = len(self.chosen) == self._kill_at
-        self.chosen.append(self._rng.choice([one for one in possible if one.killed is kill]))
+        some = [one for one in possible if one.killed is kill] or possible[:1]
+        self.chosen.append(self._rng.choice(some))
         return self.chosen[-1]
