@@ -103,7 +103,7 @@ def _say_what(path: str, found: Found, *, erase: bool) -> None:
         record = lookup.stored_record(path, target.month, target.study) or {}
         who = " ".join((person_name(record.get("PatientName")), str(record.get("StudyDate", ""))))
         note(
-            f"{target.path}: {len(some):,} instances, {size(sum(one.size for one in some))}"
+            f"{target.path}: {_instances(len(some))}, {size(sum(one.size for one in some))}"
             + (f"  ({who.strip()})" if who.strip() and sys.stderr.isatty() else "")
         )
     if found.entries:
@@ -112,6 +112,10 @@ def _say_what(path: str, found: Found, *, erase: bool) -> None:
     if found.variants:
         where = "to be erased too" if erase else "which stay there"
         note(f"{len(found.variants):,} variants are among the conflicts, {where}")
+
+
+def _instances(count: int) -> str:
+    return f"{count:,} instance{'' if count == 1 else 's'}"
 
 
 def _ask(*, erase: bool) -> None:
@@ -127,11 +131,11 @@ def _say_done(path: str, removed: Removed, uids: list[str]) -> None:
     if removed.purged is None:
         count = len(removed.entries)
         if count:
-            note(f"{count:,} instances taken out; they are in {os.path.join(path, layout.TRASH)}")
+            note(f"{_instances(count)} taken out, into {os.path.join(path, layout.TRASH)}")
             note(f"bring them back with: plainpacs restore {' '.join(uids)}")
         return
     purged = removed.purged
-    note(f"erased: {purged.instances:,} instances, {purged.variants:,} variants kept aside")
+    note(f"erased: {_instances(purged.instances)}, {purged.variants:,} variants kept aside")
     if purged.linked:
         note(f"{purged.linked:,} of the files have other names elsewhere, where their bytes stay")
 

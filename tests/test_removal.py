@@ -391,7 +391,7 @@ def test_what_it_says(path: str) -> None:
     done = run("rm", "-a", path, "--yes", STUDY)
     assert done.exit_code == 0
     assert "202401/1.2.3: 4 instances" in done.stderr
-    assert f"4 instances taken out; they are in {path}/.plainpacs/trash" in done.stderr
+    assert f"4 instances taken out, into {path}/.plainpacs/trash" in done.stderr
     assert "plainpacs restore 1.2.3" in done.stderr
     assert "Doe" not in done.stderr
     done = run("rm", "-a", path, "--yes", STUDY)
