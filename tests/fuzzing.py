@@ -3,9 +3,9 @@
     python -m tests.fuzzing [--cases N] [--seed N] [--first N]
     python -m tests.fuzzing --seed 1 --first 4711 --cases 1 [--keep FOLDER]     one case again
 
-Each case is a function of the seed number, its own number and the seeds at hand (``fuzz_seeds``;
-the real ones depend on $PLAINPACS_TEST_DATA): the second line repeats it, and keeps its bytes. Of
-the cases 70 % are data sets for ``read_header``, in every kind of transfer syntax, 15 % files for
+Each case is a function of the seed number, its own number and the seeds at hand (``fuzz_seeds``,
+``fuzz_bombs``; the real ones depend on $PLAINPACS_TEST_DATA): the second line repeats it, and keeps
+its bytes. Of the cases 70 % are data sets for ``read_header``, in every kind of transfer syntax, 15 % files for
 ``read_part10`` and what follows, 15 % files for ``Archive.import_file`` on a file system in memory.
 
 A finding is: an exception that is no PlainpacsError, more than a second of processor time, more
@@ -32,9 +32,10 @@ from pathlib import Path
 from random import Random
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from fuzz_bombs import bombs
 from fuzz_checks import Finding, Importer, check_data_set, check_file
 from fuzz_mutators import changed_bytes, changed_elements
-from fuzz_seeds import BIG, DEFLATED, EXPLICIT, IMPLICIT, JPEG, Seed, bombs, deflate, real_seeds
+from fuzz_seeds import BIG, DEFLATED, EXPLICIT, IMPLICIT, JPEG, Seed, deflate, real_seeds
 
 MOST_SECONDS = 1.0
 MOST_GROWTH = 64 << 20

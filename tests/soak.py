@@ -307,14 +307,26 @@ def print_summary(ledger: Ledger, memory: list[str]) -> None:
     print("\n".join(ledger.findings[:50]))
 
 
+class _Stopped(BaseException):
+    """By a signal of this number."""
+
+
+def _stop(number: int, _: object) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)  # nothing is to interrupt the clearing up
+    raise _Stopped(number)
+
+
 def main(given: Sequence[str] | None = None) -> int:
     options = arguments(given)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # In so many words: who is started in the background of a shell is deaf to Ctrl-C's signal.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         return run(options)
-    except KeyboardInterrupt:
+    except _Stopped as stopped:
         print("stopped", file=sys.stderr)
-        return 130
+        return 128 + int(str(stopped))
     except (Broken, OSError, subprocess.SubprocessError) as error:
         print(f"it cannot go on: {error}", file=sys.stderr)
         return 3

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from mounts import tmpfs
 from support import eventually, new_archive, store
 
@@ -57,14 +58,15 @@ def test_what_is_wrong_at_the_end_is_found(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_it_clears_up_when_it_is_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_clears_up_when_it_is_stopped(number: int, tmp_path: Path) -> None:
     arguments = [*COMMAND[:4], "5", *COMMAND[5:], "--dir", str(tmp_path)]
     process = subprocess.Popen(arguments, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
     eventually(lambda: list(tmp_path.glob("*/volume/archive/*/*/*/*.dcm")))
     [root] = tmp_path.glob("*/volume/archive")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    assert process.returncode == 128 + number, said
     assert not list(tmp_path.iterdir())
     running = [path for path in Path("/proc").glob("[0-9]*/cmdline") if _names(path, root)]
     assert not running
