@@ -32,6 +32,7 @@ def index(
     context: Context,
     /,
     root: str | None,
+    *,
     once: bool,
     parent_pipe: bool,
     only: str | None,
@@ -54,9 +55,7 @@ def index(
     _run_until_stopped(path, chosen, only, parent_pipe=parent_pipe)
 
 
-def _run_until_stopped(
-    path: str, chosen: Settings, only: str | None, *, parent_pipe: bool
-) -> None:
+def _run_until_stopped(path: str, chosen: Settings, only: str | None, *, parent_pipe: bool) -> None:
     stopped = threading.Event()
     running: list[Indexer] = []
 

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Collection
 from pathlib import Path
 
+from recovery import quick_folder
 from support import left_behind, tree
 
 from plainpacs.archive.archive import Archive
@@ -124,14 +125,13 @@ def _rebuilt(root: str | Path) -> dict[str, str]:
     months = (name for name in os.listdir(root) if "." not in name)  # a month may hold nothing
     made_from |= {(name, "") for name in months}
     if made_from not in _REBUILDS:
-        copy = Path(root).with_name("rebuilt")
-        shutil.rmtree(copy, ignore_errors=True)
-        subprocess.run(["cp", "-a", str(root), str(copy)], check=True)
-        delete_derived(copy)
-        with Indexer.open(str(copy)) as indexer:
-            indexer.once(full=True)
-        _REBUILDS[made_from] = derived(copy)
-        shutil.rmtree(copy)
+        with quick_folder() as folder:
+            copy = f"{folder}/copy"
+            subprocess.run(["cp", "-a", str(root), copy], check=True)
+            delete_derived(copy)
+            with Indexer.open(copy) as indexer:
+                indexer.once(full=True)
+            _REBUILDS[made_from] = derived(copy)
     return _REBUILDS[made_from]
 
 
