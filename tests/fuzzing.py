@@ -5,8 +5,9 @@
 
 Each case is a function of the seed number, its own number and the seeds at hand (``fuzz_seeds``,
 ``fuzz_bombs``; the real ones depend on $PLAINPACS_TEST_DATA): the second line repeats it, and keeps
-its bytes. Of the cases 70 % are data sets for ``read_header``, in every kind of transfer syntax, 15 % files for
-``read_part10`` and what follows, 15 % files for ``Archive.import_file`` on a file system in memory.
+its bytes. Of the cases 70 % are data sets for ``read_header``, in every kind of transfer syntax,
+15 % files for ``read_part10`` and what follows, 15 % files for ``Archive.import_file`` on a file
+system in memory.
 
 A finding is: an exception that is no PlainpacsError, more than a second of processor time, more
 than 64 MB of memory beyond what it was after the warm-up (at any moment), an answer that JSON does
