@@ -191,12 +191,26 @@ def character_set(terms: Iterable[str]) -> CharacterSet:
 @lru_cache(maxsize=256)
 def _character_set(term: str) -> CharacterSet:
     # Only the first value matters: escape sequences themselves say which set they bring.
-    name = re.sub(r"[\s\0_-]+", "", term).upper().removeprefix("ISO2022")
+    return CharacterSet(codec_of(term), alone=_plain(term) in _ALONE)
+
+
+def codec_of(term: str) -> str | None:
+    """Python's name for the set that a value of (0008,0005) names; None for the default repertoire
+    and for names nobody knows. Escape sequences are not in it."""
+    name = _plain(term)
     if name in _ALONE:
-        return CharacterSet(_ALONE[name], alone=True)
+        return _ALONE[name]
     registered = _REGISTERED.fullmatch(name)
-    codec = _G1_CODECS.get(int(registered[1])) if registered else _FOREIGN.get(name)
-    return CharacterSet(codec, alone=False)
+    return _G1_CODECS.get(int(registered[1])) if registered else _FOREIGN.get(name)
+
+
+def escape_into_g1(codec: str) -> bytes | None:
+    """The escape sequence, without its escape, that brings the set of ``codec`` into G1."""
+    return next((escape for escape, brought in _INTO_G1.items() if brought == codec), None)
+
+
+def _plain(term: str) -> str:
+    return re.sub(r"[\s\0_-]+", "", term).upper().removeprefix("ISO2022")
 
 
 DEFAULT = character_set(())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import cast
 
 _TABLE = "_uid_dict"
@@ -19,16 +20,17 @@ Entry = tuple[str, str, str, str, str]
 """Name, type, more on it, ``Retired`` or nothing, keyword."""
 
 
-def _registered() -> Mapping[str, Entry]:
+def table_of_pydicom(name: str) -> ModuleType:
+    """The module ``name`` of pydicom, which imports nothing, loaded by itself."""
     package = importlib.util.find_spec("pydicom")
-    file = Path((package and package.origin) or "").with_name(_TABLE + ".py")
-    spec = importlib.util.spec_from_file_location(f"{__name__}.{_TABLE}", file)
+    file = Path((package and package.origin) or "").with_name(name + ".py")
+    spec = importlib.util.spec_from_file_location(f"{__name__}.{name}", file)
     if spec is None or spec.loader is None:
-        raise ImportError(f"pydicom has no table of UIDs in {file}")
+        raise ImportError(f"pydicom has no such table: {file}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return cast(Mapping[str, Entry], module.UID_dictionary)
+    return module
 
 
-REGISTERED = _registered()
+REGISTERED = cast(Mapping[str, Entry], table_of_pydicom(_TABLE).UID_dictionary)
 """By UID."""

@@ -1,0 +1,330 @@
+"""Identifiers: the small data sets that requests and responses carry, read and written here.
+
+Queries, retrieves and storage commitment have them (PS3.4 C.4, J.3), in Explicit or Implicit VR
+Little Endian. They are read whole, as elements with the bytes that came; what a peer can get wrong
+raises BadIdentifier. Written are mappings of keywords.
+
+>>> encoded = encode({"QueryRetrieveLevel": "STUDY", "PatientName": "Müller"}, EXPLICIT)
+>>> asked = read(encoded, EXPLICIT)
+>>> asked.text("PatientName"), asked.text("SpecificCharacterSet"), asked.text("StudyDate")
+('Müller', 'ISO_IR 192', '')
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from plainpacs.archive.charset import DEFAULT, CharacterSet, character_set
+from plainpacs.archive.durable import Buffer
+from plainpacs.scp.dictionary import tag_of, vr_of
+from plainpacs.scp.negotiation import EXPLICIT_VR_LITTLE_ENDIAN as EXPLICIT
+from plainpacs.scp.repertoire import UTF8, Repertoire
+
+CHARACTER_SET = 0x00080005
+LEVEL = 0x00080052
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_UNDEFINED = 0xFFFFFFFF
+_DEEPEST = 16
+"""Sequences within one another; of those that queries have, none is in another."""
+
+_TAG_AND_LENGTH = struct.Struct("<HHL")
+_SHORT = struct.Struct("<H")
+_LONG = struct.Struct("<L")
+
+# PS3.5 7.1.2: the VRs with two reserved bytes and a length of four; those with a length of two.
+LONG_VRS = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"))
+_SHORT_VRS = frozenset(
+    (
+        *("AE", "AS", "AT", "CS", "DA", "DS", "DT", "FL", "FD", "IS", "LO"),
+        *("LT", "PN", "SH", "SL", "SS", "ST", "TM", "UI", "UL", "US"),
+    )
+)
+IN_CHARACTER_SET = frozenset(("LO", "LT", "PN", "SH", "ST", "UC", "UT"))
+"""The VRs whose text the Specific Character Set is for (PS3.5 6.1.2.2)."""
+BINARY = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "UV": "Q", "SV": "q", "FL": "f", "FD": "d"}
+"""The VRs of numbers that are no text, as ``struct`` spells them."""
+PADDING = " \0"
+
+Scalar = str | int | float
+Value = Scalar | Sequence[Scalar] | Sequence["Mapping[str, Value]"]
+"""Of a keyword: one value, several, or the items of a sequence. Empty text: no value."""
+
+
+class BadIdentifier(Exception):
+    """It cannot be read. ``tag``: of the element that it is about, 0 when of none. The words are
+    ours alone and fit into an Error Comment."""
+
+    def __init__(self, words: str, tag: int = 0) -> None:
+        super().__init__(words)
+        self.tag = tag
+
+
+@dataclass(frozen=True, slots=True)
+class DataElement:
+    """``value``: its bytes as they came; ``items``: of a sequence."""
+
+    vr: str
+    value: bytes
+    items: tuple[DataSet, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """An identifier, or an item of it. ``elements`` by tag, in the order that they came."""
+
+    elements: Mapping[int, DataElement]
+    character_set: CharacterSet = field(default=DEFAULT)
+
+    def text(self, keyword: str) -> str:
+        """The value, decoded, without padding at its ends; empty when there is none."""
+        return self.text_at(tag_of(keyword))
+
+    def text_at(self, tag: int) -> str:
+        found = self.elements.get(tag)
+        if found is None or found.items:
+            return ""
+        if found.vr in BINARY:
+            return "\\".join(map(str, _numbers(found)))
+        if found.vr in IN_CHARACTER_SET:
+            decoded = self.character_set.decode(found.value, name=found.vr == "PN")
+        else:
+            decoded = found.value.decode("ascii", "replace")
+        return decoded.strip(PADDING)
+
+    def texts(self, keyword: str) -> list[str]:
+        """The values, without padding, empty ones left out."""
+        values = (value.strip(PADDING) for value in self.text(keyword).split("\\"))
+        return [value for value in values if value]
+
+    def items(self, keyword: str) -> tuple[DataSet, ...]:
+        """The items of a sequence."""
+        found = self.elements.get(tag_of(keyword))
+        return found.items if found else ()
+
+
+def _numbers(element: DataElement) -> list[int | float]:
+    shape = struct.Struct("<" + BINARY[element.vr])
+    whole = len(element.value) - len(element.value) % shape.size
+    return [number for (number,) in shape.iter_unpack(element.value[:whole])]
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def read(data: Buffer, transfer_syntax: str) -> DataSet:
+    """The identifier in ``data``. Raises BadIdentifier."""
+    found, _ = _Reader(bytes(data)).data_set(
+        0, len(data), DEFAULT, depth=0, explicit=transfer_syntax == EXPLICIT
+    )
+    return found
+
+
+class _Reader:
+    """The nested parts of one identifier. Positions are those in ``data``."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def data_set(
+        self, at: int, end: int, outer: CharacterSet, *, depth: int, explicit: bool,
+        delimited: bool = False,
+    ) -> tuple[DataSet, int]:  # fmt: skip
+        """The elements from ``at`` to ``end``, or, ``delimited``, to the end of the item; and where
+        what follows starts. ``outer``: the character set unless they name one (PS3.5 7.5.3)."""
+        data = self._data
+        elements: dict[int, DataElement] = {}
+        while at < end:
+            if end - at < 8:
+                raise BadIdentifier("the identifier ends within an element")
+            group, number, length = _TAG_AND_LENGTH.unpack_from(data, at)
+            tag = group << 16 | number
+            if tag == _ITEM_END and delimited:
+                return _finished(elements, outer), at + 8
+            if group in (0x0000, 0x0002, 0xFFFE):
+                raise BadIdentifier("an element that no identifier has", tag)
+            vr, length, value = self._header(at, end, tag, length, explicit)
+            if vr == "SQ" or length == _UNDEFINED:
+                if depth >= _DEEPEST:
+                    raise BadIdentifier("too many sequences within one another", tag)
+                # In UN they are always in implicit VR (PS3.5 6.2.2, Note 4).
+                within = explicit and vr != "UN"
+                charset = _character_set(elements, outer)
+                items, at = self._items(
+                    value, end, length, tag, charset, depth=depth, explicit=within
+                )
+                elements[tag] = DataElement("SQ", b"", items)
+                continue
+            at = value + length
+            if at > end:
+                raise BadIdentifier("an element is longer than what it lies in", tag)
+            if number:  # else the length of a group, which nobody needs
+                elements[tag] = DataElement(vr, data[value:at])
+        if delimited:
+            raise BadIdentifier("an item has no end")
+        return _finished(elements, outer), at
+
+    def _header(
+        self, at: int, end: int, tag: int, length: int, explicit: bool
+    ) -> tuple[str, int, int]:
+        """VR, length and where the value starts."""
+        if not explicit:
+            return vr_of(tag), length, at + 8
+        vr = self._data[at + 4 : at + 6].decode("ascii", "replace")
+        if vr in _SHORT_VRS:
+            return vr, _SHORT.unpack_from(self._data, at + 6)[0], at + 8
+        if vr not in LONG_VRS:
+            raise BadIdentifier("an element has no valid VR", tag)
+        if end - at < 12:
+            raise BadIdentifier("the identifier ends within an element", tag)
+        return vr, _LONG.unpack_from(self._data, at + 8)[0], at + 12
+
+    def _items(
+        self, at: int, end: int, length: int, tag: int, outer: CharacterSet, *, depth: int,
+        explicit: bool,
+    ) -> tuple[tuple[DataSet, ...], int]:  # fmt: skip
+        open_end = length == _UNDEFINED
+        if not open_end:
+            if at + length > end:
+                raise BadIdentifier("a sequence is longer than what it lies in", tag)
+            end = at + length
+        items: list[DataSet] = []
+        while at < end:
+            if end - at < 8:
+                raise BadIdentifier("the identifier ends within a sequence", tag)
+            group, number, length = _TAG_AND_LENGTH.unpack_from(self._data, at)
+            found, at = group << 16 | number, at + 8
+            if found == _SEQUENCE_END and open_end:
+                return tuple(items), at
+            if found != _ITEM:
+                raise BadIdentifier("a sequence has something other than items", tag)
+            delimited = length == _UNDEFINED
+            stop = end if delimited else at + length
+            if stop > end:
+                raise BadIdentifier("an item is longer than its sequence", tag)
+            item, at = self.data_set(
+                at, stop, outer, depth=depth + 1, explicit=explicit, delimited=delimited
+            )
+            items.append(item)
+        if open_end:
+            raise BadIdentifier("a sequence has no end", tag)
+        return tuple(items), at
+
+
+def _finished(elements: Mapping[int, DataElement], outer: CharacterSet) -> DataSet:
+    return DataSet(elements, _character_set(elements, outer))
+
+
+def _character_set(elements: Mapping[int, DataElement], outer: CharacterSet) -> CharacterSet:
+    named = elements.get(CHARACTER_SET)
+    return character_set(terms_of(named.value)) if named else outer
+
+
+def terms_of(value: bytes) -> list[str]:
+    """The values of (0008,0005), of which the first may be empty; none when there is none."""
+    terms = [term.strip(PADDING) for term in value.decode("ascii", "replace").split("\\")]
+    return terms if any(terms) else []
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def encode(
+    values: Mapping[str, Value], transfer_syntax: str, repertoire: Repertoire | None = None
+) -> bytes:
+    """The data set with these values by keyword, in the order of the tags.
+
+    SpecificCharacterSet is written as what the text is in: ``repertoire``, if it can carry all of
+    it, else UTF-8; not at all when nothing but ASCII is there and none is given. Raises KeyError
+    for a keyword DICOM does not have.
+    """
+    explicit = transfer_syntax == EXPLICIT
+    chosen = repertoire or Repertoire()
+    encoded = _encoded(values, chosen, explicit=explicit)
+    if encoded is None:
+        chosen = UTF8
+        encoded = _encoded(values, chosen, explicit=explicit) or {}
+    if chosen.terms:
+        named = "\\".join(chosen.terms).encode("ascii", "replace")
+        encoded[CHARACTER_SET] = element(CHARACTER_SET, "CS", named, explicit=explicit)
+    return b"".join(encoded[tag] for tag in sorted(encoded))
+
+
+def _encoded(
+    values: Mapping[str, Value], repertoire: Repertoire, *, explicit: bool
+) -> dict[int, bytes] | None:
+    """Each element by its tag; None when ``repertoire`` cannot carry the text."""
+    found = {}
+    for keyword, value in values.items():
+        tag = tag_of(keyword)
+        if tag != CHARACTER_SET:
+            vr = vr_of(tag)
+            raw = value_bytes(vr, value, repertoire, explicit=explicit)
+            if raw is None:
+                return None
+            found[tag] = element(tag, vr, raw, explicit=explicit)
+    return found
+
+
+def value_bytes(vr: str, value: object, repertoire: Repertoire, *, explicit: bool) -> bytes | None:
+    """The bytes of a value or several; None when ``repertoire`` cannot carry the text."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if vr == "SQ":
+        return _sequence(values, repertoire, explicit=explicit)
+    if vr in BINARY:
+        return _binary(vr, values)
+    text = "\\".join(map(_written, values))
+    if vr in IN_CHARACTER_SET:
+        return repertoire.encode(text, name=vr == "PN")
+    return text.encode("ascii", "replace")
+
+
+def _sequence(values: Sequence[object], repertoire: Repertoire, *, explicit: bool) -> bytes | None:
+    items = []
+    for item in values:
+        if isinstance(item, Mapping):
+            encoded = _encoded(item, repertoire, explicit=explicit)
+            if encoded is None:
+                return None
+            body = b"".join(encoded[tag] for tag in sorted(encoded))
+            items.append(head(_ITEM, "", len(body), explicit=False) + body)
+    return b"".join(items)
+
+
+def _binary(vr: str, values: Sequence[object]) -> bytes:
+    """Nothing when one of them is not a number that fits."""
+    shape = struct.Struct("<" + BINARY[vr])
+    try:
+        return b"".join(map(shape.pack, values))
+    except struct.error:
+        return b""
+
+
+def _written(value: object) -> str:
+    """As text; DS and IS have 16 characters at most (PS3.5 6.2)."""
+    if not isinstance(value, float):
+        return "" if value is None else str(value)
+    text = repr(value)
+    digits = 14
+    while len(text) > 16:
+        text, digits = f"{value:.{digits}g}", digits - 1
+    return text
+
+
+def element(tag: int, vr: str, value: bytes, *, explicit: bool) -> bytes:
+    """One element, padded to an even length."""
+    if len(value) % 2:
+        value += b"\0" if vr in ("UI", "OB", "UN") else b" "
+    return head(tag, vr, len(value), explicit=explicit) + value
+
+
+def head(tag: int, vr: str, length: int, *, explicit: bool) -> bytes:
+    """What comes before a value of so many bytes. A value too long for its VR raises
+    struct.error."""
+    group, number = tag >> 16, tag & 0xFFFF
+    if not explicit:
+        return _TAG_AND_LENGTH.pack(group, number, length)
+    if vr in LONG_VRS:
+        return struct.pack("<HH2sHL", group, number, vr.encode(), 0, length)
+    return struct.pack("<HH2sH", group, number, vr.encode(), length)
