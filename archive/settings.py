@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import click
 
 from plainpacs.archive import layout
+from plainpacs.archive.addresses import Address, ae_title
 from plainpacs.archive.errors import BadSettings
 from plainpacs.archive.identity import as_name
 from plainpacs.archive.reserve import Reserve
@@ -42,6 +43,7 @@ class Settings:
     max_pdu: int = 1 << 20
     pdu_timeout: float = 30.0
     idle_timeout: float = 300.0
+    nodes: tuple[str, ...] = ()
     refuse_sop_class: tuple[str, ...] = ()
     tls_cert: str = ""
     tls_key: str = ""
@@ -79,10 +81,7 @@ class Declaration:
 
 
 def _ae_title(value: Any) -> str:
-    title = str(value).strip(" ")
-    if not 1 <= len(title) <= 16 or "\\" in title or not title.isascii() or not title.isprintable():
-        raise ValueError("an AE title has 1 to 16 printable ASCII characters, no backslash")
-    return title
+    return ae_title(str(value))
 
 
 def _several(one: Callable[[Any], str]) -> Callable[[Any], tuple[str, ...]]:
@@ -129,6 +128,17 @@ def _ae_addresses(value: Any) -> tuple[str, ...]:
             raise ValueError(f"{bare[0]} is not of the form AE=ADDRESS")
         pairs = [(title, one) for title, _, one in (item.rpartition("=") for item in items)]
     return tuple(f"{_ae_title(title)}={_network(one)}" for title, one in pairs)
+
+
+def _nodes(value: Any) -> tuple[str, ...]:
+    """``AET@HOST:PORT`` for each; in TOML a table of AE titles with ``HOST:PORT``."""
+    if isinstance(value, dict):
+        value = [f"{title}@{where}" for title, where in value.items()]
+    addresses = [Address.parse(text) for text in _several(str)(value)]
+    titles = [address.ae_title for address in addresses]
+    if several := [title for title in titles if titles.count(title) > 1]:
+        raise ValueError(f"{several[0]} is named more than once")
+    return tuple(map(str, addresses))
 
 
 def _uid(value: Any) -> str:
@@ -204,6 +214,8 @@ TABLE: tuple[Declaration, ...] = (
     Declaration("max_pdu", _whole(4096, 1 << 27), "BYTES", "longest PDU we announce to take"),
     Declaration("pdu_timeout", _seconds, "SECONDS", "a PDU arrives within, from its first byte"),
     Declaration("idle_timeout", _seconds, "SECONDS", "silence after which we abort"),
+    Declaration("nodes", _nodes, "AET@HOST:PORT,…", "applications elsewhere: what C-MOVE may send"
+                " to, and commands call by name (none); with TLS: AET@HOST:PORT/tls"),
     Declaration("refuse_sop_class", _several(_uid), "UID,…", "SOP Classes refused (none)"),
     Declaration("tls_cert", _text, "FILE", "certificate, and chain, in PEM: serve TLS (no TLS)"),
     Declaration("tls_key", _text, "FILE", "its private key, if not in the same file"),

@@ -24,7 +24,7 @@ ANY_SCP = "ANY-SCP"
 RELOADED = (
     *("called_ae", "calling_ae", "allow_peers", "ae_addresses"),
     *("max_associations", "max_associations_per_peer"),
-    *("tls_cert", "tls_key", "tls_ca", "tls_verify"),
+    *("tls_cert", "tls_key", "tls_ca", "tls_verify", "nodes"),
 )
 """The settings that hold anew after a SIGHUP; the others want a restart."""
 

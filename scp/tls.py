@@ -38,32 +38,63 @@ def server_context(settings: Settings) -> ssl.SSLContext | None:
     """What handshakes are made with; None when no TLS is asked for. Raises BadSettings."""
     if not settings.tls_cert:
         for name in ("tls_key", "tls_ca"):
-            if getattr(settings, name):
+            if getattr(settings, name) and not (name == "tls_ca" and _is_client(settings)):
                 raise BadSettings(f"{_flag(name)} is given without --tls-cert: TLS would be off")
         if settings.tls_verify == "on":
             raise BadSettings("--tls-verify is given without --tls-cert: TLS would be off")
         return None
     if settings.tls_verify == "on" and not settings.tls_ca:
         raise BadSettings("--tls-verify needs --tls-ca: the certificates of who is to be trusted")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers(_SUITES)
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context = _profile(ssl.PROTOCOL_TLS_SERVER)
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
     # An association lives long enough not to need resumption. (Of TLS 1.2 tickets are left on:
     # without, OpenSSL keeps 6 KB for each session, of the last 20,000.)
     context.num_tickets = 0
     _load_certificate(context, settings.tls_cert, settings.tls_key or settings.tls_cert)
     if settings.tls_ca:
-        try:
-            context.load_verify_locations(settings.tls_ca)
-        except OSError as error:
-            raise BadSettings(f"--tls-ca {settings.tls_ca}: {_why(error)}") from None
-        # What the file names is trusted, be it the root, an intermediate or a device's own.
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        _trust(context, settings.tls_ca)
         required = settings.tls_verify == "on"
         context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
     return context
+
+
+def client_context(settings: Settings, *, any_name: bool = False) -> ssl.SSLContext:
+    """What handshakes of our own asking are made with. Raises BadSettings.
+
+    The peer's certificate has to be by ``tls_ca``, else by one that the system trusts; and to name
+    its host (RFC 9325 4.3), unless ``any_name``. Ours, if we have one, is shown to who asks for it.
+    """
+    context = _profile(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = not any_name
+    if settings.tls_cert:
+        _load_certificate(context, settings.tls_cert, settings.tls_key or settings.tls_cert)
+    if settings.tls_ca:
+        _trust(context, settings.tls_ca)
+    else:
+        context.load_default_certs()
+    return context
+
+
+def _is_client(settings: Settings) -> bool:
+    """Whether certificates are needed for associations of our own asking."""
+    return any("/tls" in node for node in settings.nodes)
+
+
+def _profile(protocol: int) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(_SUITES)
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    return context
+
+
+def _trust(context: ssl.SSLContext, path: str) -> None:
+    try:
+        context.load_verify_locations(path)
+    except OSError as error:
+        raise BadSettings(f"--tls-ca {path}: {_why(error)}") from None
+    # What the file names is trusted, be it the root, an intermediate or a device's own.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
 
 
 def _load_certificate(context: ssl.SSLContext, certificate: str, key: str) -> None:
