@@ -46,6 +46,7 @@ def rebuild_everything(rebuilder: Rebuilder, stop: Callable[[], bool] = lambda: 
             catalogue.rewrite(root, month, lines)
             record_seen(root, month, seen, now)
         shards.put_in_place()
+    rebuilder.several.make_anew()
     rebuilder.forget()
     return count
 

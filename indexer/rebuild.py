@@ -17,6 +17,7 @@ from plainpacs.archive.root import file_system_now
 from plainpacs.indexer import catalogue, instances
 from plainpacs.indexer.heal import Healer
 from plainpacs.indexer.records import StudyRecord, record_of
+from plainpacs.indexer.several import Several
 from plainpacs.indexer.study_files import (
     InstanceFacts,
     InstanceFile,
@@ -70,6 +71,7 @@ class Rebuilder:
     def __init__(self, path: str, root: int, healer: Healer) -> None:
         self.path = path
         self.root = root
+        self.several = Several(path, root)
         self._healer = healer
         self._known: OrderedDict[Study, _Memory] = OrderedDict()
         self._remembered = 0
@@ -85,6 +87,8 @@ class Rebuilder:
         memory = memory or _Memory()
         lines, waiting = self._read(study, memory)
         record = record_of(study[1], lines)
+        if cold or record is None:
+            self.several.note(study[1])
         if record is None:
             self._take_out(study, memory)
             return Rebuilt(None, waiting)
@@ -262,6 +266,7 @@ class Rebuilder:
         ``everything``: all that was touched. Returns the seconds it took. Raises OSError.
         """
         began = time.monotonic()
+        self.several.make_if_missing()
         for month, added in list(self.touched_months.items()):
             path = f"{month}/{layout.CATALOGUE}"
             if everything or self._worth_it(path, added):
