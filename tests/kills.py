@@ -20,6 +20,7 @@ import gc
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import traceback
@@ -332,8 +333,10 @@ def _carry_out(order: Order, path: str) -> NoReturn:
         ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)
         steps = order.run(path)
         next(steps)
+        # Waited for with a call that no order makes: strace may come before it or after.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         _say(f"ready {os.getpid()}")
-        _hear()
+        signal.sigwait({signal.SIGUSR1})
         os.access(BEGIN, os.F_OK)
         next(steps, None)
         os.access(END, os.F_OK)
@@ -428,17 +431,17 @@ class Killer:
         ready, _, pid = self._answer().partition(" ")
         assert ready == "ready", (name, self.said())
         if options is None:
-            return Ended(*self._go(), [])
+            return Ended(*self._go(int(pid)), [])
         command = ["strace", "-f", "-p", pid, "-o", str(self._log), "-s", "200", *options]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
             assert strace.stderr
             attached = strace.stderr.readline()
             assert "attached" in attached, attached
-            status, acknowledged = self._go()
+            status, acknowledged = self._go(int(pid))
         return Ended(status, acknowledged, self._log.read_text(errors="replace").splitlines())
 
-    def _go(self) -> tuple[int, frozenset[str]]:
-        self._tell("go")
+    def _go(self, pid: int) -> tuple[int, frozenset[str]]:
+        os.kill(pid, signal.SIGUSR1)
         acknowledged = set()
         while (line := self._answer()).startswith("acknowledged "):
             acknowledged.add(line.split()[1])
