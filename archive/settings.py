@@ -45,6 +45,7 @@ class Settings:
     idle_timeout: float = 300.0
     nodes: tuple[str, ...] = ()
     refuse_sop_class: tuple[str, ...] = ()
+    query_retrieve: str = "on"
     tls_cert: str = ""
     tls_key: str = ""
     tls_ca: str = ""
@@ -217,6 +218,8 @@ TABLE: tuple[Declaration, ...] = (
     Declaration("nodes", _nodes, "AET@HOST:PORT,…", "applications elsewhere: what C-MOVE may send"
                 " to, and commands call by name (none); with TLS: AET@HOST:PORT/tls"),
     Declaration("refuse_sop_class", _several(_uid), "UID,…", "SOP Classes refused (none)"),
+    Declaration("query_retrieve", _choice("on", "off"), "on|off", "answer queries and retrieves"
+                " (C-FIND, C-MOVE, C-GET); off: only receive", switch=True),
     Declaration("tls_cert", _text, "FILE", "certificate, and chain, in PEM: serve TLS (no TLS)"),
     Declaration("tls_key", _text, "FILE", "its private key, if not in the same file"),
     Declaration("tls_ca", _text, "FILE", "certificates of who is trusted to have signed peers'"),

@@ -20,6 +20,7 @@ from plainpacs.scp import serve as service
     *("bind", "port", "max_associations", "max_associations_per_peer", "receivers"),
     *("tls_cert", "tls_key", "tls_ca", "tls_verify"),
     *("max_pdu", "pdu_timeout", "idle_timeout", "nodes", "refuse_sop_class"),
+    "query_retrieve",
     *("sync", "digest", "reserve", "on_conflict", "node"),
     *("log_level", "log_format", "metrics_port", "metrics_bind"),
 )

@@ -53,6 +53,9 @@ _PADDED_WITH_BLANKS = frozenset(
     (Element.ERROR_COMMENT, Element.MOVE_DESTINATION, Element.MOVE_ORIGINATOR_AE)
 )
 
+Value = int | str | bytes
+"""Of an element that we write; see ``command_set``."""
+
 COMMAND_BIT = 1
 LAST_BIT = 2
 """Of the message control header of a presentation data value (PS3.8 E.2)."""
@@ -200,14 +203,14 @@ def response(
     comment: str = "",
     *,
     has_data_set: bool = False,
-    more: Mapping[Element, int | str] | None = None,
+    more: Mapping[Element, Value] | None = None,
 ) -> bytes:
     """The encoded command set that answers ``command`` (PS3.7 9.3 and 10.3).
 
     UIDs are repeated only when they are harmless ones; ``comment`` is ASCII. ``more``: elements
     that this response has besides.
     """
-    elements: dict[Element, int | str] = {
+    elements: dict[Element, Value] = {
         Element.AFFECTED_SOP_CLASS_UID: command.sop_class if is_name(command.sop_class) else "",
         Element.COMMAND_FIELD: command.field | RESPONSE,
         Element.MESSAGE_ID_BEING_RESPONDED_TO: command.message_id,
@@ -223,12 +226,12 @@ def response(
 def request(
     field: CommandField,
     message_id: int,
-    elements: Mapping[Element, int | str],
+    elements: Mapping[Element, Value],
     *,
     has_data_set: bool,
 ) -> bytes:
     """The encoded command set of a request (PS3.7 9.3 and 10.3)."""
-    own = {Element.COMMAND_FIELD: field, Element.MESSAGE_ID: message_id}
+    own: dict[Element, Value] = {Element.COMMAND_FIELD: field, Element.MESSAGE_ID: message_id}
     return command_set(own | dict(elements), has_data_set=has_data_set)
 
 
@@ -241,10 +244,10 @@ def cancel(message_id: int) -> bytes:
     return command_set(elements, has_data_set=False)
 
 
-def command_set(elements: Mapping[Element, int | str], *, has_data_set: bool) -> bytes:
+def command_set(elements: Mapping[Element, Value], *, has_data_set: bool) -> bytes:
     """Encoded in Implicit VR Little Endian, group length included (PS3.7 6.3.1).
 
-    A number becomes a US, an empty text no element.
+    A number becomes a US, an empty text no element; bytes stay what they are.
     """
     told = _DATA_SET if has_data_set else _NO_DATA_SET
     all_elements = {**elements, Element.COMMAND_DATA_SET_TYPE: told}
@@ -252,7 +255,9 @@ def command_set(elements: Mapping[Element, int | str], *, has_data_set: bool) ->
     return _ELEMENT.pack(0, _GROUP_LENGTH, 4) + struct.pack("<L", len(encoded)) + encoded
 
 
-def _encoded(element: Element, value: int | str) -> bytes:
+def _encoded(element: Element, value: Value) -> bytes:
+    if isinstance(value, bytes):
+        return _ELEMENT.pack(0, element, len(value)) + value
     if isinstance(value, int):
         return _ELEMENT.pack(0, element, 2) + value.to_bytes(2, "little")
     if not value:

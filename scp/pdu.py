@@ -45,6 +45,7 @@ class Item(enum.IntEnum):
     IMPLEMENTATION_CLASS = 0x52
     ROLE = 0x54
     IMPLEMENTATION_VERSION = 0x55
+    EXTENDED = 0x56
     COMMON_EXTENDED = 0x57
 
 
@@ -84,6 +85,7 @@ def read_request(body: bytes) -> Request:
     contexts: list[ProposedContext] = []
     declared: dict[str, str] = {}
     roles: dict[str, Role] = {}
+    extended: dict[str, bytes] = {}
     known: dict[bytes, tuple[str, ...]] = {}
     longest = 0
     for kind, value in items(body, _REQUEST.size):
@@ -97,11 +99,14 @@ def read_request(body: bytes) -> Request:
                     longest = _number(_LONG, sub_value, 0)
                 elif sub_kind == Item.ROLE:
                     uid, roles[uid] = read_role(sub_value)
+                elif sub_kind == Item.EXTENDED:
+                    uid, at = _counted(sub_value, 0)
+                    extended[uid] = sub_value[at:]
                 elif sub_kind == Item.COMMON_EXTENDED:
                     uid, at = _counted(sub_value, 0)
                     declared[uid] = _counted(sub_value, at)[0]
     proposal = Proposal(
-        _title(calling), _title(called), application, tuple(contexts), declared, roles
+        _title(calling), _title(called), application, tuple(contexts), declared, roles, extended
     )
     echoed = body[4 : _REQUEST.size]
     return Request(proposal, bool(version & _PROTOCOL_VERSION_BIT), longest, echoed)
@@ -182,6 +187,7 @@ def accept(
         item(Item.IMPLEMENTATION_CLASS, implementation[0].encode()),
     ]
     user += [role_item(uid, role) for uid, role in acceptance.roles.items()]
+    user += [_extended_item(uid, agreed) for uid, agreed in acceptance.extended.items()]
     user.append(item(Item.IMPLEMENTATION_VERSION, implementation[1].encode()))
     contexts = [
         item(
@@ -208,6 +214,12 @@ def role_item(uid: str, role: Role) -> bytes:
     told = uid.encode("ascii", "replace")
     value = _SHORT.pack(len(told)) + told + bytes((int(role.scu), int(role.scp)))
     return item(Item.ROLE, value)
+
+
+def _extended_item(uid: str, agreed: bytes) -> bytes:
+    """An extended negotiation (PS3.7 D.3.3.5)."""
+    told = uid.encode("ascii", "replace")
+    return item(Item.EXTENDED, _SHORT.pack(len(told)) + told + agreed)
 
 
 def item(kind: int, value: bytes) -> bytes:

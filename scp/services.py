@@ -7,7 +7,7 @@ receives has no more than it needs.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -34,6 +34,8 @@ class Asked:
     caller: Caller
     archive: Archive
     settings: Settings
+    agreed: bytes = b""
+    """What was agreed on for the SOP Class of ``context`` by extended negotiation."""
 
 
 Service = Callable[[Asked], bytes | None]
@@ -42,8 +44,23 @@ Service = Callable[[Asked], bytes | None]
 Raises what the channel raises. Any other Exception is answered with 0110, and logged as a defect.
 """
 
-_SERVICES: dict[tuple[str, CommandField], str] = {}
+_PATIENT_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.1.1"
+_STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+_QUERY_RETRIEVE = "1.2.840.10008.5.1.4.1.2."
+
+_SERVICES: dict[tuple[str, CommandField], str] = {
+    (_PATIENT_ROOT_FIND, CommandField.C_FIND_RQ): "plainpacs.scp.find:serve",
+    (_STUDY_ROOT_FIND, CommandField.C_FIND_RQ): "plainpacs.scp.find:serve",
+}
 """By SOP Class of the context and operation: ``module:function``."""
+
+_OFFERED: dict[str, bytes] = {
+    # Relational queries, and the date and time of one event combined; neither fuzzy semantic
+    # matching of names, nor timezone query adjustment, nor enhanced multi-frame image conversion.
+    _PATIENT_ROOT_FIND: b"\1\1\0\0\0",
+    _STUDY_ROOT_FIND: b"\1\1\0\0\0",
+}
+"""By SOP Class: what of extended negotiation is agreed to, byte by byte (PS3.4 C.5.1.1)."""
 
 
 def find(abstract_syntax: str, field: int) -> Service | None:
@@ -55,5 +72,19 @@ def find(abstract_syntax: str, field: int) -> Service | None:
     return cast(Service, getattr(importlib.import_module(module), name))
 
 
-SOP_CLASSES = frozenset(abstract_syntax for abstract_syntax, _ in _SERVICES)
-"""Whose contexts are accepted besides Verification and storage."""
+_SOP_CLASSES = frozenset(abstract_syntax for abstract_syntax, _ in _SERVICES)
+_WITHOUT_QUERIES = frozenset(uid for uid in _SOP_CLASSES if not uid.startswith(_QUERY_RETRIEVE))
+
+
+def served(settings: Settings) -> frozenset[str]:
+    """Whose contexts are accepted besides Verification and storage."""
+    return _SOP_CLASSES if settings.query_retrieve == "on" else _WITHOUT_QUERIES
+
+
+def agreed(wanted: Mapping[str, bytes], served: Collection[str]) -> dict[str, bytes]:
+    """The answer to a SOP Class Extended Negotiation: what is both wanted and offered."""
+    return {
+        uid: bytes(one & other for one, other in zip(asked, _OFFERED[uid], strict=False))
+        for uid, asked in wanted.items()
+        if uid in _OFFERED and uid in served
+    }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from plainpacs.archive.archive import Provenance, StoreOutcome
@@ -64,6 +64,7 @@ class ReceiverSession:
         self._visit: Visit
         self._provenance = Provenance()
         self._contexts: dict[int, ContextResult] = {}
+        self._agreed: Mapping[str, bytes] = {}
         self._admitted = False
         self._counts: Counter[str] = Counter()
         self._bytes = 0
@@ -83,12 +84,12 @@ class ReceiverSession:
         self._receiver.tally.accepted()
         self._visit = Visit(self._receiver.trail, self._caller)
         self._provenance = Provenance(proposal.calling_ae, proposal.called_ae, self._caller.peer)
-        results = negotiate(
-            proposal.contexts, proposal.declared, proposal.roles, services.SOP_CLASSES
-        )
+        served = services.served(self._settings)
+        results = negotiate(proposal.contexts, proposal.declared, proposal.roles, served)
         self._contexts = {r.id: r for r in results if r.result is Result.ACCEPTED}
         self._log_refused_contexts(results)
-        return Acceptance(tuple(results), answered_roles(proposal.roles, results))
+        self._agreed = services.agreed(proposal.extended, served)
+        return Acceptance(tuple(results), answered_roles(proposal.roles, results), self._agreed)
 
     def ended(self, how: str, fault: str) -> None:
         if not self._admitted:
@@ -146,6 +147,7 @@ class ReceiverSession:
             self._caller,
             self._receiver.archive,
             self._settings,
+            self._agreed.get(context.abstract_syntax, b""),
         )
         try:
             return service(asked)

@@ -33,14 +33,18 @@ class Proposal:
     declared: Mapping[str, str] = field(default_factory=dict)
     """SOP Class Common Extended Negotiation: SOP Class UID to Service Class UID."""
     roles: Mapping[str, Role] = field(default_factory=dict)
+    extended: Mapping[str, bytes] = field(default_factory=dict)
+    """SOP Class Extended Negotiation: SOP Class UID to what is wanted of it (PS3.7 D.3.3.5)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """An A-ASSOCIATE-AC: a result for each context, and roles where some were proposed."""
+    """An A-ASSOCIATE-AC: a result for each context, and roles and extended negotiation where they
+    were proposed."""
 
     contexts: tuple[ContextResult, ...]
     roles: Mapping[str, Role]
+    extended: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class Session(Protocol):

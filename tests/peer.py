@@ -17,7 +17,7 @@ import pytest
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
-FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+WORKLIST = "1.2.840.10008.5.1.4.31"
 VERIFICATION = "1.2.840.10008.1.1"
 HANGING_PROTOCOL = "1.2.840.10008.5.1.4.38.1"
 EVRLE = "1.2.840.10008.1.2.1"
@@ -133,7 +133,7 @@ def associate_rq(
     return pdu(1, body + (item(0x50, user) if user else b""))
 
 
-CONTEXTS = [(1, CT, [EVRLE]), (3, VERIFICATION, [IVRLE]), (5, FIND, [IVRLE]), (7, MR, [EVRLE])]
+CONTEXTS = [(1, CT, [EVRLE]), (3, VERIFICATION, [IVRLE]), (5, WORKLIST, [IVRLE]), (7, MR, [EVRLE])]
 
 
 class Peer:

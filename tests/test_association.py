@@ -23,13 +23,13 @@ from peer import (
     CT,
     DATA,
     EVRLE,
-    FIND,
     IVRLE,
     MR,
     RELEASE_RP,
     RELEASE_RQ,
     SOP,
     VERIFICATION,
+    WORKLIST,
     Peer,
     associate_rq,
     command,
@@ -139,7 +139,7 @@ def test_a_large_instance_is_stored_again_and_kept_aside_like_any(start: Start) 
 @pytest.mark.parametrize(
     ("told", "data", "expected"),
     [
-        ({"sop_class": FIND.encode()}, {}, 0x0122),
+        ({"sop_class": WORKLIST.encode()}, {}, 0x0122),
         ({"sop": b"../x"}, {}, 0xC000),
         ({"sop": b"1.2.3.9"}, {}, 0xA900),
         ({}, {"study": ""}, 0xC000),

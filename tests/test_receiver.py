@@ -22,7 +22,6 @@ from peer import (
     CT,
     DATA,
     EVRLE,
-    FIND,
     HANGING_PROTOCOL,
     IVRLE,
     MR,
@@ -31,6 +30,7 @@ from peer import (
     SERIES,
     SOP,
     STUDY,
+    WORKLIST,
     Peer,
     associate_rq,
     command,
@@ -229,7 +229,7 @@ def cut(data: bytes, tag: tuple[int, int]) -> bytes:
         pytest.param(data_set(), {"sop_class": b"\xff\xfe"}, 0xC000, id="class of garbage"),
         pytest.param(data_set(), {"sop": b"1.2.3.9"}, 0xA900, id="another instance"),
         pytest.param(data_set(sop_class=MR), {}, 0xA900, id="another class"),
-        pytest.param(data_set(), {"sop_class": FIND.encode()}, 0x0122, id="class of a query"),
+        pytest.param(data_set(), {"sop_class": WORKLIST.encode()}, 0x0122, id="class of a query"),
         pytest.param(
             data_set(sop_class=HANGING_PROTOCOL),
             {"sop_class": HANGING_PROTOCOL.encode()},
@@ -395,7 +395,7 @@ def test_beyond_the_limit_associations_are_rejected_until_one_ends(start: Start)
 def test_each_context_is_judged_by_itself(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     with Peer(start().port) as peer:
         assert peer.results() == {1: (0, EVRLE), 3: (0, IVRLE), 5: (3, IVRLE), 7: (0, EVRLE)}
-    assert "Study Root Query/Retrieve Information Model - FIND" in caplog.text
+    assert "Modality Worklist Information Model - FIND" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ def test_each_context_is_judged_by_itself(start: Start, caplog: pytest.LogCaptur
         pytest.param(context_item(1, CT, []), {1: 4}, id="no transfer syntax"),
         pytest.param(context_item(1, None, [EVRLE]), {1: 3}, id="no abstract syntax"),
         pytest.param(
-            context_item(1, CT, [EVRLE]) + context_item(1, FIND, [IVRLE]), {1: 0}, id="id twice"
+            context_item(1, CT, [EVRLE]) + context_item(1, WORKLIST, [IVRLE]), {1: 0}, id="id twice"
         ),
         pytest.param(
             b"".join(context_item(n % 256 | 1, CT, [EVRLE]) for n in range(0, 600, 2)),
@@ -475,7 +475,7 @@ def test_garbage_ends_its_own_connection_only(start: Start, name: str) -> None:
 
 
 BREACHES = {
-    "a context that was refused": message(5, command(0x20, FIND.encode()), data_set()),
+    "a context that was refused": message(5, command(0x20, WORKLIST.encode()), data_set()),
     "a context never proposed": message(99, command(), data_set()),
     "a data set without command": pdu(DATA, pdv(1, 2, data_set())),
     "a data set on another context": pdu(DATA, pdv(1, 3, command()) + pdv(7, 2, data_set())),
