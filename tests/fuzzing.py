@@ -235,6 +235,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 def main(given: Sequence[str] | None = None) -> int:
     options = arguments(given)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which clears up
     cases = Cases(options.seed)
     numbers = range(options.first, options.first + options.cases)
 
