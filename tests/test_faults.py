@@ -20,7 +20,7 @@ from recovery import quick_folder
 from running import Start
 from support import CT_IMAGE_STORAGE, MODALITY, data_set, left_behind, new_archive, part10, store
 
-from plainpacs.archive import cli
+from plainpacs.archive import cli, logs
 from plainpacs.archive.archive import Archive, StoreOutcome
 from plainpacs.archive.errors import PlainpacsError, StorageUnavailable
 from plainpacs.archive.importing import import_all, sources
@@ -272,8 +272,14 @@ def test_every_fault_of_the_indexer(full: bool, number: int, folder: str) -> Non
 @pytest.mark.parametrize("command", [["reindex"], ["reindex", "--full"], ["index", "--once"]])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 def test_the_commands_that_index_say_so_in_one_line(
-    command: list[str], number: int, folder: str, capsys: pytest.CaptureFixture[str]
+    command: list[str],
+    number: int,
+    folder: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # It is for a process of its own: here it would outlast the test.
+    monkeypatch.setattr(logs, "set_up", lambda *_: None)
     path = f"{folder}/a"
     several_studies(path)
     with Failing(15, number, for_good=True).put_in(), pytest.raises(SystemExit) as ended:
