@@ -7,13 +7,15 @@ import time
 from collections.abc import Collection
 
 from plainpacs.archive import layout
-from plainpacs.archive.errors import InUse
+from plainpacs.archive.errors import InUse, StorageUnavailable
 from plainpacs.archive.root import is_locked, open_root
 from plainpacs.indexer.pending import Pending, request_to_compact
 from plainpacs.indexer.rebuild import Study
 from plainpacs.indexer.service import Indexer
 
 _POLL = 0.05
+PATIENCE = 60.0
+"""Seconds that an indexer at work may take without finishing anything of what it is asked for."""
 
 
 def refresh(
@@ -52,9 +54,17 @@ def _ask(path: str, studies: Collection[Study]) -> bool:
             pending.mark(study)
         for request in requests:
             pending.request(request)
-        while any(pending.requested(request) for request in requests):
+        left, deadline = len(requests), time.monotonic() + PATIENCE
+        while waiting := sum(pending.requested(request) for request in requests):
             if not is_locked(root, layout.INDEXER_LOCK):
                 return False
+            if waiting < left:
+                left, deadline = waiting, time.monotonic() + PATIENCE
+            if time.monotonic() > deadline:
+                raise StorageUnavailable(
+                    f"the indexer at work did not bring {waiting} months up to date within "
+                    f"{PATIENCE:g} s; see its log (is the disk full?), then give the command again"
+                )
             time.sleep(_POLL)
         return True
     finally:

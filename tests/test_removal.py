@@ -37,7 +37,7 @@ from plainpacs.archive.identity import InstanceKey
 from plainpacs.archive.manifest import best_line, later_than, removal_in_force
 from plainpacs.archive.removal import Removal
 from plainpacs.archive.targets import Target
-from plainpacs.indexer import catalogue, instances, lookup, removing
+from plainpacs.indexer import catalogue, instances, lookup, refresh, removing
 from plainpacs.indexer.service import Indexer
 
 __all__ = ["memory"]
@@ -727,3 +727,14 @@ def test_lookups_do_not_walk_for_what_is_aside(path: str) -> None:
     assert (len(found.entries), said) == (1, [])
     assert lookup.places(path, "1.2.3.4.5", quiet) == []
     assert MODALITY.calling_ae == "CT1"
+
+
+def test_an_indexer_that_cannot_is_not_waited_for_without_end(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refresh, "PATIENCE", 0.2)
+    with (
+        Indexer.open(path),  # which holds the lock, and does nothing
+        pytest.raises(StorageUnavailable, match=r"did not bring 1 months up to date"),
+    ):
+        refresh.refresh(path, [("202401", "1.2.3")])
