@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from operator import itemgetter
+from itertools import islice
+from operator import itemgetter, lt
 from typing import Any
 
 import orjson
@@ -29,15 +31,17 @@ Line = tuple[str, dict[str, Any], bytes]
 """(StudyInstanceUID, the parsed line, its bytes without the newline)"""
 
 _START = b'{"StudyInstanceUID":"'
-_REMOVED = b'"removed":true}'
 _DATE = b'"StudyDate":"'
 _TIME = b'"StudyTime":"'
 _REMOVED = b',"removed":true}'
-_COMPACTED_LINE = re.compile(rb'\{"StudyInstanceUID":"([0-9a-z_-][0-9a-z._-]{0,63})"[^\n]*\}\n')
+_LISTED = rb'\{"StudyInstanceUID":"([0-9a-z_-][0-9a-z._-]{0,63})"(?!,"removed":true\})'
+_FIRST_LINE = re.compile(_LISTED)
+_NEXT_LINE = re.compile(rb"\}\n" + _LISTED)
 _LINE = re.compile(rb'\{"StudyInstanceUID":"([^"\\/.\x80-\xff][^"\\/\x80-\xff]*)"')
 _NO_NAME = ("", ".")
-# Beyond so many hits, searching the last line of each costs more than reading every line.
-_MANY_HITS = 50
+_HEADS = re.compile(rb'\n\{"StudyInstanceUID":"([^"\n]*)"')
+# Beyond so many, looking for the last line of each costs more than looking at every line.
+_FEW_HITS = 3
 
 
 # --- writing: the indexer alone, which holds the root's lock -----------------------------------
@@ -185,14 +189,14 @@ def compacted(data: bytes) -> list[bytes] | None:
 
     None when anything is otherwise; then ``live`` is to tell.
     """
-    studies = _COMPACTED_LINE.findall(data)
-    if len(studies) != data.count(b"\n") or data.count(_START) != len(studies):
+    first = _FIRST_LINE.match(data)
+    studies = [first[1], *_NEXT_LINE.findall(data)] if first else []
+    lines = len(studies)
+    if data.count(b"\n") != lines or data.count(_START) != lines or b"\0" in data:
         return None
-    if studies and data.count(b"\n" + _START) + data.startswith(_START) != len(studies):
+    if data and not data.endswith(b"}\n"):
         return None
-    if data[-1:] not in (b"", b"\n") or b"\0" in data or _REMOVED in data:
-        return None
-    return studies if studies == sorted(set(studies)) else None
+    return studies if all(map(lt, studies, islice(studies, 1, None))) else None
 
 
 def line_of(record: Mapping[str, Any]) -> bytes:
@@ -222,22 +226,53 @@ def last_line(data: bytes, study: str) -> Line | None:
     return None
 
 
-def live_with(data: bytes, needles: Iterable[bytes]) -> Iterable[Line]:
-    """Of ``live(data)``, at least every line that holds one of the ``needles``.
-
-    Found by searching bytes. A hit says only which study to look at: its last line counts, which
-    may not hold the needle any more.
-    """
-    studies: set[str] = set()
+def hits(data: bytes, needles: Iterable[bytes]) -> Iterator[int]:
+    """Where the bytes hold one of the ``needles``, once a line for each."""
     for needle in needles:
         at = data.find(needle)
         while at >= 0:
-            start = data.rfind(b"\n", 0, at) + 1
-            if found := _LINE.match(data, start):
-                studies.add(found[1].decode())
-                if len(studies) > _MANY_HITS:
-                    return live(data)
+            yield at
             end = data.find(b"\n", at)
             at = data.find(needle, end) if end >= 0 else -1
-    lines = (last_line(data, study) for study in studies)
-    return [line for line in lines if line is not None]
+
+
+def live_at(data: bytes, hits: Iterable[int]) -> list[Line]:
+    """Of ``live(data)`` every line that one of the ``hits``, positions in ``data``, lies in, and
+    perhaps a few more.
+
+    A hit says only which study to look at: its last line counts, which may be another one.
+    """
+    starts = sorted({data.rfind(b"\n", 0, at) + 1 for at in hits})
+    found = {start: match[1] for start in starts if (match := _LINE.match(data, start))}
+    if len(found) <= _FEW_HITS:
+        several = set(found.values())
+        lines = []
+    else:
+        # To know that no later line takes a study's place, whose lines there are is enough.
+        heads = _HEADS.findall(data)
+        if data.startswith(_START):
+            heads += [match[1] for match in [_LINE.match(data)] if match]
+        several = set()
+        if len(set(heads)) < len(heads):
+            counted = Counter(heads)
+            several = {study for study in found.values() if counted[study] > 1}
+        lines = [
+            line
+            for start, study in found.items()
+            if study not in several and (line := _line_at(data, start)) is not None
+        ]
+    if len(several) <= _FEW_HITS:
+        last = (last_line(data, study.decode()) for study in several)
+        return lines + [line for line in last if line is not None]
+    names = {study.decode() for study in several}
+    return lines + [line for line in live(data) if line[0] in names]
+
+
+def _line_at(data: bytes, start: int) -> Line | None:
+    end = data.find(b"\n", start)
+    line = data[start : end if end >= 0 else len(data)]
+    try:
+        record = orjson.loads(line)
+    except ValueError:
+        return None
+    return None if record.get("removed") is True else (record["StudyInstanceUID"], record, line)

@@ -99,10 +99,11 @@ def ls(
     root = context.archive_path()
     query = parse(terms, stored, months)
     if form == "jsonl" and not (terms or stored or months or output.on_terminal()):
-        lines = everything(root)
-        if lines and any(lines):
-            for month_lines in lines:
-                output.write(month_lines)
+        written = 0
+        for month_lines in everything(root, note):
+            output.write(month_lines)
+            written += len(month_lines)
+        if written:
             return
     # A short run that makes many objects, none of them in cycles.
     gc.disable()

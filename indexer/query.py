@@ -11,7 +11,8 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import product
@@ -21,6 +22,7 @@ from plainpacs.archive.attributes import Level
 from plainpacs.archive.errors import BadQuery
 from plainpacs.archive.identity import UNDATED, is_month
 from plainpacs.indexer import matching
+from plainpacs.indexer.columns import Column
 from plainpacs.indexer.keys import ALIASES, DATE_TIMES, SEQUENCE, Key, key_named, keys_at
 from plainpacs.indexer.matching import Test, fold
 from plainpacs.indexer.stored import END, period
@@ -66,6 +68,10 @@ class Condition:
             values = list(product(values, times))
         return any(test.passes(value) for test in self.tests for value in values)
 
+    def met_by_one_of(self, values: list[Any]) -> bool:
+        """Whether a record with these values for the one keyword meets it."""
+        return self.met_by({self.keywords[0]: values})
+
 
 @dataclass(frozen=True, slots=True)
 class ItemCondition:
@@ -76,11 +82,29 @@ class ItemCondition:
     conditions: tuple[Condition, ...]
     level: Level = Level.SERIES
 
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        return (self.keyword,)
+
     def met_by(self, record: Mapping[str, Any]) -> bool:
         value = record.get(self.keyword)
         found = value if isinstance(value, list) else []
         items = [item for item in found if isinstance(item, dict)] or [{}]
         return any(all(one.met_by(item) for one in self.conditions) for item in items)
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word of the user's, folded, or the expression for one with wildcards."""
+
+    text: str | None
+    expression: re.Pattern[str] | None = None
+
+    def is_in(self, texts: str) -> bool:
+        """Whether one of the ``texts`` of ``_shown`` has it."""
+        if self.expression is None:
+            return self.text is not None and self.text in texts
+        return any(self.expression.fullmatch(text) for text in texts.split(_BETWEEN))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +116,7 @@ class Query:
     """
 
     conditions: tuple[Condition | ItemCondition, ...] = ()
-    words: tuple[Callable[[str], bool], ...] = ()
+    words: tuple[Word, ...] = ()
     stored: tuple[str, str] | None = None
     only_months: frozenset[str] | None = None
     level: Level = Level.STUDY
@@ -114,7 +138,7 @@ class Query:
         if not self.words:
             return True
         texts = _texts(record, self.level)
-        return all(word(texts) for word in self.words)
+        return all(word.is_in(texts) for word in self.words)
 
     def of_studies(self) -> Query:
         """What holds of every study that has a record that matches; itself for studies."""
@@ -169,6 +193,27 @@ class Query:
                 ]
         return chosen
 
+    def columns(self) -> list[Column]:
+        """What finds, in a catalogue's bytes, the lines of every study that matches: one or another
+        of these; none when nothing is asked for that a line must hold."""
+        if self.stored:
+            since, until = self.stored
+            return [
+                Column("last_stored", lambda found: any(since <= str(v) < until for v in found))
+            ]
+        # The months are chosen by StudyDate already.
+        ranked = sorted(self.conditions, key=lambda one: "StudyDate" in one.keywords)
+        for one in ranked:
+            if isinstance(one, Condition) and len(one.keywords) == 1 and not one.met_by({}):
+                return [Column(one.keywords[0], one.met_by_one_of)]
+        if self.words:
+            word = self.words[0]
+            keys = _WORD_KEYS + _MORE_WORD_KEYS[self.level]
+            return [
+                Column(key, lambda values: word.is_in(_shown(values)), word.text) for key in keys
+            ]
+        return []
+
     def needles(self) -> tuple[bytes, ...] | None:
         """Byte strings of which every matching study's line holds one; None when there are none
         that are worth searching for."""
@@ -196,9 +241,13 @@ def values_of(record: Mapping[str, Any], keyword: str) -> list[Any]:
 def _texts(record: Mapping[str, Any], level: Level) -> str:
     keys = _WORD_KEYS + _MORE_WORD_KEYS[level]
     if record.get("conflicting"):
-        texts = [str(value) for keyword in keys for value in values_of(record, keyword)]
-    else:  # the same, faster
-        texts = [value for key in keys if isinstance(value := record.get(key), str)]
+        return _shown([value for keyword in keys for value in values_of(record, keyword)])
+    return _shown([record.get(key) for key in keys])  # the same, faster
+
+
+def _shown(values: Iterable[Any]) -> str:
+    """What words are looked for in."""
+    texts = [value if isinstance(value, str) else str(value) for value in values if value]
     # A name is also found as the table shows it: "Doe, John".
     texts += [text.replace("^", ", ", 1).replace("^", " ") for text in texts if "^" in text]
     return fold(_BETWEEN.join(texts))
@@ -304,12 +353,10 @@ def _combine(keys: dict[str, list[str]]) -> None:
             keys[joined] = [low if low == high else f"{low}-{high}"]
 
 
-def _word(word: str) -> Callable[[str], bool]:
+def _word(word: str) -> Word:
     if matching.has_wildcard(word):
-        lines = matching.wildcard(f"*{word}*", fold)
-        return lambda texts: any(lines.fullmatch(text) for text in texts.split(_BETWEEN))
-    folded = fold(word)
-    return lambda texts: folded in texts
+        return Word(None, matching.wildcard(f"*{word}*", fold))
+    return Word(fold(word))
 
 
 def _month(month: str) -> str:

@@ -1,175 +1,96 @@
-"""Which studies a query means, over all months, for ``ls``: read-only and quick.
-
-A month's lines are judged as they are read. When bytes can be searched for (an exact identifier),
-only lines near a hit are parsed; when the query names dates or months, only those are read.
+"""Which studies a query means, over all months: read-only, quick, and month by month.
 
 A study may lie in several months. Then the parts are merged and the whole is judged, also when
-the other parts lie in months that were not read: their folders tell.
+the other parts lie in months that are not searched.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from operator import itemgetter
-from typing import NamedTuple
 
-from plainpacs.archive.identity import UNDATED, month_of
+from plainpacs.archive.identity import UNDATED, is_name, month_of
 from plainpacs.indexer import catalogue, lookup
-from plainpacs.indexer.catalogue import Line
 from plainpacs.indexer.lookup import Note
-from plainpacs.indexer.matching import plain_date
 from plainpacs.indexer.merging import Record, merge
+from plainpacs.indexer.month_search import Finder, Found, in_month, in_order, when_of
 from plainpacs.indexer.query import Query
+from plainpacs.indexer.scanning import scan
+from plainpacs.indexer.several import several_months
 
-# From so many studies on, listing a month is cheaper than asking it for each.
-_MANY_STUDIES = 30
+__all__ = ["Found", "everything", "search", "studies"]
 
-
-class Found(NamedTuple):
-    """A study that matches. ``line`` is its line in the catalogue, or one like it, no newline."""
-
-    when: str
-    study: str
-    months: tuple[str, ...]
-    line: bytes
-
-
-# Found(…) itself runs Python code, which shows when 100,000 are made.
-_make_found = partial(tuple.__new__, Found)
+# Up to so many studies are asked for by their folders; of more the catalogues tell sooner.
+_FEW_STUDIES = 30
 
 
 def studies(root: str, query: Query, note: Note) -> Iterator[Found]:
-    """What ``search`` finds, one by one."""
-    yield from search(root, query, note)
-
-
-def search(root: str, query: Query, note: Note) -> list[Found]:
-    """The studies that match, newest first by StudyDate and StudyTime, then by UID.
+    """The studies that match, newest first by StudyDate and StudyTime, then by UID; a month is read
+    when its first study is asked for.
 
     Raises NotAnArchive when the root itself cannot be listed.
     """
     months = catalogue.months(root)
+    several = several_months(root, months)
     chosen = query.months(months)
-    needles = query.needles()
-    judge = None if query.is_empty() else query.matches
-    found: list[Found] = []
-    read: dict[str, list[str]] = {}
-    for month in chosen:
-        studies = read[month] = []
-        matching: list[Found] = []
-        where = (month,)
-        if judge is None and month != UNDATED and (seen := _glance(root, month)) is not None:
-            for study, when, line in seen:
-                studies.append(study)
-                matching.append(_make_found((when, study, where, line)))
-            found += _in_order(matching)
-            continue
-        for study, record, line in _lines(root, month, needles, note):
-            studies.append(study)
-            if judge is None or judge(record):
-                matching.append(_make_found((_when(record, month), study, where, line)))
-        # Month by month, which are in order themselves: cheaper than all of them at the end.
-        found += _in_order(matching)
-    everywhere = needles is None and len(chosen) == len(months)
-    several = _in_several_months(root, read, [] if everywhere else months)
-    if several:
-        found = [one for one in found if one.study not in several]
-        for study, its_months in several.items():
-            found += _whole(root, study, its_months, query, note)
-        found = _in_order(found)
-    return found
+    asked_for = several
+    if (uids := query.exactly("StudyInstanceUID")) is not None:
+        chosen = _holding(root, uids, chosen)
+        asked_for = {uid: several[uid] for uid in uids if uid in several}
+    there = set(chosen)
+    wholes = [
+        found
+        for study, where in asked_for.items()
+        if not there.isdisjoint(where)
+        for found in _whole(root, study, where, query, note)
+    ]
+    results = scan(root, chosen, Finder(query), several, note)
+    for month, found in zip(chosen, results, strict=True):
+        # A study of several months comes with the month of its date.
+        due = [whole for whole in wholes if month == UNDATED or whole.when >= month]
+        wholes = [whole for whole in wholes if whole not in due]
+        yield from in_order(found + due) if due else found
+    yield from in_order(wholes)
 
 
-def everything(root: str) -> list[bytes] | None:
-    """Every study's line, as they stand in the catalogues: month by month, newest first, in a month
-    by UID. Much quicker than a search.
+def search(root: str, query: Query, note: Note) -> list[Found]:
+    """All that ``studies`` yields."""
+    return list(studies(root, query, note))
 
-    None when the catalogues cannot be taken as they are: one is missing or not compacted, or a
-    study lies in several months. Raises NotAnArchive.
+
+def everything(root: str, note: Note) -> Iterator[bytes]:
+    """Every study's line, month by month, newest first, in a month by UID: as the catalogues have
+    them, where they are tidy. Much quicker than a search, and a month at a time is in memory.
+
+    Raises NotAnArchive.
     """
-    found: list[bytes] = []
-    studies: set[bytes] = set()
-    total = 0
-    for month in catalogue.months(root):
+    months = catalogue.months(root)
+    several = several_months(root, months)
+    finder = Finder(Query())
+    for month in months:
         try:
             data = catalogue.read(root, month)
         except OSError:
-            return None
-        listed = catalogue.compacted(data) if data is not None else None
-        if data is None or listed is None:
-            return None
-        found.append(data)
-        studies.update(listed)
-        total += len(listed)
-    return found if len(studies) == total else None
+            data = None
+        # A study of several months is listed once, whole, with the first of them.
+        here = [study for study, where in several.items() if month in where]
+        if data is not None and not here and catalogue.compacted(data) is not None:
+            yield data
+            continue
+        found = in_month(root, month, finder, several, note)
+        for study in here:
+            if month == next(one for one in months if one in several[study]):
+                found += _whole(root, study, several[study], Query(), note)
+        yield b"".join(one.line + b"\n" for one in sorted(found, key=itemgetter(1)))
 
 
-def _in_order(found: list[Found]) -> list[Found]:
-    found.sort(key=itemgetter(1))
-    found.sort(key=itemgetter(0), reverse=True)
-    return found
-
-
-def _in_several_months(
-    root: str, read: dict[str, list[str]], unread: list[str]
-) -> dict[str, tuple[str, ...]]:
-    """Which of the studies read, by month, lie in several months, and in which: in those read,
-    and by their folders in the ``unread`` ones."""
-    everyone = set[str]().union(*read.values())
-    if not unread and len(everyone) == sum(map(len, read.values())):
-        return {}
-    months_of: dict[str, set[str]] = {study: set() for study in everyone}
-    for month, studies in read.items():
-        for study in studies:
-            months_of[study].add(month)
-    few = len(everyone) < _MANY_STUDIES
-    for month in unread:
-        folder = os.path.join(root, month)
-        there: set[str] = set()
-        if few:
-            there = {study for study in everyone if os.path.isdir(os.path.join(folder, study))}
-        else:
-            with contextlib.suppress(OSError):
-                there = everyone.intersection(os.listdir(folder))
-        for study in there:
-            months_of[study].add(month)
-    return {study: tuple(sorted(where)) for study, where in months_of.items() if len(where) > 1}
-
-
-def _glance(root: str, month: str) -> list[tuple[str, str, bytes]] | None:
-    try:
-        data = catalogue.read(root, month)
-    except OSError:
-        return None
-    return catalogue.glance(data) if data is not None else None
-
-
-def _lines(root: str, month: str, needles: tuple[bytes, ...] | None, note: Note) -> Iterable[Line]:
-    try:
-        data = catalogue.read(root, month)
-        why = "is missing"
-    except OSError as error:
-        data, why = None, f"cannot be read ({error.strerror})"
-    if data is not None:
-        return catalogue.live(data) if needles is None else catalogue.live_with(data, needles)
-    try:
-        studies = catalogue.studies_in(root, month)
-    except OSError as error:
-        note(f"{month} cannot be read: {error.strerror}")
-        return []
-    if studies:
-        note(f"{month}/studies.jsonl {why}: read from the {len(studies)} study folders instead")
-    lines = []
-    for study in studies:
-        record = lookup.stored_record(root, month, study)
-        if record is None:
-            record = lookup.rebuilt_record(root, month, study, note)
-        if record is not None:
-            lines.append((study, record, catalogue.line_of(record)))
-    return lines
+def _holding(root: str, uids: list[str], months: list[str]) -> list[str]:
+    """Those of the ``months`` in which these studies have folders; all, when one of them has none
+    anywhere (only its line in a catalogue was copied, say) or they are many."""
+    if len(uids) > _FEW_STUDIES or not all(map(is_name, uids)):
+        return months
+    found = [lookup.months_of(root, uid) for uid in uids]
+    return [m for m in months if any(m in where for where in found)] if all(found) else months
 
 
 def _whole(root: str, study: str, months: tuple[str, ...], query: Query, note: Note) -> list[Found]:
@@ -178,7 +99,7 @@ def _whole(root: str, study: str, months: tuple[str, ...], query: Query, note: N
     if not parts or not query.matches(record := merge(parts)):
         return []
     where = tuple(month for month, _ in parts)
-    when = _when(record, month_of(str(record.get("StudyDate", ""))))
+    when = when_of(record, month_of(str(record.get("StudyDate", ""))))
     return [Found(when, study, where, catalogue.line_of(record))]
 
 
@@ -198,16 +119,3 @@ def _from_line(root: str, month: str, study: str, note: Note) -> Record | None:
         data = None
     line = catalogue.last_line(data, study) if data is not None else None
     return line[1] if line else lookup.rebuilt_record(root, month, study, note)
-
-
-def _when(record: Record, month: str) -> str:
-    """Sorts studies by time: ``YYYYMMDDHHMMSS.F``; a study without a date comes last."""
-    try:
-        date, time = record["StudyDate"], record["StudyTime"]
-        if len(date) == 8 and ":" not in time and month != UNDATED:
-            when: str = date + time
-            return when
-    except (KeyError, TypeError):
-        pass
-    date, time = (str(record.get(key, "")) for key in ("StudyDate", "StudyTime"))
-    return (plain_date(date) if month != UNDATED else "") + time.replace(":", "")
