@@ -9,6 +9,7 @@ See ``registry``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import cast
@@ -18,7 +19,13 @@ from plainpacs.scp.registry import table_of_pydicom
 Entry = tuple[str, str, str, str, str]
 """Value Representation, multiplicity, name, ``Retired`` or nothing, keyword."""
 
-_ELEMENTS = cast(Mapping[int, Entry], table_of_pydicom("_dicom_dict").DicomDictionary)
+_TABLES = table_of_pydicom("_dicom_dict")
+_ELEMENTS = cast(Mapping[int, Entry], _TABLES.DicomDictionary)
+_REPEATING = [
+    (re.compile(tag.replace("x", "[0-9A-F]")), entry)
+    for tag, entry in cast(Mapping[str, Entry], _TABLES.RepeatersDictionary).items()
+]
+"""Of the groups that come in several (PS3.5 7.6): overlays, curves."""
 _TAGS = {entry[4]: tag for tag, entry in _ELEMENTS.items() if entry[4]}
 # Where the dictionary leaves the choice it depends on other elements, which no identifier has.
 _CHOSEN = {
@@ -50,3 +57,15 @@ def vr_of(tag: int) -> str:
     if tag & 0xFFFF == 0:
         return "UL"
     return "LO" if tag >> 16 & 1 and 0x10 <= tag & 0xFFFF <= 0xFF else "UN"
+
+
+@cache
+def vrs_of(tag: int) -> tuple[str, ...]:
+    """Every VR that the dictionary has for the tag: several, where it depends on other elements."""
+    entry = _ELEMENTS.get(tag)
+    if entry is None and not tag >> 16 & 1:
+        spelled = f"{tag:08X}"
+        entry = next((entry for tags, entry in _REPEATING if tags.fullmatch(spelled)), None)
+    if entry is None or entry[0] == "NONE":
+        return (vr_of(tag),)
+    return tuple(entry[0].split(" or "))

@@ -20,11 +20,13 @@ from plainpacs.archive.charset import DEFAULT, CharacterSet, character_set
 from plainpacs.archive.durable import Buffer
 from plainpacs.scp.dictionary import tag_of, vr_of
 from plainpacs.scp.negotiation import EXPLICIT_VR_LITTLE_ENDIAN as EXPLICIT
+from plainpacs.scp.negotiation import IMPLICIT_VR_LITTLE_ENDIAN as IMPLICIT
 from plainpacs.scp.repertoire import UTF8, Repertoire
 
 CHARACTER_SET = 0x00080005
 LEVEL = 0x00080052
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
+_ITEM_END_BYTES = b"\xfe\xff\x0d\xe0"
 _UNDEFINED = 0xFFFFFFFF
 _DEEPEST = 16
 """Sequences within one another; of those that queries have, none is in another."""
@@ -35,7 +37,7 @@ _LONG = struct.Struct("<L")
 
 # PS3.5 7.1.2: the VRs with two reserved bytes and a length of four; those with a length of two.
 LONG_VRS = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"))
-_SHORT_VRS = frozenset(
+SHORT_VRS = frozenset(
     (
         *("AE", "AS", "AT", "CS", "DA", "DS", "DT", "FL", "FD", "IS", "LO"),
         *("LT", "PN", "SH", "SL", "SS", "ST", "TM", "UI", "UL", "US"),
@@ -45,6 +47,8 @@ IN_CHARACTER_SET = frozenset(("LO", "LT", "PN", "SH", "ST", "UC", "UT"))
 """The VRs whose text the Specific Character Set is for (PS3.5 6.1.2.2)."""
 BINARY = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "UV": "Q", "SV": "q", "FL": "f", "FD": "d"}
 """The VRs of numbers that are no text, as ``struct`` spells them."""
+LONGEST_SHORT = 0xFFFE
+"""Bytes of a value in any other VR than those of ``LONG_VRS``."""
 PADDING = " \0"
 
 Scalar = str | int | float
@@ -121,6 +125,21 @@ def read(data: Buffer, transfer_syntax: str) -> DataSet:
     return found
 
 
+def read_until(data: Buffer, transfer_syntax: str, last: int) -> tuple[DataSet, bool]:
+    """The elements of a data set up to the tag ``last``, as far as they can be read; and whether
+    that is all of them. ``data`` may be only the beginning of it."""
+    reader = _Reader(bytes(data))
+    elements: dict[int, DataElement] = {}
+    at, end = 0, len(data)
+    explicit = transfer_syntax != IMPLICIT
+    try:
+        while at < end and next(reversed(elements), 0) <= last:
+            at = reader.element(at, end, elements, DEFAULT, depth=0, explicit=explicit)
+    except BadIdentifier:
+        return _finished(elements, DEFAULT), False
+    return _finished(elements, DEFAULT), True
+
+
 class _Reader:
     """The nested parts of one identifier. Positions are those in ``data``."""
 
@@ -133,37 +152,42 @@ class _Reader:
     ) -> tuple[DataSet, int]:  # fmt: skip
         """The elements from ``at`` to ``end``, or, ``delimited``, to the end of the item; and where
         what follows starts. ``outer``: the character set unless they name one (PS3.5 7.5.3)."""
-        data = self._data
         elements: dict[int, DataElement] = {}
         while at < end:
-            if end - at < 8:
-                raise BadIdentifier("the identifier ends within an element")
-            group, number, length = _TAG_AND_LENGTH.unpack_from(data, at)
-            tag = group << 16 | number
-            if tag == _ITEM_END and delimited:
+            if delimited and self._data[at : at + 4] == _ITEM_END_BYTES:
                 return _finished(elements, outer), at + 8
-            if group in (0x0000, 0x0002, 0xFFFE):
-                raise BadIdentifier("an element that no identifier has", tag)
-            vr, length, value = self._header(at, end, tag, length, explicit)
-            if vr == "SQ" or length == _UNDEFINED:
-                if depth >= _DEEPEST:
-                    raise BadIdentifier("too many sequences within one another", tag)
-                # In UN they are always in implicit VR (PS3.5 6.2.2, Note 4).
-                within = explicit and vr != "UN"
-                charset = _character_set(elements, outer)
-                items, at = self._items(
-                    value, end, length, tag, charset, depth=depth, explicit=within
-                )
-                elements[tag] = DataElement("SQ", b"", items)
-                continue
-            at = value + length
-            if at > end:
-                raise BadIdentifier("an element is longer than what it lies in", tag)
-            if number:  # else the length of a group, which nobody needs
-                elements[tag] = DataElement(vr, data[value:at])
+            at = self.element(at, end, elements, outer, depth=depth, explicit=explicit)
         if delimited:
             raise BadIdentifier("an item has no end")
         return _finished(elements, outer), at
+
+    def element(
+        self, at: int, end: int, elements: dict[int, DataElement], outer: CharacterSet, *,
+        depth: int, explicit: bool,
+    ) -> int:  # fmt: skip
+        """Puts the element at ``at`` into ``elements``; gives where the next one starts."""
+        if end - at < 8:
+            raise BadIdentifier("the identifier ends within an element")
+        group, number, length = _TAG_AND_LENGTH.unpack_from(self._data, at)
+        tag = group << 16 | number
+        if group in (0x0000, 0x0002, 0xFFFE):
+            raise BadIdentifier("an element that no identifier has", tag)
+        vr, length, value = self._header(at, end, tag, length, explicit)
+        if vr == "SQ" or length == _UNDEFINED:
+            if depth >= _DEEPEST:
+                raise BadIdentifier("too many sequences within one another", tag)
+            # In UN they are always in implicit VR (PS3.5 6.2.2, Note 4).
+            within = explicit and vr != "UN"
+            charset = _character_set(elements, outer)
+            items, at = self._items(value, end, length, tag, charset, depth=depth, explicit=within)
+            elements[tag] = DataElement("SQ", b"", items)
+            return at
+        at = value + length
+        if at > end:
+            raise BadIdentifier("an element is longer than what it lies in", tag)
+        if number:  # else the length of a group, which nobody needs
+            elements[tag] = DataElement(vr, self._data[value:at])
+        return at
 
     def _header(
         self, at: int, end: int, tag: int, length: int, explicit: bool
@@ -172,7 +196,7 @@ class _Reader:
         if not explicit:
             return vr_of(tag), length, at + 8
         vr = self._data[at + 4 : at + 6].decode("ascii", "replace")
-        if vr in _SHORT_VRS:
+        if vr in SHORT_VRS:
             return vr, _SHORT.unpack_from(self._data, at + 6)[0], at + 8
         if vr not in LONG_VRS:
             raise BadIdentifier("an element has no valid VR", tag)
@@ -312,16 +336,42 @@ def _written(value: object) -> str:
     return text
 
 
+def written_anew(
+    tag: int, found: DataElement, within: DataSet, repertoire: Repertoire, *, explicit: bool
+) -> bytes | None:
+    """An element that was read as part of ``within``, in another transfer syntax and character set;
+    None when ``repertoire`` cannot carry the text."""
+    if found.vr == "SQ":
+        items = []
+        for item in found.items:
+            encoded = [
+                written_anew(inner, one, item, repertoire, explicit=explicit)
+                for inner, one in item.elements.items()
+                if inner != CHARACTER_SET
+            ]
+            if None in encoded:
+                return None
+            body = b"".join(filter(None, encoded))
+            items.append(head(_ITEM, "", len(body), explicit=False) + body)
+        raw: bytes | None = b"".join(items)
+    elif found.vr in IN_CHARACTER_SET:
+        raw = repertoire.encode(within.text_at(tag), name=found.vr == "PN")
+    else:
+        raw = found.value
+    return None if raw is None else element(tag, found.vr, raw, explicit=explicit)
+
+
 def element(tag: int, vr: str, value: bytes, *, explicit: bool) -> bytes:
-    """One element, padded to an even length."""
+    """One element, padded to an even length; without a value when that is too long for its VR."""
+    if len(value) > LONGEST_SHORT and vr not in LONG_VRS:
+        value = b""
     if len(value) % 2:
         value += b"\0" if vr in ("UI", "OB", "UN") else b" "
     return head(tag, vr, len(value), explicit=explicit) + value
 
 
 def head(tag: int, vr: str, length: int, *, explicit: bool) -> bytes:
-    """What comes before a value of so many bytes. A value too long for its VR raises
-    struct.error."""
+    """What comes before a value of so many bytes."""
     group, number = tag >> 16, tag & 0xFFFF
     if not explicit:
         return _TAG_AND_LENGTH.pack(group, number, length)

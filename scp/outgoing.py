@@ -1,0 +1,121 @@
+"""Instances on disk that are to be sent: what is known of one beforehand, and its bytes.
+
+The bytes are read in pieces, and never mapped: a file that is cut or whose disk fails would end the
+process. What an open file says of its own encoding counts, not what an index says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from plainpacs.archive import part10
+from plainpacs.archive.errors import NotDICOM, UnreadableDataSet
+from plainpacs.archive.header import DEFLATED, Attributes, read_header
+
+_FIRST = 1 << 18
+_PIECE = 1 << 18
+_MOST_OF_HEADER = 16 << 20
+
+
+class Outgoing(NamedTuple):
+    """An instance to send; a tuple, because a study may have 100,000. ``path`` is its file.
+
+    ``study``: its Study Instance UID, for who keeps books.
+    """
+
+    path: str
+    sop_class: str
+    sop_instance: str
+    transfer_syntax: str
+    study: str = ""
+
+
+def of_file(path: str) -> Outgoing:
+    """What the Part 10 file, or the bare data set, at ``path`` holds.
+
+    Raises OSError; UnreadableDataSet, also for what is no instance (NotDICOM).
+    """
+    with File(path) as file:
+        attributes = file.header()
+    known = {key: value for key, value in attributes.items() if isinstance(value, str)}
+    sop_class, sop_instance = known.get("SOPClassUID"), known.get("SOPInstanceUID")
+    if not sop_class or not sop_instance:
+        raise NotDICOM("it has no SOP Class or SOP Instance UID: it is no instance")
+    study = known.get("StudyInstanceUID", "")
+    return Outgoing(path, sop_class, sop_instance, file.transfer_syntax, study)
+
+
+class File:
+    """An instance's file, open: a context manager. ``offset``: where its data set starts.
+
+    Opening raises OSError, and UnreadableDataSet when it is not DICOM.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.size = os.fstat(self._fd).st_size
+            self._head = os.pread(self._fd, _FIRST, 0)
+            found = self._part10()
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self.offset = found.dataset_offset
+        self.transfer_syntax = found.transfer_syntax
+
+    def _part10(self) -> part10.Part10:
+        try:
+            return part10.read_part10(self._head)
+        except NotDICOM:
+            raise
+        except UnreadableDataSet:  # it goes on behind what was read?
+            return part10.read_part10(os.pread(self._fd, part10.LONGEST_META, 0))
+
+    def __enter__(self) -> File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def header(self) -> Attributes:
+        """The kept attributes. Raises OSError, UnreadableDataSet."""
+        left = self.size - self.offset
+        try:
+            head = memoryview(self._head)[self.offset :]
+            return read_header(head, self.transfer_syntax, complete=left <= len(head))
+        except UnreadableDataSet:
+            if left <= len(head):
+                raise
+        more = self.read(self.offset, _MOST_OF_HEADER)
+        return read_header(more, self.transfer_syntax, complete=left <= len(more))
+
+    def read(self, at: int, length: int) -> bytes:
+        """``length`` bytes of the file, or fewer at its end. Raises OSError."""
+        found = os.pread(self._fd, length, at)
+        if len(found) in (0, length):
+            return found
+        pieces = [found]
+        while found and length > len(found):  # a network file system may give less than asked for
+            at, length = at + len(found), length - len(found)
+            found = os.pread(self._fd, length, at)
+            pieces.append(found)
+        return b"".join(pieces)
+
+    def data_set(self) -> Iterator[memoryview | bytes]:
+        """The data set, piece by piece. Raises OSError, also when the file ends before its end."""
+        yield memoryview(self._head)[self.offset :]
+        yield from self.between(max(len(self._head), self.offset), self.size)
+        if self.transfer_syntax in DEFLATED and (self.size - self.offset) % 2:
+            yield b"\0"  # fragments have even lengths (PS3.5 A.5, PS3.8 E.2)
+
+    def between(self, at: int, end: int) -> Iterator[bytes]:
+        """The bytes from ``at`` to ``end``, piece by piece. Raises OSError as ``data_set``."""
+        while at < end:
+            piece = os.pread(self._fd, min(_PIECE, end - at), at)
+            if not piece:
+                raise OSError("the file became shorter")
+            at += len(piece)
+            yield piece

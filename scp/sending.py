@@ -1,0 +1,334 @@
+"""Instances to a peer by C-STORE: which contexts to propose, which to use, one after the other.
+
+    for sent in deliver(node, "PLAINPACS", instances, limits=limits):
+        ...
+
+A data set goes out as it lies on disk wherever the peer takes its transfer syntax; else it is
+converted, where that can be, on its way.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from plainpacs.archive.durable import Buffer
+from plainpacs.archive.errors import UnreadableDataSet
+from plainpacs.scp.channel import Channel, Ended
+from plainpacs.scp.converting import CannotConvert, Converter, can_become
+from plainpacs.scp.dimse import CommandField, Element, ProtocolError, request
+from plainpacs.scp.negotiation import (
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    ContextResult,
+    ProposedContext,
+    Result,
+    name_of,
+)
+from plainpacs.scp.outgoing import File, Outgoing
+from plainpacs.scp.reading import ConnectionLost, Limits, PeerTimeout
+from plainpacs.scp.requestor import NoAssociation, Node, Requestor
+
+MOST_CONTEXTS = 128
+"""Context ids are odd and fit into a byte (PS3.8 9.3.2.2)."""
+TARGETS = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
+"""What is converted to, the better first."""
+
+_READ_BEFOREHAND = 4 << 20
+"""Bytes: what is no longer is read whole before any of it is sent."""
+_MOST_LOSSES = 2
+
+
+class Step(enum.Enum):
+    """How far an instance came."""
+
+    FILE = "file"
+    """It could not be read."""
+    ASSOCIATION = "association"
+    """There was none, or it was lost."""
+    CONTEXT = "context"
+    """The peer takes no transfer syntax that it is in or can be converted to."""
+    CONVERSION = "conversion"
+    """It could not be converted."""
+    STATUS = "status"
+    """The peer answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What became of ``instance``. ``status`` is what the peer answered, if it did.
+
+    ``why``: in words of ours, where it did not get so far. ``gone``: its file is no longer there.
+    ``converted``: not in the transfer syntax of the file. ``size``: bytes of the data set.
+    """
+
+    instance: Outgoing
+    step: Step
+    status: int | None = None
+    why: str = ""
+    gone: bool = False
+    converted: bool = False
+    size: int = 0
+
+    @property
+    def is_success(self) -> bool:
+        return self.status == 0
+
+    @property
+    def is_warning(self) -> bool:
+        """Whether it is stored, but not without a word (PS3.4 B.2.3, PS3.7 C.4)."""
+        status = self.status
+        return status is not None and (0xB000 <= status <= 0xBFFF or status in _WARNINGS)
+
+
+_WARNINGS = (0x0001, 0x0107, 0x0116)
+
+
+class BrokenFile(Exception):
+    """The file could not be read to its end amid its being sent: the association must end."""
+
+
+# --- contexts -------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one association can carry."""
+
+    contexts: list[ProposedContext] = field(default_factory=list)
+    instances: list[Outgoing] = field(default_factory=list)
+
+    def _propose(self, sop_class: str, syntaxes: Iterable[str]) -> None:
+        for syntax in syntaxes:
+            number = 2 * len(self.contexts) + 1
+            self.contexts.append(ProposedContext(number, sop_class, (syntax,)))
+
+
+def batches(instances: Iterable[Outgoing]) -> list[Batch]:
+    """The ``instances`` by the association that each is to go over, in their order otherwise.
+
+    Every transfer syntax has a context of its own, so that the peer takes or leaves each; one that
+    can be converted has, besides, those that it can be converted to.
+    """
+    instances = list(instances)
+    stored: dict[str, dict[str, None]] = {}
+    for one in instances:
+        stored.setdefault(one.sop_class, {})[one.transfer_syntax] = None
+    found = [Batch()]
+    place: dict[tuple[str, str], Batch] = {}
+    for sop_class, all_syntaxes in stored.items():
+        for syntaxes in _at_most(list(all_syntaxes), MOST_CONTEXTS - len(TARGETS)):
+            others = [
+                target
+                for target in TARGETS
+                if target not in syntaxes and any(can_become(one, target) for one in syntaxes)
+            ]
+            if len(found[-1].contexts) + len(syntaxes) + len(others) > MOST_CONTEXTS:
+                found.append(Batch())
+            found[-1]._propose(sop_class, [*syntaxes, *others])
+            place |= {(sop_class, syntax): found[-1] for syntax in syntaxes}
+    for one in instances:
+        place[one.sop_class, one.transfer_syntax].instances.append(one)
+    return [batch for batch in found if batch.instances]
+
+
+def _at_most(items: list[str], number: int) -> Iterator[list[str]]:
+    for at in range(0, len(items), number):
+        yield items[at : at + number]
+
+
+# --- one association ------------------------------------------------------------------------------
+
+
+class Sender:
+    """Stores instances over ``channel``, on the ``contexts`` that were accepted.
+
+    ``originator``: AE title and message ID of the C-MOVE that they are sent for (PS3.7 9.3.1).
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        contexts: Iterable[ContextResult],
+        converter: Converter,
+        *,
+        originator: tuple[str, int] | None = None,
+        priority: int = 0,
+    ) -> None:
+        self._channel = channel
+        self._converter = converter
+        self._by_class: dict[str, dict[str, ContextResult]] = {}
+        for context in contexts:
+            if context.result is Result.ACCEPTED:
+                of_class = self._by_class.setdefault(context.abstract_syntax, {})
+                of_class.setdefault(context.transfer_syntax, context)
+        self._more: dict[Element, int | str] = {Element.PRIORITY: priority}
+        if originator is not None:
+            self._more[Element.MOVE_ORIGINATOR_AE] = originator[0]
+            self._more[Element.MOVE_ORIGINATOR_MESSAGE_ID] = originator[1]
+        self._messages = 0
+
+    def send(self, instance: Outgoing) -> Sent:
+        """Sends it, and waits for the answer. Raises what the channel raises, and BrokenFile."""
+        try:
+            with File(instance.path) as file:
+                return self._send(instance, file)
+        except FileNotFoundError:
+            return Sent(instance, Step.FILE, why="its file is gone", gone=True)
+        except _CannotRead as error:
+            return Sent(instance, Step.FILE, why=f"its file cannot be read: {error}")
+        except UnreadableDataSet as error:
+            return Sent(instance, Step.FILE, why=str(error))
+
+    def _send(self, instance: Outgoing, file: File) -> Sent:
+        syntax = file.transfer_syntax
+        context = self._context(instance.sop_class, syntax)
+        if context is None:
+            why = f"the peer does not take {name_of(instance.sop_class)} in {name_of(syntax)}"
+            return Sent(instance, Step.CONTEXT, why=why)
+        converted = context.transfer_syntax != syntax
+        data: Iterable[Buffer]
+        try:
+            if converted:
+                data = _guarded(self._converter.convert(file, context.transfer_syntax))
+            elif file.size - file.offset <= _READ_BEFOREHAND:
+                data = _all_of(file)
+            else:
+                data = _guarded(file.data_set())
+        except CannotConvert as error:
+            return Sent(instance, Step.CONVERSION, why=str(error))
+        self._messages = self._messages % 0xFFFF + 1
+        elements = {
+            Element.AFFECTED_SOP_CLASS_UID: instance.sop_class,
+            Element.AFFECTED_SOP_INSTANCE_UID: instance.sop_instance,
+            **self._more,
+        }
+        command = request(CommandField.C_STORE_RQ, self._messages, elements, has_data_set=True)
+        answer = self._channel.request(context.id, command, self._messages, data)
+        size = file.size - file.offset
+        return Sent(instance, Step.STATUS, answer.status, converted=converted, size=size)
+
+    def _context(self, sop_class: str, syntax: str) -> ContextResult | None:
+        accepted = self._by_class.get(sop_class, {})
+        if syntax in accepted:
+            return accepted[syntax]
+        for target in TARGETS:
+            if target in accepted and can_become(syntax, target):
+                return accepted[target]
+        return None
+
+
+class _CannotRead(Exception):
+    pass
+
+
+def _all_of(file: File) -> Sequence[Buffer]:
+    try:
+        return list(file.data_set())
+    except OSError as error:
+        raise _CannotRead(error.strerror or error) from None
+
+
+def _guarded(pieces: Iterator[Buffer]) -> Iterator[Buffer]:
+    """``pieces``, the first of which is there already. What goes wrong later is BrokenFile: errors
+    of the disk are not to be taken for errors of the connection."""
+    try:
+        first = next(pieces, b"")
+    except OSError as error:
+        raise _CannotRead(error.strerror or error) from None
+
+    def rest() -> Iterator[Buffer]:
+        yield first
+        try:
+            yield from pieces
+        except (OSError, CannotConvert) as error:
+            raise BrokenFile(str(error)) from error
+
+    return rest()
+
+
+# --- to a node ------------------------------------------------------------------------------------
+
+
+def deliver(
+    node: Node,
+    calling_ae: str,
+    instances: Iterable[Outgoing],
+    *,
+    limits: Limits,
+    originator: tuple[str, int] | None = None,
+    priority: int = 0,
+    stopping: int = -1,
+) -> Iterator[Sent]:
+    """Sends the ``instances`` to ``node``, and tells of each what became of it.
+
+    Over one association for each set of contexts. One that is lost is opened again, and the
+    instance in hand sent again; an instance on which two are lost is left out; when nothing comes
+    through in between, the rest is given up. Closing the iterator aborts. Raises Stopping.
+    """
+    with Converter() as converter:
+        for batch in batches(instances):
+            delivery = _Delivery(node, calling_ae, limits, converter, stopping)
+            yield from delivery.run(batch, originator, priority)
+
+
+@dataclass(slots=True)
+class _Delivery:
+    node: Node
+    calling_ae: str
+    limits: Limits
+    converter: Converter
+    stopping: int
+    losses: int = 0
+    """Since something came through."""
+
+    def run(
+        self, batch: Batch, originator: tuple[str, int] | None, priority: int
+    ) -> Iterator[Sent]:
+        waiting = deque(batch.instances)
+        while waiting:
+            try:
+                with self._open(batch.contexts) as association:
+                    sender = Sender(
+                        association.channel,
+                        association.contexts.values(),
+                        self.converter,
+                        originator=originator,
+                        priority=priority,
+                    )
+                    while waiting:
+                        sent = sender.send(waiting[0])
+                        self.losses = 0
+                        waiting.popleft()
+                        yield sent
+            except BrokenFile as broken:
+                yield Sent(waiting.popleft(), Step.FILE, why=f"its file cannot be read: {broken}")
+            except (NoAssociation, PeerTimeout) as error:
+                yield from _given_up(waiting, str(error))
+                return
+            except (ConnectionLost, Ended, ProtocolError, OSError) as error:
+                self.losses += 1
+                why = f"{self.node}: the association was lost: {_words(error)}"
+                if self.losses == _MOST_LOSSES:
+                    yield Sent(waiting.popleft(), Step.ASSOCIATION, why=why)
+                elif self.losses > _MOST_LOSSES:
+                    yield from _given_up(waiting, why)
+                    return
+
+    def _open(self, contexts: Sequence[ProposedContext]) -> Requestor:
+        return Requestor.open(
+            self.node, self.calling_ae, contexts, limits=self.limits, stopping=self.stopping
+        )
+
+
+def _given_up(waiting: deque[Outgoing], why: str) -> Iterator[Sent]:
+    while waiting:
+        yield Sent(waiting.popleft(), Step.ASSOCIATION, why=why)
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, Ended):
+        return f"the peer ended it ({error})"
+    return str(error) or "the peer closed the connection"
