@@ -6,12 +6,13 @@ the query; an answer with text that this cannot carry is in UTF-8 (PS3.4 C.4.1.1
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plainpacs.scp.beyond import attributes_in, path_of
+from plainpacs.scp.beyond import attributes_in
 from plainpacs.scp.dictionary import vr_of
 from plainpacs.scp.identifiers import (
     BINARY,
@@ -45,9 +46,9 @@ class Column:
     items: tuple[str, ...] = ()
 
 
-# What the loop over the columns needs of each: source, head without the length, padding, VR, and
-# the whole element when the record says nothing.
-_Compiled = tuple[str, bytes, bytes, str, bytes]
+# What the loop over the columns needs of each: source, head without the length, padding, and the
+# whole element when the record says nothing.
+_Compiled = tuple[str, bytes, bytes, bytes]
 
 
 class Template:
@@ -57,100 +58,93 @@ class Template:
     """
 
     def __init__(
-        self, columns: Collection[Column], repertoire: Repertoire, root: str, *, explicit: bool
+        self, columns: Iterable[Column], repertoire: Repertoire, root: str, *, explicit: bool
     ) -> None:
         self._explicit = explicit
         self._root = root
-        self._tags = {column.source: column.tag for column in columns}
-        self._items = {column.source: column.items for column in columns if column.items}
-        self._beyond = sorted(column.tag for column in columns if column.beyond)
-        size, shape = (2, "<H") if explicit else (4, "<L")
+        self._repertoires = (repertoire, UTF8)
+        self._columns = (Column(CHARACTER_SET), *sorted(columns, key=lambda column: column.tag))
+        self._beyond = [place for place, one in enumerate(self._columns) if one.beyond]
+        length = struct.Struct("<H" if explicit else "<L")
         # The lengths of nearly all values, to be looked up.
-        self._lengths = [struct.pack(shape, number) for number in range(_LENGTHS)]
-        self._length_size = size
-        every = sorted(columns, key=lambda column: column.tag)
-        self._choices = [
-            (one, [self._compile(column, one) for column in every])
-            for one in dict.fromkeys((repertoire, UTF8))
-        ]
+        self._lengths = [length.pack(number) for number in range(_LENGTHS)]
+        self._compiled = [self._compile(column, length.size) for column in self._columns]
 
-    def _compile(self, column: Column, repertoire: Repertoire) -> _Compiled:
+    def _compile(self, column: Column, length_size: int) -> _Compiled:
         vr, explicit = vr_of(column.tag), self._explicit
         if column.tag == CHARACTER_SET:
-            terms = "\\".join(repertoire.terms).encode("ascii", "replace")
-            whole = element(column.tag, vr, terms, explicit=explicit) if terms else b""
-            return "", b"", b"", vr, whole
-        # The VRs of a query's constants have no text of people.
+            return "", b"", b"", self._naming(self._repertoires[0])
+        # What is constant has no text of people.
         raw = column.constant.encode("ascii", "replace")
         whole = element(column.tag, vr, raw, explicit=explicit)
-        source = _beyond(column.tag) if column.beyond else column.source
-        quick = vr not in LONG_VRS and vr not in BINARY
-        before = head(column.tag, vr, 0, explicit=explicit)[: -self._length_size] if quick else b""
-        padding = b"\0" if vr == "UI" else b" "
-        return source, before, padding, vr, whole
+        if vr in LONG_VRS or vr in BINARY:
+            return column.source, b"", b"", whole
+        before = head(column.tag, vr, 0, explicit=explicit)[:-length_size]
+        return column.source, before, b"\0" if vr == "UI" else b" ", whole
+
+    def _naming(self, repertoire: Repertoire) -> bytes:
+        """The element that names the character set, if there is to be one."""
+        terms = "\\".join(repertoire.terms).encode("ascii", "replace")
+        return element(CHARACTER_SET, "CS", terms, explicit=self._explicit) if terms else b""
 
     def encode(self, record: Mapping[str, Any]) -> bytes:
         """The answer that ``record`` becomes."""
-        file = None
-        if self._beyond:
-            file = attributes_in(path_of(self._root, record.get("path")), self._beyond[-1])
-        for repertoire, columns in self._choices:
-            more = self._from_file(file, repertoire) if file is not None else {}
-            if more is not None:
-                encoded = self._encode({**record, **more} if more else record, columns, repertoire)
-                if encoded is not None:
-                    return encoded
-        raise AssertionError("UTF-8 carries everything")
-
-    def _from_file(self, file: DataSet, repertoire: Repertoire) -> dict[str, bytes] | None:
-        """Whole elements, by the sources of their columns."""
-        found = {}
-        for tag in self._beyond:
-            one = file.elements.get(tag)
-            if one is not None and one.vr not in _BYTES_VRS:
-                whole = written_anew(tag, one, file, repertoire, explicit=self._explicit)
-                if whole is None:
-                    return None
-                found[_beyond(tag)] = whole
-        return found
-
-    def _encode(
-        self, record: Mapping[str, Any], columns: Sequence[_Compiled], repertoire: Repertoire
-    ) -> bytes | None:
         lengths, get = self._lengths, record.get
         parts: list[bytes] = []
+        later = self._beyond.copy()
         add = parts.append
-        for source, before, padding, vr, whole in columns:
+        for source, before, padding, whole in self._compiled:
             value = get(source)
             if value is None:
                 add(whole)
                 continue
             kind = type(value)
-            text = str(value) if kind is int else value if kind is str else ""
+            if kind is list and len(value) == 1:
+                value = value[0]
+                kind = type(value)
+            text = value if kind is str else str(value) if kind is int else ""
             if text and before and text.isascii() and len(text) < _LENGTHS - 1:
                 raw = text.encode()
                 if len(raw) & 1:
                     raw += padding
-                add(before)
-                add(lengths[len(raw)])
-                add(raw)
-            elif kind is bytes:  # of the file, and an element already
-                add(value)
+                add(before + lengths[len(raw)] + raw)
             else:
-                encoded = self._element(source, vr, value, repertoire)
-                if encoded is None:
-                    return None
-                add(encoded)
+                later.append(len(parts))
+                add(b"")
+        if later:
+            self._add(parts, later, record)
         return b"".join(parts)
 
-    def _element(self, source: str, vr: str, value: object, repertoire: Repertoire) -> bytes | None:
-        tag = self._tags[source]
-        if vr == "SQ" and isinstance(value, list) and (keys := self._items.get(source)):
+    def _add(self, parts: list[bytes], places: Sequence[int], record: Mapping[str, Any]) -> None:
+        """Adds to the ``parts`` those elements that depend on the character set, or are rare."""
+        file = DataSet({})
+        if self._beyond:
+            last = self._columns[self._beyond[-1]].tag
+            file = attributes_in(os.path.join(self._root, str(record.get("path"))), last)
+        for repertoire in self._repertoires:
+            for place in places:
+                column = self._columns[place]
+                if column.beyond:
+                    found = self._from_file(column, file, repertoire)
+                else:
+                    found = self._element(column, record[column.source], repertoire)
+                if found is None:
+                    break
+                parts[place] = found
+            else:
+                parts[0] = self._naming(repertoire)
+                return
+
+    def _element(self, column: Column, value: object, repertoire: Repertoire) -> bytes | None:
+        vr = vr_of(column.tag)
+        if column.items and isinstance(value, list):
             items = [item for item in value if isinstance(item, dict)]
-            value = [{key: item.get(key, "") for key in keys} for item in items]
+            value = [{key: item.get(key, "") for key in column.items} for item in items]
         raw = value_bytes(vr, value, repertoire, explicit=self._explicit)
-        return None if raw is None else element(tag, vr, raw, explicit=self._explicit)
+        return None if raw is None else element(column.tag, vr, raw, explicit=self._explicit)
 
-
-def _beyond(tag: int) -> str:
-    return f"({tag:08X})"
+    def _from_file(self, column: Column, file: DataSet, repertoire: Repertoire) -> bytes | None:
+        found = file.elements.get(column.tag)
+        if found is None or found.vr in _BYTES_VRS:
+            return element(column.tag, vr_of(column.tag), b"", explicit=self._explicit)
+        return written_anew(column.tag, found, file, repertoire, explicit=self._explicit)

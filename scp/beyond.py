@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from plainpacs.archive.errors import RefusedInstance
 from plainpacs.archive.header import DEFLATED
 from plainpacs.archive.inflate import Inflated
@@ -39,8 +37,3 @@ def attributes_in(path: str, last: int) -> DataSet:
         if complete or len(data) < size:
             return read
     return read
-
-
-def path_of(root: str, record_path: object) -> str:
-    """Where the file of an instance's record lies."""
-    return os.path.join(root, str(record_path))

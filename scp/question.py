@@ -107,7 +107,7 @@ def read_question(
     return Question(
         level,
         wanted,
-        (Column(CHARACTER_SET), *columns),
+        tuple(columns),
         Repertoire(terms_of(named.value) if named else ()),
         all_matched and all_returned,
     )

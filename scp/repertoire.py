@@ -42,6 +42,8 @@ class Repertoire:
         """None when this repertoire cannot carry ``text``. ``name``: it is a PN."""
         if text.isascii():
             return text.encode()
+        if self._first == "utf_8":
+            return text.encode("utf_8", "replace")
         if self._others:
             encoded = self._with_escapes(text, _DELIMITED_NAME if name else _DELIMITED)
         else:
