@@ -236,6 +236,15 @@ def settle(root: int, path: str) -> None:
         os.close(folder)
 
 
+def settle_folder(root: int, path: str) -> None:
+    """The names in the folder ``path`` are there for good. Raises OSError."""
+    folder = open_folder(path, folder=root)
+    try:
+        sync_folder(folder)
+    finally:
+        os.close(folder)
+
+
 def ends_with_newline(fd: int) -> bool:
     """Whether a line appended now starts a line of its own."""
     size = os.fstat(fd).st_size

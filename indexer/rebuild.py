@@ -266,7 +266,7 @@ class Rebuilder:
         ``everything``: all that was touched. Returns the seconds it took. Raises OSError.
         """
         began = time.monotonic()
-        self.several.make_if_missing()
+        self.several.settle()
         for month, added in list(self.touched_months.items()):
             path = f"{month}/{layout.CATALOGUE}"
             if everything or self._worth_it(path, added):

@@ -8,8 +8,8 @@ and has no folder any more. Additions are marked before removals, so that a stud
 month is never in neither. What happened so lately that a change in the same tick could hide behind
 it (two seconds) is not recorded: the next look finds it different again.
 
-Recording comes after marking, and a marker stays until the study is indexed, so a look that is
-killed anywhere only makes the next one mark more.
+Recording comes after the markers are there for good, and a marker stays until the study is indexed,
+so a look that is cut off anywhere only makes the next one mark more.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ def reconcile(
         catalogued = catalogue.read(path, month)
         listed = {study for study, _, _ in catalogue.live(catalogued or b"")}
         now = file_system_now(root)
+        before = marked
         found: dict[str, Facts] = {}
         for study in studies_in(path, month):
             facts = facts_of(path, month, study)
@@ -104,6 +105,8 @@ def reconcile(
             with contextlib.suppress(FileNotFoundError):
                 catalogue.make(root, month)
         removed += [(month, study) for study in sorted((listed | set(seen)) - set(found))]
+        if marked > before:
+            durable.settle_folder(root, layout.PENDING)
         record_seen(root, month, found, now, before=seen)
     for gone in removed:
         mark(gone)

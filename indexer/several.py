@@ -32,7 +32,8 @@ _LISTED = re.compile(rb'\n\{"StudyInstanceUID":"([^"\n]*)"')
 
 
 def several_months(root: str, months: Iterable[str]) -> dict[str, Months]:
-    """The months, earliest first, of each study that lies in more than one of ``months``."""
+    """The months, earliest first, of each study that lies in more than one of ``months``; perhaps
+    of others, too, in some of which nothing is left."""
     known = recorded(root)
     return by_looking(root, months) if known is None else known
 
@@ -104,6 +105,7 @@ class Several:
         self._root = root
         self._known: Mapping[str, Months] | None = None
         self._read = False
+        self._unsettled = False
 
     def note(self, study: str) -> None:
         """Sees to it that the index says where the study lies. Raises OSError."""
@@ -117,12 +119,17 @@ class Several:
         if now == self._known.get(study, ()):
             return
         durable.append_lines(self._root, layout.SEVERAL, _line(study, now))
+        self._unsettled = True
         self._known = {**self._known, study: now}
 
-    def make_if_missing(self) -> None:
-        """``make_anew``, when there is no index. Raises as that does."""
+    def settle(self) -> None:
+        """What was noted outlives a power loss; where there is no index, it is made anew. Raises
+        as that does."""
         if not _read(self._path, len(_FIRST)):
             self.make_anew()
+        elif self._unsettled:
+            durable.settle(self._root, layout.SEVERAL)
+        self._unsettled = False
 
     def make_anew(self) -> None:
         """Looks through every month, and puts what it found in the index's place. Raises OSError,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from power import Recorder
-from recovery import ARCHIVE, booted, has_line, kept
+from recovery import ARCHIVE, Checker, booted, has_line, kept
 from support import data_set, part10
 
 from plainpacs.archive import layout
@@ -42,10 +42,15 @@ class Disk:
     """Every data set that may lie under a final name."""
     careful: bool = True
     """Not so where the tree is damaged before, or ``--sync off`` was used."""
+    compacted: bool = True
+    """Not so where the indexes may keep lines that count no more, or lead nowhere."""
 
     @property
     def root(self) -> str:
         return f"{self.top}/{ARCHIVE}"
+
+    def checker(self) -> Checker:
+        return Checker(self.offered, careful=self.careful, compacted=self.compacted)
 
     def promise(self, words: str, holds: Callable[[Mapping[str, bytes]], bool]) -> None:
         if self.recorder:
@@ -131,16 +136,21 @@ def _seconds_later() -> Iterator[None]:
         yield
 
 
+def _reconcile(indexer: Indexer) -> None:
+    mark, known = indexer._pending.mark, indexer._is_indexed
+    reconcile.reconcile(indexer.path, indexer._writer.root, mark, known)
+
+
 def _index_and_remember(disk: Disk, *, rebuild: bool = False) -> None:
     """As ``Indexer.run`` does: what was asked for, reconciliation meanwhile, compaction last."""
     with _seconds_later(), Indexer.open(disk.root) as indexer:
         if rebuild:
             full.rebuild_everything(indexer._rebuilder)
-        studies, _ = indexer._pending.waiting()
-        for study in studies:
-            indexer._index(study)
-        mark, known = indexer._pending.mark, indexer._is_indexed
-        reconcile.reconcile(disk.root, indexer._writer.root, mark, known)
+        for _ in range(2):
+            studies, _ = indexer._pending.waiting()
+            for study in sorted(studies):
+                indexer._index(study)
+            _reconcile(indexer)
         indexer._rebuilder.compact(everything=True)
 
 
@@ -261,23 +271,49 @@ def one_remembered(disk: Disk) -> None:
 
 @order(after=one_remembered)
 def last_instance_gone(disk: Disk) -> None:
-    """Somebody removed the study: its lines go, a shard with them."""
+    """Somebody removed the study: its lines go, a shard with them. (A crash before the shards are
+    compacted leaves lines in them that lead nowhere: nobody knows of the study any more.)"""
+    disk.compacted = False
     shutil.rmtree(f"{disk.root}/202401/1.2.3")
     assert disk.recorder
     disk.recorder.look_again()
     _index_and_remember(disk)
 
 
+@order(after=one_remembered)
+def index_second_month(disk: Disk) -> None:
+    """A part of the study in another month, which is written down apart."""
+    with Archive.open(disk.root) as archive:
+        second = {"StudyDate": "20240229", "SOPInstanceUID": "1.2.3.4.6"}
+        disk.store(archive, StoreOutcome.STORED, **second)
+    _index_and_remember(disk)
+
+
 def _indexes_deleted(disk: Disk) -> None:
     one_remembered(disk)
+    index_second_month(disk)
+    os.unlink(f"{disk.root}/{layout.SEVERAL}")
     shutil.rmtree(f"{disk.root}/{layout.INSTANCES}")
-    os.unlink(f"{disk.root}/202401/{layout.CATALOGUE}")
-    os.unlink(f"{disk.root}/202401/1.2.3/{layout.STUDY_INDEX}")
+    for month in ("202401", "202402"):
+        os.unlink(f"{disk.root}/{month}/{layout.CATALOGUE}")
+        os.unlink(f"{disk.root}/{month}/1.2.3/{layout.STUDY_INDEX}")
 
 
 @order(after=_indexes_deleted)
 def reindex_what_was_deleted(disk: Disk) -> None:
     _index_and_remember(disk, rebuild=True)
+
+
+@order(after=_indexes_deleted)
+def index_what_was_deleted(disk: Disk) -> None:
+    _index_and_remember(disk)
+
+
+@order(after=_indexes_deleted)
+def find_and_stop(disk: Disk) -> None:
+    """What reconciliation found is not indexed yet when the indexer is stopped."""
+    with _seconds_later(), Indexer.open(disk.root) as indexer:
+        _reconcile(indexer)
 
 
 # --- starting after a crash ----------------------------------------------------------------------

@@ -82,10 +82,15 @@ class Mode:
 
 @dataclass(frozen=True)
 class Sync:
-    """``site``: the primitive, and the functions that asked for it, innermost first."""
+    """``site``: the primitive, and the functions that asked for it, innermost first; ``place``:
+    the primitive and the innermost one."""
 
     node: Node
     site: str
+
+    @property
+    def place(self) -> str:
+        return self.site.partition(" < ")[0]
 
 
 @dataclass(frozen=True)
@@ -318,6 +323,8 @@ def _copy_of(inode: Inode) -> Inode:
 _ROOMS = ("archive", "indexer", "scp")
 
 
+_PASSING = ("_create_whole", "Publisher._sync_once", "Publisher.sync", "Publisher.sync_published")
+"""They pass a wish for a sync on."""
 _WHOLES = ("Indexer.", "Archive.open")
 """Who wants a step done makes no other step of it."""
 
@@ -329,7 +336,8 @@ def callers() -> list[str]:
     while frame is not None:
         code = frame.f_code
         if os.path.basename(os.path.dirname(code.co_filename)) in _ROOMS and (
-            not code.co_qualname.startswith(_WHOLES) and found[-1:] != [code.co_qualname]
+            code.co_qualname not in (*_PASSING, *found[-1:])
+            and not code.co_qualname.startswith(_WHOLES)
         ):
             found.append(code.co_qualname)
         frame = frame.f_back
@@ -488,7 +496,7 @@ def _written(data: bytes, operation: Bytes, how: How) -> bytes:
 def states(
     recorder: Recorder,
     *,
-    without: str = "",
+    without: Callable[[Sync], bool] = lambda sync: False,
     seed: int = 0,
     pairs: int = 10,
     random_each: int = 6,
@@ -498,13 +506,13 @@ def states(
 
     At each moment: nothing unpinned reached the disk, all did, each alone, each but one, pairs
     (where at most ``pairs`` are unpinned), and ``random_each`` seeded subsets, with bytes cut and
-    zeroed. ``without``: the syncs of that site were never made.
+    zeroed. ``without``: the syncs of which this is true were never made.
     """
     rng = random.Random(seed)
     disk = _Disk(recorder)
     promises: tuple[Promise, ...] = ()
     for moment, operation in enumerate(recorder.log, 1):
-        if isinstance(operation, Sync) and operation.site == without:
+        if isinstance(operation, Sync) and without(operation):
             continue
         disk.add(moment - 1, operation)
         if isinstance(operation, Promise):

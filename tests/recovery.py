@@ -16,7 +16,7 @@ from plainpacs.archive.archive import Archive
 from plainpacs.archive.errors import PlainpacsError, RefusedInstance
 from plainpacs.archive.header import read_header
 from plainpacs.archive.identity import InstanceKey
-from plainpacs.indexer import catalogue, instances
+from plainpacs.indexer import catalogue, instances, several
 from plainpacs.indexer.service import Indexer
 
 Files = Mapping[str, bytes]
@@ -112,8 +112,8 @@ def gone(path: str) -> Holds:
 
 
 def has_line(folder: str, series: str, name: str, words: bytes) -> Holds:
-    """A manifest of the series has a line of the file with these ``words`` in it."""
-    start, named = f"{ARCHIVE}/{folder}/{series}.", f'"file":"{name}"'.encode()
+    """A manifest of the series has a line of a file whose name begins so, with ``words`` in it."""
+    start, named = f"{ARCHIVE}/{folder}/{series}.", f'"file":"{name}'.encode()
     return lambda files: any(
         named in line and words in line
         for path, file in files.items()
@@ -167,7 +167,7 @@ class Checker:
 
     ``offered`` are the data sets that may lie under final names. Not ``careful``: the tree was
     damaged before, so that it may hold others, and studies that cannot be indexed. Not
-    ``compacted``: lines that count no more may stand in indexes yet.
+    ``compacted``: lines that count no more, or lead nowhere, may stand in indexes yet.
     """
 
     def __init__(
@@ -216,20 +216,31 @@ class Checker:
             wanted = {name: data for name, data in files_in(top).items() if _is_derived(name)}
             self._rebuilt[key] = wanted
         have = {name: data for name, data in files.items() if _is_derived(name)}
+        now = several.by_looking(root, catalogue.months(root))
+        if several.recorded(root) not in (None, now):
+            return [f"studies in several months: {several.recorded(root)}, not {now}"]
         return [
             f"not as a rebuild makes it: {name}"
             for name in sorted(have.keys() | wanted.keys())
             if have.get(name) != wanted.get(name)
-            and (self._compacted or _live(name, have) != _live(name, wanted))
+            and (self._compacted or not _says_the_same(name, have, wanted, files))
         ]
 
 
-def _live(name: str, files: Files) -> set[bytes]:
-    """The lines that count."""
-    data = files.get(name, b"")
+def _says_the_same(name: str, have: Files, wanted: Files, files: Files) -> bool:
+    """Whether the lines that count are the same, but for hints that lead nowhere."""
+    one, other = have.get(name, b""), wanted.get(name, b"")
     if name.endswith(layout.CATALOGUE):
-        return {line for _, _, line in catalogue.live(data)}
-    return {*instances._live(data)} if f"/{layout.INSTANCES}/" in name else {data}
+        return {line for _, _, line in catalogue.live(one)} == {
+            line for _, _, line in catalogue.live(other)
+        }
+    if f"/{layout.INSTANCES}/" not in name:
+        return one == other
+    more = {*instances._live(one)} - {*instances._live(other)}
+    paths = (line.rpartition(b'"path":"')[2].rstrip(b'"').decode() for line in more)
+    return {*instances._live(other)} <= {*instances._live(one)} and not any(
+        f"{ARCHIVE}/{path}" in files or f"{ARCHIVE}/{path}/" in files for path in paths
+    )
 
 
 def _is_derived(path: str) -> bool:

@@ -110,7 +110,7 @@ def test_power_loss(name: str, tmp_path: Path) -> None:
     sample = found
     if 0 < WANTED < len(found):
         sample = random.Random(name).sample(found, WANTED)
-    checker = Checker(disk.offered, careful=disk.careful)
+    checker = disk.checker()
     for state in sample:
         wrong = wrong_after_recovery(recorder, state, checker)
         assert not wrong, tell(state, recorder, wrong)
