@@ -20,6 +20,9 @@ from plainpacs.indexer.merging import Record
 from plainpacs.indexer.query import Query
 
 
+_NO_DATE = " "  # sorts before every date
+
+
 class Found(NamedTuple):
     """A study that matches. ``line`` is its line in the catalogue, or one like it, no newline."""
 
@@ -123,4 +126,4 @@ def when_of(record: Record, month: str) -> str:
     except (KeyError, TypeError):
         pass
     date, time = (str(record.get(key, "")) for key in ("StudyDate", "StudyTime"))
-    return (plain_date(date) if month != UNDATED else "") + time.replace(":", "")
+    return ((plain_date(date) if month != UNDATED else "") or _NO_DATE) + time.replace(":", "")
