@@ -11,7 +11,7 @@ from plainpacs.archive.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VE
 from plainpacs.scp.access import APPLICATION_CONTEXT
 from plainpacs.scp.dimse import ProtocolError
 from plainpacs.scp.negotiation import ContextResult, ProposedContext, Result, Role
-from plainpacs.scp.pdu import HEADER, PDU, Item, item, items, read_role, role_item
+from plainpacs.scp.pdu import HEADER, PDU, Item, extended_item, item, items, read_role, role_item
 
 _HEAD = struct.Struct(">HH16s16s32x")
 _LENGTH = struct.Struct(">L")
@@ -53,12 +53,15 @@ def request(
     contexts: Iterable[ProposedContext],
     announced_pdu: int,
     roles: Mapping[str, Role] | None = None,
+    extended: Mapping[str, bytes] | None = None,
 ) -> bytes:
-    """An A-ASSOCIATE-RQ. ``announced_pdu``: the longest P-DATA-TF we take."""
+    """An A-ASSOCIATE-RQ. ``announced_pdu``: the longest P-DATA-TF we take; ``extended``: what is
+    wanted of SOP Classes by extended negotiation (PS3.7 D.3.3.5)."""
     user = [
         item(Item.MAXIMUM_LENGTH, _LENGTH.pack(announced_pdu)),
         item(Item.IMPLEMENTATION_CLASS, IMPLEMENTATION_CLASS_UID.encode()),
         *(role_item(uid, role) for uid, role in (roles or {}).items()),
+        *(extended_item(uid, wanted) for uid, wanted in (extended or {}).items()),
         item(Item.IMPLEMENTATION_VERSION, IMPLEMENTATION_VERSION_NAME.encode()),
     ]
     body = b"".join(

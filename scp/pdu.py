@@ -187,7 +187,7 @@ def accept(
         item(Item.IMPLEMENTATION_CLASS, implementation[0].encode()),
     ]
     user += [role_item(uid, role) for uid, role in acceptance.roles.items()]
-    user += [_extended_item(uid, agreed) for uid, agreed in acceptance.extended.items()]
+    user += [extended_item(uid, agreed) for uid, agreed in acceptance.extended.items()]
     user.append(item(Item.IMPLEMENTATION_VERSION, implementation[1].encode()))
     contexts = [
         item(
@@ -216,7 +216,7 @@ def role_item(uid: str, role: Role) -> bytes:
     return item(Item.ROLE, value)
 
 
-def _extended_item(uid: str, agreed: bytes) -> bytes:
+def extended_item(uid: str, agreed: bytes) -> bytes:
     """An extended negotiation (PS3.7 D.3.3.5)."""
     told = uid.encode("ascii", "replace")
     return item(Item.EXTENDED, _SHORT.pack(len(told)) + told + agreed)

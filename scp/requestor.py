@@ -82,6 +82,7 @@ class Requestor:
         *,
         limits: Limits,
         roles: Mapping[str, Role] | None = None,
+        extended: Mapping[str, bytes] | None = None,
         spill: Callable[[int, Command], Spill] = lambda _, __: Drain(),
         stopping: int = -1,
     ) -> Requestor:
@@ -96,7 +97,7 @@ class Requestor:
         )
         try:
             asked = associating.request(
-                node.ae_title, calling_ae, contexts, limits.announced_pdu, roles
+                node.ae_title, calling_ae, contexts, limits.announced_pdu, roles, extended
             )
             connection.send(asked, limits.pdu_timeout)
             accepted = _answer(node, reader, contexts)

@@ -299,7 +299,7 @@ def test_a_service_that_answers_is_well(start: Start) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     done = check(PLAINPACS_PORT=port)
     assert done.returncode == 1
-    assert done.stderr == "no C-ECHO: rejected with 1/1/7\n"
+    assert re.fullmatch(r"no C-ECHO: .*association: .*AE title.*\(1/1/7\)\n", done.stderr)
 
 
 @pytest.mark.parametrize(
