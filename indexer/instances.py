@@ -156,10 +156,14 @@ def find(root: str, uid: str) -> list[str]:
             data = file.read()
     except OSError:
         return []
-    pattern = re.compile(rb'[^\n]*InstanceUID":"' + re.escape(uid.encode()) + rb'","path"[^\n]*')
+    needle = b'InstanceUID":"' + uid.encode() + b'","path"'
     places: dict[str, bool] = {}
-    for found in pattern.finditer(data):
-        match = _LINE.fullmatch(found[0])
+    at = data.find(needle)
+    while at >= 0:
+        end = data.find(b"\n", at)
+        end = end if end >= 0 else len(data)
+        match = _LINE.fullmatch(data, data.rfind(b"\n", 0, at) + 1, end)
         if match and match[2] == uid.encode():
             places[match[3].decode()] = not match[5]
+        at = data.find(needle, end)
     return sorted(path for path, live in places.items() if live)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+from itertools import islice
 
 import click
 import orjson
@@ -18,7 +19,7 @@ from plainpacs.indexer import lookup, output
 from plainpacs.indexer.merging import Record, merge
 from plainpacs.indexer.output import note
 from plainpacs.indexer.query import ALIASES, KEYS, parse
-from plainpacs.indexer.search import Found, everything, search
+from plainpacs.indexer.search import Found, everything, studies
 
 SHOWN = 50
 """Studies in a table on a terminal, unless ``--all``."""
@@ -59,6 +60,7 @@ _KEYS = ", ".join([*KEYS, *(f"{alias} ({key})" for alias, key in ALIASES.items()
 @click.option(
     "--all", "all_", is_flag=True, help=f"On a terminal, list more than the newest {SHOWN}."
 )
+@click.option("--limit", type=click.IntRange(min=0), help="List no more than so many.")
 @output.format_option
 @click.pass_obj
 def ls(
@@ -69,6 +71,7 @@ def ls(
     stored: str | None,
     months: tuple[str, ...],
     all_: bool,
+    limit: int | None,
     format_: str | None,
 ) -> None:
     """List studies, newest first; those that match every TERM, if any is given.
@@ -98,7 +101,8 @@ def ls(
     form = output.chosen(format_)
     root = context.archive_path()
     query = parse(terms, stored, months)
-    if form == "jsonl" and not (terms or stored or months or output.on_terminal()):
+    everything_asked = not (terms or stored or months) and limit is None
+    if form == "jsonl" and everything_asked and not output.on_terminal():
         written = 0
         for month_lines in everything(root, note):
             output.write(month_lines)
@@ -108,7 +112,8 @@ def ls(
     # A short run that makes many objects, none of them in cycles.
     gc.disable()
     try:
-        found = search(root, query, note)
+        # A month is read when its first study is asked for.
+        found = list(islice(studies(root, query, note), limit))
         more = 0
         if form == "table" and output.on_terminal() and not all_:
             more = max(0, len(found) - SHOWN)
