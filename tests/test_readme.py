@@ -95,6 +95,14 @@ def test_verifying(archive: Path, tmp_path: Path) -> None:
     assert done.stdout.count(": OK") == 3
 
 
+def test_exporting(archive: Path, tmp_path: Path) -> None:
+    run("plainpacs import -a archive FOLDER; plainpacs index --once -a archive", tmp_path)
+    run(f"cd archive\n{block_with('plainpacs export')}", tmp_path)
+    assert (tmp_path / "cd/DICOMDIR").is_file()
+    assert (tmp_path / "cd.zip").is_file()
+    assert (tmp_path / "ct.json").is_file()
+
+
 def test_the_first_command(tmp_path: Path) -> None:
     command = block_with("pip install . &&").strip()
     assert command == "pip install . && plainpacs serve --create ./archive"

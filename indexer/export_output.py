@@ -1,0 +1,255 @@
+"""Where an export goes: a folder, a file, or standard output. It is whole, or it is not there.
+
+It is written beside, under a name that says it is unfinished, made durable, and renamed. Whoever
+pulls the plug, or the stick, finds all of it or a leftover that starts with a dot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable, Iterator
+
+from plainpacs.archive import durable
+from plainpacs.archive.durable import Buffer
+from plainpacs.archive.errors import BadSettings, PlainpacsError, StorageUnavailable
+from plainpacs.indexer.dicomdir import NAME as DICOMDIR
+from plainpacs.indexer.export_source import Source
+
+_CHUNK = 1 << 20
+_UNSYNCED = 64  # files written and not yet synced: many at once are synced as quickly as one
+
+
+class OutputFile:
+    """A file that is not finished. Raises BadSettings when it may not be made, else OSError.
+
+    A context manager: without ``finish`` nothing stays.
+    """
+
+    def __init__(self, path: str, *, force: bool) -> None:
+        self._above, self._name = _place(path)
+        self._unfinished = _unfinished_name(self._name)
+        try:
+            there = _kind_there(self._name, self._above)
+            if there == "folder":
+                raise BadSettings(f"{path} is a folder; name a file to be made")
+            if there and not force:
+                raise BadSettings(f"{path} is there already; name another, or add --force")
+            self._fd = durable.create(self._unfinished, folder=self._above)
+        except BaseException:
+            os.close(self._above)
+            raise
+
+    def write(self, data: Buffer) -> int:
+        return durable.write_all(self._fd, [data])
+
+    def flush(self) -> None:
+        """Nothing is held back; whoever writes to files asks for this."""
+
+    def finish(self) -> None:
+        durable.sync_file(self._fd)
+        durable.rename(self._unfinished, self._name, folder=self._above, to_folder=self._above)
+        durable.sync_folder(self._above)
+
+    def __enter__(self) -> OutputFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+        with contextlib.suppress(FileNotFoundError):
+            durable.unlink(self._unfinished, folder=self._above)
+        os.close(self._above)
+
+
+class StandardOutput:
+    """As ``OutputFile``, to whoever reads standard output."""
+
+    def __init__(self) -> None:
+        if os.isatty(1):
+            raise BadSettings("standard output is a terminal; send it to a file or a program")
+
+    def write(self, data: Buffer) -> int:
+        try:
+            return durable.write_all(1, [data])
+        except BrokenPipeError:
+            raise PlainpacsError("the reader of standard output has gone away") from None
+
+    def flush(self) -> None:
+        """As ``OutputFile.flush``."""
+
+    def finish(self) -> None:
+        """There is nothing to be done: it has gone already."""
+
+    def __enter__(self) -> StandardOutput:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class OutputFolder:
+    """A folder that is not finished. Raises BadSettings when it may not be made, else OSError.
+
+    A context manager: without ``finish`` nothing stays. ``force``: takes the place of an earlier
+    export, which is one with a DICOMDIR; of nothing else.
+    """
+
+    def __init__(self, path: str, *, force: bool) -> None:
+        self._above, self._name = _place(path)
+        self._unfinished = _unfinished_name(self._name)
+        self._written: list[int] = []
+        self._folder = -1
+        self._path: tuple[str, ...] = ()
+        try:
+            _may_take(path, self._name, self._above, force=force)
+            durable.make_folder(self._unfinished, folder=self._above)
+            self._top = durable.open_folder(self._unfinished, folder=self._above)
+        except BaseException:
+            os.close(self._above)
+            raise
+
+    def add(self, path: tuple[str, ...], source: Source) -> None:
+        """A copy of the whole of ``source``; its file system shares the blocks where it can."""
+        fd = self._create(path)
+        source.copy_to(fd)
+        durable.set_time(fd, source.mtime)
+
+    def add_pieces(self, path: tuple[str, ...], pieces: Iterable[bytes]) -> None:
+        durable.write_all(self._create(path), pieces)
+
+    def _create(self, path: tuple[str, ...]) -> int:
+        if len(self._written) >= _UNSYNCED:
+            self._sync()
+        if self._folder < 0 or path[:-1] != self._path:
+            self._leave_folder()
+            self._folder, self._path = self._open(path[:-1]), path[:-1]
+        fd = durable.create(path[-1], folder=self._folder)
+        self._written.append(fd)
+        return fd
+
+    def _open(self, path: tuple[str, ...]) -> int:
+        folder = os.dup(self._top)
+        for name in path:
+            try:
+                with contextlib.suppress(FileExistsError):
+                    durable.make_folder(name, folder=folder)
+                    durable.sync_folder(folder)
+                below = durable.open_folder(name, folder=folder)
+            finally:
+                os.close(folder)
+            folder = below
+        return folder
+
+    def _sync(self) -> None:
+        for fd in self._written:
+            durable.sync_file(fd)
+        self._close_written()
+
+    def _close_written(self) -> None:
+        written, self._written = self._written, []
+        for fd in written:
+            os.close(fd)
+
+    def _leave_folder(self) -> None:
+        if self._folder >= 0:
+            self._sync()
+            durable.sync_folder(self._folder)
+            os.close(self._folder)
+            self._folder = -1
+
+    def finish(self) -> None:
+        self._leave_folder()
+        durable.sync_folder(self._top)
+        above = {"folder": self._above, "to_folder": self._above}
+        old = f"{self._unfinished}.old"
+        try:
+            durable.rename(self._unfinished, self._name, **above)  # an empty folder gives way
+        except OSError:
+            durable.rename(self._name, old, **above)
+            durable.rename(self._unfinished, self._name, **above)
+        durable.sync_folder(self._above)
+        _remove_tree(old, self._above)
+
+    def __enter__(self) -> OutputFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close_written()
+        if self._folder >= 0:
+            os.close(self._folder)
+        os.close(self._top)
+        with contextlib.suppress(OSError):
+            _remove_tree(self._unfinished, self._above)
+        os.close(self._above)
+
+
+# --- what is there already ----------------------------------------------------------------------
+
+
+def _place(path: str) -> tuple[int, str]:
+    """(the folder it is to lie in, open; its name). A symbolic link is followed."""
+    above, name = os.path.split(os.path.realpath(path))
+    if not name:
+        raise BadSettings(f"{path} cannot be made: it is the root of the file system")
+    try:
+        return os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), name
+    except FileNotFoundError:
+        raise BadSettings(f"{path} cannot be made: make its folder first") from None
+
+
+def _unfinished_name(name: str) -> str:
+    return f".{name[:100]}.{os.urandom(4).hex()}.unfinished"
+
+
+def _kind_there(name: str, above: int) -> str:
+    try:
+        facts = os.stat(name, dir_fd=above, follow_symlinks=False)
+    except FileNotFoundError:
+        return ""
+    return "folder" if stat.S_ISDIR(facts.st_mode) else "file"
+
+
+def _may_take(path: str, name: str, above: int, *, force: bool) -> None:
+    there = _kind_there(name, above)
+    if there == "file":
+        raise BadSettings(f"{path} is a file; name a folder to be made, or add --zip")
+    if not there:
+        return
+    folder = durable.open_folder(name, folder=above)
+    try:
+        names = os.listdir(folder)
+    finally:
+        os.close(folder)
+    if names and not force:
+        raise BadSettings(f"{path} is not empty; name another, or add --force to replace an export")
+    if names and DICOMDIR not in names:
+        raise BadSettings(
+            f"{path} is not empty, and no export, as there is no {DICOMDIR} in it: it is left alone"
+        )
+
+
+def _remove_tree(name: str, above: int) -> None:
+    """Deletes a folder and everything in it, if it is there. No link is followed."""
+    try:
+        folder = durable.open_folder(name, folder=above)
+    except FileNotFoundError:
+        return
+    try:
+        for entry in _names(folder):
+            if _kind_there(entry, folder) == "folder":
+                _remove_tree(entry, folder)
+            else:
+                durable.unlink(entry, folder=folder)
+    finally:
+        os.close(folder)
+    durable.remove_folder(name, folder=above)
+
+
+def _names(folder: int) -> Iterator[str]:
+    yield from sorted(os.listdir(folder))
+
+
+def as_unavailable(out: str, error: OSError) -> StorageUnavailable:
+    """What to say when ``out`` cannot be written."""
+    return StorageUnavailable(f"cannot write {out}: {error.strerror or error}")
