@@ -1,7 +1,8 @@
-"""DICOM's data elements (PS3.6) by tag and by keyword, as pydicom lists them, without loading it.
+"""DICOM's data elements (PS3.6), by tag and by keyword.
 
-Loaded when the first identifier is read or written; a process that only receives does without.
-See ``registry``.
+Those that the indexes have, and that queries, retrieves and reports are made of, are here. All
+others are looked up in pydicom's table, loaded when the first is asked for: that takes 50 ms and
+3 MB, which most receivers never need. See ``registry``.
 
 >>> f"{tag_of('PatientName'):08X}", vr_of(0x00100010), keyword_of(0x00100010)
 ('00100010', 'PN', 'PatientName')
@@ -9,24 +10,39 @@ See ``registry``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import cache
 from typing import cast
 
+from plainpacs.archive.attributes import KEPT, REQUESTED
 from plainpacs.scp.registry import table_of_pydicom
 
-Entry = tuple[str, str, str, str, str]
-"""Value Representation, multiplicity, name, ``Retired`` or nothing, keyword."""
+_OURS: tuple[tuple[str, int, str], ...] = (
+    *((kept.keyword, kept.tag, kept.vr) for kept in KEPT + REQUESTED),
+    ("QueryRetrieveLevel", 0x00080052, "CS"),
+    ("RetrieveAETitle", 0x00080054, "AE"),
+    ("InstanceAvailability", 0x00080056, "CS"),
+    ("FailedSOPInstanceUIDList", 0x00080058, "UI"),
+    ("ModalitiesInStudy", 0x00080061, "CS"),
+    ("SOPClassesInStudy", 0x00080062, "UI"),
+    ("ReferencedSOPClassUID", 0x00081150, "UI"),
+    ("TransactionUID", 0x00081195, "UI"),
+    ("FailureReason", 0x00081197, "US"),
+    ("FailedSOPSequence", 0x00081198, "SQ"),
+    ("ReferencedSOPSequence", 0x00081199, "SQ"),
+    ("AvailableTransferSyntaxUID", 0x00083002, "UI"),
+    ("OtherPatientIDs", 0x00101000, "LO"),
+    ("NumberOfPatientRelatedStudies", 0x00201200, "IS"),
+    ("NumberOfPatientRelatedSeries", 0x00201202, "IS"),
+    ("NumberOfPatientRelatedInstances", 0x00201204, "IS"),
+    ("NumberOfStudyRelatedSeries", 0x00201206, "IS"),
+    ("NumberOfStudyRelatedInstances", 0x00201208, "IS"),
+    ("NumberOfSeriesRelatedInstances", 0x00201209, "IS"),
+)
+_TAGS = {keyword: tag for keyword, tag, _ in _OURS}
+_KEYWORDS = {tag: keyword for keyword, tag, _ in _OURS}
+_VRS = {tag: vr for _, tag, vr in _OURS}
 
-_TABLES = table_of_pydicom("_dicom_dict")
-_ELEMENTS = cast(Mapping[int, Entry], _TABLES.DicomDictionary)
-_REPEATING = [
-    (re.compile(tag.replace("x", "[0-9A-F]")), entry)
-    for tag, entry in cast(Mapping[str, Entry], _TABLES.RepeatersDictionary).items()
-]
-"""Of the groups that come in several (PS3.5 7.6): overlays, curves."""
-_TAGS = {entry[4]: tag for tag, entry in _ELEMENTS.items() if entry[4]}
 # Where the dictionary leaves the choice it depends on other elements, which no identifier has.
 _CHOSEN = {
     "US or SS": "US",
@@ -36,36 +52,47 @@ _CHOSEN = {
     "NONE": "UN",
 }
 
+_Entry = tuple[str, str, str, str, str]
+"""Value Representation, multiplicity, name, ``Retired`` or nothing, keyword."""
+
+
+@cache
+def _every() -> Mapping[int, _Entry]:
+    return cast(Mapping[int, _Entry], table_of_pydicom("_dicom_dict").DicomDictionary)
+
+
+@cache
+def _every_tag() -> Mapping[str, int]:
+    return {entry[4]: tag for tag, entry in _every().items() if entry[4]}
+
 
 def tag_of(keyword: str) -> int:
     """Raises KeyError when no element has this keyword."""
-    return _TAGS[keyword]
+    tag = _TAGS.get(keyword)
+    return _every_tag()[keyword] if tag is None else tag
 
 
 def keyword_of(tag: int) -> str:
     """Empty for private elements, and those unknown."""
-    entry = _ELEMENTS.get(tag)
-    return entry[4] if entry else ""
+    keyword = _KEYWORDS.get(tag)
+    if keyword is None:
+        entry = None if _is_private(tag) else _every().get(tag)
+        keyword = entry[4] if entry else ""
+    return keyword
 
 
-@cache
 def vr_of(tag: int) -> str:
-    """UN for private elements and those unknown, UL for the length of a group."""
-    entry = _ELEMENTS.get(tag)
-    if entry is not None:
-        return _CHOSEN.get(entry[0], entry[0])
+    """UN for elements that are unknown; of private ones only who reserves them is known."""
+    vr = _VRS.get(tag)
+    if vr is not None:
+        return vr
     if tag & 0xFFFF == 0:
         return "UL"
-    return "LO" if tag >> 16 & 1 and 0x10 <= tag & 0xFFFF <= 0xFF else "UN"
+    if _is_private(tag):
+        return "LO" if 0x10 <= tag & 0xFFFF <= 0xFF else "UN"
+    entry = _every().get(tag)
+    return _CHOSEN.get(entry[0], entry[0]) if entry else "UN"
 
 
-@cache
-def vrs_of(tag: int) -> tuple[str, ...]:
-    """Every VR that the dictionary has for the tag: several, where it depends on other elements."""
-    entry = _ELEMENTS.get(tag)
-    if entry is None and not tag >> 16 & 1:
-        spelled = f"{tag:08X}"
-        entry = next((entry for tags, entry in _REPEATING if tags.fullmatch(spelled)), None)
-    if entry is None or entry[0] == "NONE":
-        return (vr_of(tag),)
-    return tuple(entry[0].split(" or "))
+def _is_private(tag: int) -> bool:
+    return bool(tag >> 16 & 1)
