@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 from plainpacs.archive import durable
 from plainpacs.archive.durable import Buffer
@@ -17,8 +18,8 @@ from plainpacs.archive.errors import BadSettings, PlainpacsError, StorageUnavail
 from plainpacs.indexer.dicomdir import NAME as DICOMDIR
 from plainpacs.indexer.export_source import Source
 
-_CHUNK = 1 << 20
-_UNSYNCED = 64  # files written and not yet synced: many at once are synced as quickly as one
+_UNSYNCED = 128  # files written and not yet synced
+_SYNCING = 16
 
 
 class OutputFile:
@@ -99,6 +100,7 @@ class OutputFolder:
         self._above, self._name = _place(path)
         self._unfinished = _unfinished_name(self._name)
         self._written: list[int] = []
+        self._syncing = ThreadPoolExecutor(_SYNCING, thread_name_prefix="export")
         self._folder = -1
         self._path: tuple[str, ...] = ()
         try:
@@ -142,8 +144,9 @@ class OutputFolder:
         return folder
 
     def _sync(self) -> None:
-        for fd in self._written:
-            durable.sync_file(fd)
+        # Side by side they share the commits of the file system's journal.
+        for _ in self._syncing.map(durable.sync_file, self._written):
+            pass
         self._close_written()
 
     def _close_written(self) -> None:
@@ -175,6 +178,7 @@ class OutputFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._syncing.shutdown(cancel_futures=True)
         self._close_written()
         if self._folder >= 0:
             os.close(self._folder)
@@ -236,7 +240,7 @@ def _remove_tree(name: str, above: int) -> None:
     except FileNotFoundError:
         return
     try:
-        for entry in _names(folder):
+        for entry in os.listdir(folder):
             if _kind_there(entry, folder) == "folder":
                 _remove_tree(entry, folder)
             else:
@@ -244,10 +248,6 @@ def _remove_tree(name: str, above: int) -> None:
     finally:
         os.close(folder)
     durable.remove_folder(name, folder=above)
-
-
-def _names(folder: int) -> Iterator[str]:
-    yield from sorted(os.listdir(folder))
 
 
 def as_unavailable(out: str, error: OSError) -> StorageUnavailable:
