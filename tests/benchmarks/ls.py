@@ -21,11 +21,20 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from plainpacs.archive.root import create_archive
+from plainpacs.archive.root import create_archive, open_root
+from plainpacs.indexer.several import Several
 
 MONTHS = [f"{2014 + number // 12}{number % 12 + 1:02d}" for number in range(120)]
 RUNS = 9
-NAMES = ("Doe^Jane^Q", "Müller^Jörg", "Yamada^Tarou=山田^太郎=やまだ^たろう", "O'Neill^Anne")
+FAMILIES = (
+    *("Doe", "Müller", "Okonkwo", "O'Neill", "García", "Nguyen", "Kowalski", "Rossi", "Jansen"),
+    *("Ivanova", "Haddad", "Silva", "Novák", "Andersson", "Tanaka", "Chen", "Kim", "Singh"),
+)
+GIVEN = (
+    *("Jane^Q", "Jörg", "Taiwo", "Anne", "José", "Linh", "Zofia", "Marco", "Ruud", "Olga"),
+    *("Layla", "Caio", "Eva", "Sven", "Yuki", "Wei", "Min-jun", "Arjun", "Ada", "Noor"),
+)
+WRITTEN = "Yamada^Tarou=山田^太郎=やまだ^たろう"
 SOP_CLASS = "1.2.840.10008.5.1.4.1.1"
 STUDIES = (
     ("CT THORAX W CONTRAST", "CT", f"{SOP_CLASS}.2"),
@@ -35,8 +44,28 @@ STUDIES = (
 REPORT = f"{SOP_CLASS}.88.11"
 
 
+def patient_id(number: int) -> str:
+    """That of the study with this number; every patient has two."""
+    return f"PID{number // 2:07d}"
+
+
+def name(patient: int) -> str:
+    """About as many different ones as there are among so many people: every third is its own."""
+    chance = random.Random(patient)
+    if chance.random() < 0.05:
+        return WRITTEN
+    family, given = chance.choice(FAMILIES), chance.choice(GIVEN)
+    return f"{family}^{given}{chance.randrange(patient // 1000 + 1) or ''}"
+
+
+def some_study(root: Path, month: str) -> str:
+    """The UID of one of the month's studies."""
+    names = sorted(path.name for path in (root / month).iterdir() if path.is_dir())
+    return names[len(names) // 2]
+
+
 def record(chance: random.Random, number: int, month: str) -> dict[str, object]:
-    """A study as modalities make them: about 630 bytes of JSON (real ones have 500 and more)."""
+    """A study as modalities make them: about 580 bytes of JSON (real ones have 500 and more)."""
     description, modality, sop_class = chance.choice(STUDIES)
     with_report = chance.random() < 0.4
     date = f"{month}{chance.randint(1, 28):02d}"
@@ -45,15 +74,13 @@ def record(chance: random.Random, number: int, month: str) -> dict[str, object]:
     return {
         "StudyInstanceUID": f"1.2.840.113619.2.55.3.{chance.randrange(10**27, 10**28)}.{number}",
         "AccessionNumber": f"A{number:08d}",
-        "InstitutionName": "Saint Elsewhere General Hospital",
         "ModalitiesInStudy": [modality, "SR"][: 1 + with_report],
         "NumberOfStudyRelatedInstances": chance.randint(1, 2000),
         "NumberOfStudyRelatedSeries": chance.randint(1, 12),
         "PatientBirthDate": f"{chance.randint(1930, 2010)}0{chance.randint(1, 9)}15",
-        "PatientID": f"PID{number // 2:07d}",
-        "PatientName": chance.choice(NAMES),
+        "PatientID": patient_id(number),
+        "PatientName": name(number // 2),
         "PatientSex": chance.choice("FMO"),
-        "ReferringPhysicianName": "Smith^Alexandra^^Dr.",
         "SOPClassesInStudy": [sop_class, REPORT][: 1 + with_report],
         "StudyDate": date,
         "StudyDescription": description,
@@ -83,6 +110,9 @@ def make_archive(root: Path, studies: int) -> int:
             os.mkdir(root / month / str(one["StudyInstanceUID"]))
         data = b"".join(orjson.dumps(one) + b"\n" for one in records)
         size += (root / month / "studies.jsonl").write_bytes(data)
+    opened = open_root(str(root))
+    Several(str(root), opened).make_anew()
+    os.close(opened)
     return size
 
 
