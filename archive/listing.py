@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -31,9 +31,12 @@ class StudyFiles:
     manifests: dict[str, list[str]] = field(default_factory=dict)
 
 
-def study_files(root: str, month: str, study: str) -> StudyFiles:
+def study_files(
+    root: str, month: str, study: str, only: Collection[str] | None = None
+) -> StudyFiles:
     """Lists a study's folder; empty when it is not there. Foreign files are passed over.
 
+    ``only``: the UIDs of the series whose instances are looked for; all by default.
     Raises OSError when a folder cannot be read.
     """
     files = StudyFiles()
@@ -45,6 +48,8 @@ def study_files(root: str, month: str, study: str) -> StudyFiles:
         series = layout.series_of_manifest(entry.name)
         if series is not None:
             files.manifests.setdefault(series, []).append(entry.name)
+        elif only is not None and entry.name not in only:
+            continue
         elif is_name(entry.name) and entry.is_dir(follow_symlinks=False):
             instances = dict(_instances_in(entry.path))
             if instances:

@@ -25,7 +25,7 @@ from plainpacs.scp.pdu import PDU
 from plainpacs.scp.reading import MessageReader
 
 _LONGEST_SENT = 1 << 18
-"""Bytes of a PDU to a peer that takes any."""
+"""Bytes of a PDU to a peer that takes longer ones, or any."""
 _SENT_AT_ONCE = 1 << 18
 """Bytes that the peer has to take within the time for a PDU."""
 _VALUE_HEADER = 6
@@ -54,6 +54,12 @@ class Channel:
         self._seconds = seconds
         self._longest_pdu = longest_pdu
         self._cancelled: set[int] = set()
+
+    @property
+    def stopping(self) -> int:
+        """The descriptor that is readable once there is nothing more to wait for; negative: none.
+        For associations that are asked for on behalf of this one."""
+        return self._connection.stopping
 
     def send(
         self, context_id: int, command_set: bytes, data_set: Iterable[Buffer] | None = None
@@ -97,7 +103,9 @@ class Channel:
         self, context_id: int, data_set: Iterable[Buffer]
     ) -> Iterator[tuple[bytes, list[memoryview], int]]:
         """For each P-DATA-TF its headers, what goes into it, and how long that is."""
-        step = max((self._longest_pdu or _LONGEST_SENT) - _VALUE_HEADER, 16)
+        # What a peer announces may be anything: pieces are held until they fill a PDU.
+        longest = min(self._longest_pdu or _LONGEST_SENT, _LONGEST_SENT)
+        step = max(longest - _VALUE_HEADER, 16) & ~1  # fragments have even lengths (PS3.8 E.2)
         pieces: list[memoryview] = []
         length = 0
         for buffer in data_set:

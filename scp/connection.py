@@ -27,6 +27,8 @@ class Stopping(Exception):
 class Transport(Protocol):
     """What an association reads from and answers on: a ``Connection``, or one with TLS over it."""
 
+    @property
+    def stopping(self) -> int: ...
     def receive(self, into: memoryview) -> int | None: ...
     def wait(self, seconds: float) -> None: ...
     def send(self, data: bytes, seconds: float) -> None: ...
@@ -51,6 +53,10 @@ class Connection:
         self._incoming.register(peer, select.POLLIN)
         if stopping >= 0:
             self._incoming.register(stopping, select.POLLIN)
+
+    @property
+    def stopping(self) -> int:
+        return self._stopping
 
     def receive(self, into: memoryview) -> int | None:
         """How many bytes came: 0 when the peer closed, None when there are none yet.

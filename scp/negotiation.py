@@ -23,11 +23,16 @@ from plainpacs.archive.identity import strip_padding
 from plainpacs.scp.registry import REGISTERED
 
 VERIFICATION = "1.2.840.10008.1.1"
+PATIENT_ROOT_GET = "1.2.840.10008.5.1.4.1.2.1.3"
+STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.2.3"
 STORAGE_SERVICE = "1.2.840.10008.4.2"
 
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+
+_GETS = frozenset((PATIENT_ROOT_GET, STUDY_ROOT_GET))
+_NEVER_SENT = _GETS | {VERIFICATION}
 
 _UID = re.compile(r"[0-9][0-9.]{0,63}", re.ASCII)
 _DICOM = "1.2.840.10008."
@@ -118,8 +123,15 @@ def negotiate(
 
     ``declared`` is the SOP Class Common Extended Negotiation: SOP Class UID to Service Class UID.
     ``roles`` are the roles the peer wants; a context it would only be SCP of is rejected, because
-    here we never act as SCU. An id that comes again keeps its first result.
+    we act as SCU only for C-GET, unless a context for that is there. An id that comes again keeps
+    its first result.
     """
+    proposed = list(proposed)
+    retrieving = any(
+        strip_padding(one.abstract_syntax) in _GETS
+        and strip_padding(one.abstract_syntax) in services
+        for one in proposed
+    )
     results: dict[int, ContextResult] = {}
     choices: dict[tuple[str, ...], tuple[str | None, str]] = {}  # senders repeat one list
     for context in proposed:
@@ -131,20 +143,41 @@ def negotiate(
             if abstract in services:
                 results[context.id] = _judge_service(context, abstract)
             else:
-                results[context.id] = _judge(context, choice, declared or {}, roles or {})
+                role = (roles or {}).get(abstract)
+                to_peer = retrieving and role is not None and role.scp
+                if to_peer:
+                    choice = _preferring_explicit(context.transfer_syntaxes, choice)
+                reachable = role is None or role.scu or to_peer
+                results[context.id] = _judge(context, choice, declared or {}, reachable)
     return list(results.values())
 
 
 def answered_roles(roles: Mapping[str, Role], results: Iterable[ContextResult]) -> dict[str, Role]:
-    """What to answer to role proposals: for accepted abstract syntaxes, the peer is SCU only."""
+    """What to answer to role proposals: for accepted abstract syntaxes, the peer is SCU; and SCP of
+    what we would send in a C-GET, where a context for that was accepted, too."""
     accepted = {r.abstract_syntax for r in results if r.result is Result.ACCEPTED}
-    return {uid: Role(role.scu, False) for uid, role in roles.items() if uid in accepted}
+    retrieving = not _GETS.isdisjoint(accepted)
+    return {
+        uid: Role(role.scu, role.scp and retrieving and uid not in _NEVER_SENT)
+        for uid, role in roles.items()
+        if uid in accepted
+    }
 
 
 def _choose(transfer_syntaxes: Iterable[str]) -> tuple[str | None, str]:
     """The transfer syntax to accept, if there is one, and the one to name if not."""
     offered = [uid for uid in map(strip_padding, transfer_syntaxes) if uid]
     return choose_transfer_syntax(offered), offered[0] if offered else IMPLICIT_VR_LITTLE_ENDIAN
+
+
+def _preferring_explicit(
+    transfer_syntaxes: Iterable[str], choice: tuple[str | None, str]
+) -> tuple[str | None, str]:
+    """``choice``, unless Explicit VR Little Endian is offered: nearly everything that we may have
+    to send can become that, and seldom is it in what the peer likes best."""
+    if EXPLICIT_VR_LITTLE_ENDIAN in map(strip_padding, transfer_syntaxes):
+        return EXPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN
+    return choice
 
 
 def _judge_service(context: ProposedContext, abstract: str) -> ContextResult:
@@ -161,16 +194,16 @@ def _judge(
     context: ProposedContext,
     choice: tuple[str | None, str],
     declared: Mapping[str, str],
-    roles: Mapping[str, Role],
+    reachable: bool,
 ) -> ContextResult:
+    """``reachable``: somebody may use it, by the roles wanted."""
     abstract = strip_padding(context.abstract_syntax)
     chosen, fallback = choice
-    role = roles.get(abstract)
     if not is_accepted(abstract, declared.get(abstract)):
         result = Result.ABSTRACT_SYNTAX_NOT_SUPPORTED
     elif chosen is None:
         result = Result.TRANSFER_SYNTAXES_NOT_SUPPORTED
-    elif role is not None and not role.scu:
+    elif not reachable:
         result = Result.USER_REJECTION
     else:
         result = Result.ACCEPTED

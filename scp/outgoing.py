@@ -22,7 +22,7 @@ _MOST_OF_HEADER = 16 << 20
 class Outgoing(NamedTuple):
     """An instance to send; a tuple, because a study may have 100,000. ``path`` is its file.
 
-    ``study``: its Study Instance UID, for who keeps books.
+    ``study``: its Study Instance UID, for who keeps books. ``number``: its Instance Number.
     """
 
     path: str
@@ -30,6 +30,7 @@ class Outgoing(NamedTuple):
     sop_instance: str
     transfer_syntax: str
     study: str = ""
+    number: int = 0
 
 
 def of_file(path: str) -> Outgoing:
@@ -44,7 +45,9 @@ def of_file(path: str) -> Outgoing:
     if not sop_class or not sop_instance:
         raise NotDICOM("it has no SOP Class or SOP Instance UID: it is no instance")
     study = known.get("StudyInstanceUID", "")
-    return Outgoing(path, sop_class, sop_instance, file.transfer_syntax, study)
+    number = attributes.get("InstanceNumber")
+    number = number if isinstance(number, int) else 0
+    return Outgoing(path, sop_class, sop_instance, file.transfer_syntax, study, number)
 
 
 class File:

@@ -13,7 +13,7 @@ import mmap
 import struct
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from plainpacs.scp.connection import Transport
 from plainpacs.scp.dimse import (
@@ -148,6 +148,10 @@ class MessageReader:
         begin = self._at + HEADER.size
         self._at = begin + length
         return kind, bytes(self._view[begin : self._at])
+
+    def expect_within(self, seconds: float) -> None:
+        """From now on the peer may be silent for so long only."""
+        self._limits = replace(self._limits, idle_timeout=seconds)
 
     def has_begun(self) -> bool:
         """Whether something of the next message has come. Does not wait; as of ``read``, the data

@@ -24,8 +24,8 @@ from plainpacs.archive.elements import (
     spell,
 )
 from plainpacs.archive.flatten import MOST_ELEMENTS
-from plainpacs.scp.dictionary import vrs_of
 from plainpacs.scp.identifiers import LONG_VRS, SHORT_VRS, head
+from plainpacs.scp.representations import vrs_of
 
 _PIXEL_REPRESENTATION = 0x00280103
 _LENGTH_TO_END = 0x00080001

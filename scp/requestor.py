@@ -136,6 +136,7 @@ class Requestor:
         with contextlib.suppress(
             Ended, ProtocolError, ConnectionLost, PeerTimeout, Stopping, OSError
         ):
+            self._reader.expect_within(self._seconds)
             self._connection.send(pdu.RELEASE_RQ, self._seconds)
             while True:
                 self.channel.read()  # until Ended

@@ -266,7 +266,8 @@ def deliver(
 
     Over one association for each set of contexts. One that is lost is opened again, and the
     instance in hand sent again; an instance on which two are lost is left out; when nothing comes
-    through in between, the rest is given up. Closing the iterator aborts. Raises Stopping.
+    through in between, the rest is given up. Closing the iterator ends the association in hand.
+    Raises Stopping.
     """
     with Converter() as converter:
         for batch in batches(instances):
@@ -302,7 +303,10 @@ class _Delivery:
                         sent = sender.send(waiting[0])
                         self.losses = 0
                         waiting.popleft()
-                        yield sent
+                        try:
+                            yield sent
+                        except GeneratorExit:
+                            return  # whose end is the association's, in order
             except BrokenFile as broken:
                 yield Sent(waiting.popleft(), Step.FILE, why=f"its file cannot be read: {broken}")
             except (NoAssociation, PeerTimeout) as error:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from plainpacs.archive.archive import Archive
 from plainpacs.archive.settings import Settings
 from plainpacs.scp.channel import Channel
 from plainpacs.scp.dimse import Command, CommandField
-from plainpacs.scp.negotiation import ContextResult
+from plainpacs.scp.negotiation import PATIENT_ROOT_GET, STUDY_ROOT_GET, ContextResult, Role
 from plainpacs.scp.tally import Caller
 
 
@@ -36,6 +36,8 @@ class Asked:
     settings: Settings
     agreed: bytes = b""
     """What was agreed on for the SOP Class of ``context`` by extended negotiation."""
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    """The roles of the peer, by SOP Class, where it asked for some."""
 
 
 Service = Callable[[Asked], bytes | None]
@@ -46,11 +48,17 @@ Raises what the channel raises. Any other Exception is answered with 0110, and l
 
 _PATIENT_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.1.1"
 _STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+_PATIENT_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.1.2"
+_STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
 _QUERY_RETRIEVE = "1.2.840.10008.5.1.4.1.2."
 
 _SERVICES: dict[tuple[str, CommandField], str] = {
     (_PATIENT_ROOT_FIND, CommandField.C_FIND_RQ): "plainpacs.scp.find:serve",
     (_STUDY_ROOT_FIND, CommandField.C_FIND_RQ): "plainpacs.scp.find:serve",
+    (_PATIENT_ROOT_MOVE, CommandField.C_MOVE_RQ): "plainpacs.scp.retrieve:move",
+    (_STUDY_ROOT_MOVE, CommandField.C_MOVE_RQ): "plainpacs.scp.retrieve:move",
+    (PATIENT_ROOT_GET, CommandField.C_GET_RQ): "plainpacs.scp.retrieve:get",
+    (STUDY_ROOT_GET, CommandField.C_GET_RQ): "plainpacs.scp.retrieve:get",
 }
 """By SOP Class of the context and operation: ``module:function``."""
 
@@ -59,6 +67,10 @@ _OFFERED: dict[str, bytes] = {
     # matching of names, nor timezone query adjustment, nor enhanced multi-frame image conversion.
     _PATIENT_ROOT_FIND: b"\1\1\0\0\0",
     _STUDY_ROOT_FIND: b"\1\1\0\0\0",
+    # Relational retrieves (C.5.2.1).
+    **dict.fromkeys(
+        (_PATIENT_ROOT_MOVE, _STUDY_ROOT_MOVE, PATIENT_ROOT_GET, STUDY_ROOT_GET), b"\1\0"
+    ),
 }
 """By SOP Class: what of extended negotiation is agreed to, byte by byte (PS3.4 C.5.1.1)."""
 

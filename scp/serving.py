@@ -29,7 +29,14 @@ from plainpacs.scp.dimse import (
     Spill,
     response,
 )
-from plainpacs.scp.negotiation import ContextResult, Result, answered_roles, name_of, negotiate
+from plainpacs.scp.negotiation import (
+    ContextResult,
+    Result,
+    Role,
+    answered_roles,
+    name_of,
+    negotiate,
+)
 from plainpacs.scp.reading import ConnectionLost, PeerTimeout
 from plainpacs.scp.session import RELEASED, Acceptance, Proposal
 from plainpacs.scp.status import Rejection, StoreStatus
@@ -65,6 +72,7 @@ class ReceiverSession:
         self._provenance = Provenance()
         self._contexts: dict[int, ContextResult] = {}
         self._agreed: Mapping[str, bytes] = {}
+        self._roles: Mapping[str, Role] = {}
         self._admitted = False
         self._counts: Counter[str] = Counter()
         self._bytes = 0
@@ -89,7 +97,8 @@ class ReceiverSession:
         self._contexts = {r.id: r for r in results if r.result is Result.ACCEPTED}
         self._log_refused_contexts(results)
         self._agreed = services.agreed(proposal.extended, served)
-        return Acceptance(tuple(results), answered_roles(proposal.roles, results), self._agreed)
+        self._roles = answered_roles(proposal.roles, results)
+        return Acceptance(tuple(results), self._roles, self._agreed)
 
     def ended(self, how: str, fault: str) -> None:
         if not self._admitted:
@@ -148,6 +157,7 @@ class ReceiverSession:
             self._receiver.archive,
             self._settings,
             self._agreed.get(context.abstract_syntax, b""),
+            self._roles,
         )
         try:
             return service(asked)

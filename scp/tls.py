@@ -217,6 +217,10 @@ class TLSConnection:
 
     # --- as Connection ------------------------------------------------------------------------
 
+    @property
+    def stopping(self) -> int:
+        return self._connection.stopping
+
     def receive(self, into: memoryview) -> int | None:
         """How many bytes came: 0 when the peer closed, None when there are none yet.
 
