@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "path": ("plainpacs.indexer.listing_commands:path", "Where a study, series or instance lies."),
     "status": ("plainpacs.indexer.status_command:status", "What is there and what runs."),
     "import": ("plainpacs.archive.commands:import_", "Take files, folders or an archive in."),
+    "links": ("plainpacs.indexer.links_command:links", "Keep a tree of links named for people."),
     "rm": ("plainpacs.indexer.removal_commands:rm", "Remove, into the trash or for good."),
     "restore": ("plainpacs.indexer.removal_commands:restore", "Bring back what was removed."),
     "forbidden": ("plainpacs.indexer.removal_commands:forbidden", "What is refused for good."),

@@ -50,6 +50,11 @@ def rename(name: str, to: str, *, folder: int, to_folder: int) -> None:
     os.rename(name, to, src_dir_fd=folder, dst_dir_fd=to_folder)
 
 
+def symlink(to: str, name: str, *, folder: int) -> None:
+    """A symbolic link that says ``to``, as in the trees for people; an archive has none."""
+    os.symlink(to, name, dir_fd=folder)
+
+
 def unlink(name: str, *, folder: int) -> None:
     os.unlink(name, dir_fd=folder)
 

@@ -45,6 +45,10 @@ class NoMatch(PlainpacsError):
     exit_code = 1
 
 
+class NotALinkTree(PlainpacsError):
+    """The folder holds something else than links of this archive, or may not hold them."""
+
+
 class RefusedInstance(PlainpacsError):
     """An instance that cannot be filed; nothing of it is in the tree."""
 

@@ -138,6 +138,8 @@ def _say_done(path: str, removed: Removed, uids: list[str]) -> None:
     note(f"erased: {_instances(purged.instances)}, {purged.variants:,} variants kept aside")
     if purged.linked:
         note(f"{purged.linked:,} of the files have other names elsewhere, where their bytes stay")
+    for words in removed.links:
+        note(words)
 
 
 @contextlib.contextmanager

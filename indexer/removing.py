@@ -13,7 +13,7 @@ from plainpacs.archive.purge import Purged, purge
 from plainpacs.archive.removal import Removal, Restored
 from plainpacs.archive.root import open_root
 from plainpacs.archive.targets import Present, Target, present
-from plainpacs.indexer import lookup
+from plainpacs.indexer import links, lookup
 from plainpacs.indexer.lookup import Note
 from plainpacs.indexer.rebuild import Study
 from plainpacs.indexer.refresh import refresh, refresh_alone
@@ -40,10 +40,12 @@ class Found:
 
 @dataclass(slots=True)
 class Removed:
-    """What was done: entries of the trash, as far as they are not ``purged``."""
+    """What was done: entries of the trash, as far as they are not ``purged``; ``links`` says what
+    was not cleared in trees of links."""
 
     entries: list[Aside]
     purged: Purged | None = None
+    links: list[str] = field(default_factory=list)
 
 
 def find(path: str, uids: Iterable[str], note: Note) -> Found:
@@ -104,7 +106,9 @@ def remove(
             # No index may have a line of it, nor anybody be about to write one, before the
             # manifests and the files go.
             refresh(path, studies, node=node, digest=digest)
-            removed = Removed([], purge(removal.root, found.targets))
+            kept: list[str] = []
+            links.clear(path, {target.study for target in found.targets}, kept.append)
+            removed = Removed([], purge(removal.root, found.targets), kept)
         else:
             refresh_alone(path, studies, node=node, digest=digest)
             removed = Removed(entries)

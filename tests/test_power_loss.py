@@ -96,7 +96,8 @@ def primitives() -> set[str]:
 
 
 def test_every_primitive_is_recorded() -> None:
-    assert primitives() == set(PRIMITIVES)
+    # Symbolic links lie in trees for people, of which nothing is promised.
+    assert primitives() == {*PRIMITIVES, "symlink"}
 
 
 @pytest.mark.timeout(120 if WANTED == DEFAULT else 3600)
