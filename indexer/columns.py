@@ -7,7 +7,7 @@ disagree, in ``conflicting`` as ``"PatientID":["A","B"]``. A quote within a text
 
 >>> data = b'{"PatientName":"Doe^J"}\n{"PatientName":"Roe"}\n{"PatientName":["DOE^J","Poe"]}\n'
 >>> list(Column("PatientName", lambda values: "doe^j" in map(str.lower, values)).hits(data))
-[1, 48]
+[1, 47]
 """
 
 from __future__ import annotations
