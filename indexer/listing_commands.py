@@ -13,35 +13,30 @@ import click
 import orjson
 
 from plainpacs.archive import layout
+from plainpacs.archive.attributes import Level
 from plainpacs.archive.context import Context
-from plainpacs.archive.errors import NoMatch
-from plainpacs.indexer import lookup, output
+from plainpacs.archive.errors import BadQuery, NoMatch
+from plainpacs.indexer import catalogue, lookup, output
+from plainpacs.indexer.levels import find
+from plainpacs.indexer.listed import (
+    INSTANCE_COLUMNS,
+    LEVELS,
+    SERIES_COLUMNS,
+    STUDY_COLUMNS,
+    Listing,
+    field_names,
+)
 from plainpacs.indexer.merging import Record, merge
 from plainpacs.indexer.output import note
-from plainpacs.indexer.query import ALIASES, KEYS, parse
-from plainpacs.indexer.search import Found, everything, studies
+from plainpacs.indexer.query import ALIASES, KEYS, Query, parse
+from plainpacs.indexer.search import everything, studies
+from plainpacs.indexer.sorting import sort_keys
+
+__all__ = ["SHOWN", "STUDY_COLUMNS", "ls", "path", "show"]
 
 SHOWN = 50
 """Studies in a table on a terminal, unless ``--all``."""
 
-STUDY_COLUMNS = (
-    *("StudyInstanceUID", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate"),
-    *("PatientSex", "PatientAge", "PatientIdentityRemoved", "StudyDate", "StudyTime"),
-    *("AccessionNumber", "StudyID", "StudyDescription", "ReferringPhysicianName"),
-    *("InstitutionName", "ModalitiesInStudy", "SOPClassesInStudy", "NumberOfStudyRelatedSeries"),
-    *("NumberOfStudyRelatedInstances", "bytes", "first_stored", "last_stored", "conflicting"),
-)
-SERIES_COLUMNS = (
-    *("StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesNumber", "SeriesDescription"),
-    *("SeriesDate", "SeriesTime", "BodyPartExamined", "Laterality", "ProtocolName", "StationName"),
-    *("Manufacturer", "ManufacturerModelName", "PerformedProcedureStepStartDate"),
-    *("PerformedProcedureStepStartTime", "NumberOfSeriesRelatedInstances", "bytes"),
-)
-INSTANCE_COLUMNS = (
-    *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "InstanceNumber"),
-    *("NumberOfFrames", "Rows", "Columns", "path", "bytes", "stored", "transfer_syntax"),
-    *("calling_ae", "called_ae", "peer", "origin", "blake3", "sha256"),
-)
 PLACE_COLUMNS = ("path", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 
 _KEYS = ", ".join([*KEYS, *(f"{alias} ({key})" for alias, key in ALIASES.items())])
@@ -58,10 +53,20 @@ _KEYS = ", ".join([*KEYS, *(f"{alias} ({key})" for alias, key in ALIASES.items()
     "--month", "months", metavar="yyyyMM", multiple=True, help="Filed in this month, or undated."
 )
 @click.option(
-    "--all", "all_", is_flag=True, help=f"On a terminal, list more than the newest {SHOWN}."
+    "--all", "all_", is_flag=True, help=f"On a terminal, list more than the first {SHOWN}."
 )
+@click.option(
+    "--level",
+    type=click.Choice(tuple(LEVELS)),
+    default="study",
+    show_default=True,
+    help="What to list.",
+)
+@click.option("--sort", metavar="KEY,...", help="In this order; -KEY: from the last to the first.")
 @click.option("--limit", type=click.IntRange(min=0), help="List no more than so many.")
+@click.option("--fields", metavar="KEY,...", help="Only these, in this order.")
 @output.format_option
+@output.null_option
 @click.pass_obj
 def ls(
     context: Context,
@@ -71,8 +76,12 @@ def ls(
     stored: str | None,
     months: tuple[str, ...],
     all_: bool,
+    level: str,
+    sort: str | None,
     limit: int | None,
+    fields: str | None,
     format_: str | None,
+    null: bool,
 ) -> None:
     """List studies, newest first; those that match every TERM, if any is given.
 
@@ -88,69 +97,113 @@ def ls(
       NumberOfStudyRelatedInstances=100-
 
     Names and descriptions (StudyDescription, InstitutionName) ignore case and accents; IDs,
-    accession numbers and UIDs do not. A name also matches by one of its component groups.
+    accession numbers and UIDs do not. A name also matches by one of its component groups. What
+    matches only by a value that some of its instances have says so in by_another_value.
+
+    --level series and instance list those of the studies, and take their keys too; patient lists
+    whose studies match, by name.
 
     Formats: table; jsonl, one object a line with the keys of study.json, which is what you get
     when the output is no terminal; json, one array; csv, with a header, an apostrophe before what
-    a spreadsheet would run as a formula; paths, the study folders. Without any term, jsonl has
-    the months newest first, but a month's studies as they are filed, which is much quicker.
+    a spreadsheet would run as a formula; paths, the folders (of instances: files), with -0 for
+    xargs -0. Without any term, jsonl has the months newest first, but a month's studies as they
+    are filed, which is much quicker.
 
     \b
-    Example:  plainpacs ls doe Modality=CT StudyDate=20240101- --stored 7d
+    Examples:  plainpacs ls doe Modality=CT StudyDate=20240101- --stored 7d
+               plainpacs ls --level series Modality=MR --sort -bytes --limit 10
+               plainpacs ls StudyDate=2024* -0 | xargs -0 du -sh
+    Example:   plainpacs ls --fields PatientID,StudyDate --format csv
     """
-    form = output.chosen(format_)
-    root = context.archive_path()
-    query = parse(terms, stored, months)
+    form = output.chosen(output.path_format(format_, null))
+    at = LEVELS[level]
+    if fields is not None and form == "paths":
+        raise BadQuery("--fields goes with table, json, jsonl or csv, not with paths")
+    listing = Listing(
+        context.archive_path(),
+        at,
+        form,
+        field_names(fields, at) if fields is not None else (),
+        null,
+    )
+    keys = sort_keys(sort, at) if sort is not None else ()
+    query = parse(terms, stored, months, level=at)
     everything_asked = not (terms or stored or months) and limit is None
-    if form == "jsonl" and everything_asked and not output.on_terminal():
-        written = 0
-        for month_lines in everything(root, note):
-            output.write(month_lines)
-            written += len(month_lines)
-        if written:
-            return
+    plain = at is Level.STUDY and not listing.fields and not keys
     # A short run that makes many objects, none of them in cycles.
     gc.disable()
     try:
-        # A month is read when its first study is asked for.
-        found = list(islice(studies(root, query, note), limit))
-        more = 0
-        if form == "table" and output.on_terminal() and not all_:
-            more = max(0, len(found) - SHOWN)
-            found = found[:SHOWN]
-        _write_studies(root, found, form)
+        if plain and form == "jsonl" and everything_asked and not output.on_terminal():
+            found = _write_everything(listing.root)
+        elif plain:
+            found = _write_studies(listing, query, limit, all_=all_)
+        else:
+            found = _write_records(listing, query, keys, limit, all_=all_)
     finally:
         gc.enable()
-    if more:
-        note(f"{more:,} older ones are not shown: narrow the search, or add --all")
-    if not found:
-        raise NoMatch("no study matches" if terms or stored or months else "no studies here yet")
+    if not found and limit != 0:
+        raise NoMatch(f"no {level} matches" if terms or stored or months else "no studies here yet")
 
 
-def _write_studies(root: str, found: list[Found], form: str) -> None:
-    lines = [one.line for one in found]
-    if form == "json":
+def _write_everything(root: str) -> int:
+    written = 0
+    for month_lines in everything(root, note):
+        output.write(month_lines)
+        written += len(month_lines)
+    return written
+
+
+def _write_studies(listing: Listing, query: Query, limit: int | None, *, all_: bool) -> int:
+    """Studies with their lines as the catalogue has them, which is quick; how many there are."""
+    # A month is read when its first study is asked for.
+    found = list(islice(studies(listing.root, query, note), limit))
+    count = len(found)
+    if listing.form == "table" and output.on_terminal() and not all_:
+        found = found[:SHOWN]
+    lines = (_marked(query, one.line) for one in found)
+    if listing.form == "json":
         output.write_json(lines)
-    elif form == "jsonl":
+    elif listing.form == "jsonl":
         output.write_jsonl(lines)
-    elif form == "csv":
-        output.write_csv(STUDY_COLUMNS, map(orjson.loads, lines))
-    elif form == "paths":
-        output.write_paths(
-            os.path.join(root, month, one.study) for one in found for month in one.months
-        )
-    elif found:
-        from plainpacs.indexer import tables  # rich is slow to load  # noqa: PLC0415
+    elif listing.form == "paths":
+        listing.write({"paths": [f"{month}/{one.study}" for month in one.months]} for one in found)
+    else:
+        listing.write(map(orjson.loads, lines))
+    if more := count - len(found):
+        note(f"{more:,} older ones are not shown: narrow the search, or add --all")
+    return count
 
-        tables.write_studies(map(orjson.loads, lines))
+
+def _marked(query: Query, line: bytes) -> bytes:
+    """The line, which says so when the study matches only by a value that it does not show."""
+    if not query.conditions or b'"conflicting":{"' not in line:
+        return line
+    record = orjson.loads(line)
+    marks = query.by_another_value(record)
+    return catalogue.line_of({**record, "by_another_value": marks}) if marks else line
+
+
+def _write_records(
+    listing: Listing, query: Query, keys: tuple[str, ...], limit: int | None, *, all_: bool
+) -> int:
+    """Records of any level, as they come, unless they are sorted; how many there are."""
+    cut = listing.form == "table" and output.on_terminal() and not all_
+    if not cut or (limit is not None and limit <= SHOWN):
+        return listing.write(find(listing.root, query, note, sort=keys, limit=limit))
+    found = list(find(listing.root, query, note, sort=keys, limit=SHOWN + 1))
+    listing.write(found[:SHOWN])
+    if len(found) > SHOWN:
+        note(f"only the first {SHOWN} are shown: narrow the search, or add --all")
+    return len(found)
 
 
 @click.command()
 @click.argument("uid")
 @click.option("-v", "--verbose", is_flag=True, help="With the instances.")
 @output.format_option
+@output.null_option
 @click.pass_obj
-def show(context: Context, /, *, uid: str, verbose: bool, format_: str | None) -> None:
+def show(context: Context, /, *, uid: str, verbose: bool, format_: str | None, null: bool) -> None:
     """Show one study and its series; with -v their instances too.
 
     Formats: json, the object in study.json (-v: each series with "instances", the lines of its
@@ -160,7 +213,7 @@ def show(context: Context, /, *, uid: str, verbose: bool, format_: str | None) -
     \b
     Example:  plainpacs show 1.2.840.113619.2.55.3 -v
     """
-    form = output.chosen(format_)
+    form = output.chosen(output.path_format(format_, null))
     root = context.archive_path()
     parts = lookup.study_parts(root, lookup.given_uid(uid), note)
     if verbose:
@@ -176,11 +229,11 @@ def show(context: Context, /, *, uid: str, verbose: bool, format_: str | None) -
         named = {"StudyInstanceUID": record["StudyInstanceUID"]}
         output.write_csv(SERIES_COLUMNS, ({**series, **named} for series in record["series"]))
     elif form == "paths" and verbose:
-        output.write_paths(os.path.join(root, one["path"]) for one in _instances(parts))
+        paths = (os.path.join(root, one["path"]) for one in _instances(parts))
+        output.write_paths(paths, null=null)
     elif form == "paths":
-        output.write_paths(
-            os.path.join(root, month, record["StudyInstanceUID"]) for month, _ in parts
-        )
+        folders = (os.path.join(root, month, record["StudyInstanceUID"]) for month, _ in parts)
+        output.write_paths(folders, null=null)
     else:
         from plainpacs.indexer import tables  # rich is slow to load  # noqa: PLC0415
 
@@ -208,8 +261,9 @@ def _instances(parts: list[tuple[str, Record]]) -> list[Record]:
     show_default=True,
     help="How to print.",
 )
+@output.null_option
 @click.pass_obj
-def path(context: Context, /, *, uid: str, all_: bool, format_: str) -> None:
+def path(context: Context, /, *, uid: str, all_: bool, format_: str, null: bool) -> None:
     """Print the folder of a study or series, or the file of an instance.
 
     When it lies in several places nothing is printed and the exit status is 1, unless --all.
@@ -217,6 +271,7 @@ def path(context: Context, /, *, uid: str, all_: bool, format_: str) -> None:
     \b
     Example:  dcmdump "$(plainpacs path 1.2.840.113619.2.55.3.604688)"
     """
+    output.path_format(format_, null)
     root = context.archive_path()
     uid = lookup.given_uid(uid)
     places = lookup.places(root, uid, note)
@@ -226,7 +281,7 @@ def path(context: Context, /, *, uid: str, all_: bool, format_: str) -> None:
         raise NoMatch(f"{uid} lies in {len(places)} places: --all prints them")
     records = [_place(root, place) for place in places]
     if format_ == "paths":
-        output.write_paths(record["path"] for record in records)
+        output.write_paths((record["path"] for record in records), null=null)
     elif format_ == "csv":
         output.write_csv(PLACE_COLUMNS, records)
     elif format_ == "table":

@@ -6,7 +6,7 @@
 - ``csv``: RFC 4180, UTF-8, a header line, CRLF. The columns are fixed. Several values are
   separated by backslashes. A cell that a spreadsheet would take for a formula (it starts with
   ``= + - @``, tab or return) gets an apostrophe before it; json and jsonl have the exact value.
-- ``paths``: one path a line.
+- ``paths``: one path a line, or, with ``-0``, each with a NUL at its end.
 
 Every result leaves through ``write``.
 """
@@ -17,18 +17,20 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 import click
 import orjson
 
-from plainpacs.archive.errors import PlainpacsError
+from plainpacs.archive.errors import BadQuery, PlainpacsError
 from plainpacs.indexer.visible import visible
 
 FORMATS = ("table", "json", "jsonl", "csv", "paths")
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 # What JSON has not escaped itself: DEL, and all beyond ASCII.
 _UNESCAPED = re.compile("[^\n -~]")
@@ -84,24 +86,25 @@ def write_text(lines: Iterable[str]) -> None:
     write(text.encode(sys.stdout.encoding or "utf-8", errors="replace"))
 
 
-def write_json(objects: Sequence[bytes]) -> None:
+def write_json(objects: Iterable[bytes]) -> None:
     """One array of objects given as JSON, each on a line."""
     write(b"[")
-    _write_joined(objects, b",\n")
+    for number, portion in enumerate(_portions(objects)):
+        write((b",\n" if number else b"") + _shown(b",\n".join(portion)))
     write(b"]\n")
 
 
-def write_jsonl(objects: Sequence[bytes]) -> None:
+def write_jsonl(objects: Iterable[bytes]) -> None:
     """Objects given as JSON without newlines, one a line."""
-    _write_joined(objects, b"\n")
-    if objects:
-        write(b"\n")
+    for portion in _portions(objects):
+        write(_shown(b"\n".join(portion)) + b"\n")
 
 
-def _write_joined(objects: Sequence[bytes], between: bytes) -> None:
-    # In portions: one string of all would take as much memory again, and the time to get it.
-    for at in range(0, len(objects), _PORTION):
-        write((between if at else b"") + _shown(between.join(objects[at : at + _PORTION])))
+def _portions(objects: Iterable[T]) -> Iterator[list[T]]:
+    # One string of all would take as much memory again, and the time to get it.
+    rest = iter(objects)
+    while portion := list(islice(rest, _PORTION)):
+        yield portion
 
 
 def write_object(value: object) -> None:
@@ -132,9 +135,13 @@ def write_csv(columns: Sequence[str], records: Iterable[dict[str, Any]]) -> None
     text = io.StringIO()
     writer = csv.writer(text, lineterminator=ending)
     writer.writerow(columns)
-    for record in records:
-        get = record.get
-        writer.writerow([show(get(column)) for column in columns])
+    for portion in _portions(records):
+        for record in portion:
+            get = record.get
+            writer.writerow([show(get(column)) for column in columns])
+        write(text.getvalue().encode())
+        text.seek(0)
+        text.truncate()
     write(text.getvalue().encode())
 
 
@@ -156,12 +163,31 @@ def _shown_cell(value: object) -> str:
     return visible(_cell(value))
 
 
-def write_paths(paths: Iterable[str]) -> None:
-    """One path a line, as the file system has it; on a terminal, as far as it can be shown."""
+def write_paths(paths: Iterable[str], *, null: bool = False) -> None:
+    """One path a line, as the file system has it; on a terminal, as far as it can be shown.
+
+    ``null``: each ends with NUL instead of a newline, for ``xargs -0``.
+    """
     if on_terminal():
         write_text(visible(path) for path in paths)
-    else:
-        write(b"".join(os.fsencode(path) + b"\n" for path in paths))
+        return
+    end = b"\0" if null else b"\n"
+    for portion in _portions(paths):
+        write(b"".join(os.fsencode(path) + end for path in portion))
+
+
+def path_format(form: str | None, null: bool) -> str | None:
+    """The format asked for, where ``-0`` asks for paths. Raises BadQuery when it is another."""
+    if null and form not in (None, "paths"):
+        raise BadQuery(f"-0 ends paths: it goes with --format paths, not {form}")
+    return "paths" if null else form
+
+
+def null_option(command: F) -> F:
+    """Gives a click command ``-0``; it arrives as ``null``, see ``path_format``."""
+    return click.option(
+        "-0", "--null", "null", is_flag=True, help="Print paths, each with a NUL at its end."
+    )(command)
 
 
 def terminal_width() -> int | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from plainpacs.archive import layout
+from plainpacs.archive.attributes import Level
 from plainpacs.indexer import output, readable
 from plainpacs.indexer.merging import Record, count
 from plainpacs.indexer.table import Column
@@ -40,10 +41,35 @@ _INSTANCES = (
     Column("SOPInstanceUID"),
 )
 
+_OF_WHOM = (Column("Date", 10), Column("Patient", 12), Column("ID", 8, rank=5))
+_PATIENTS = (
+    Column("Patient", 16),
+    Column("Born", 10, rank=1),
+    Column("Sex", 3, rank=2),
+    Column("Studies", 7, right=True),
+    Column("Inst.", 5, right=True),
+    Column("Size", 6, rank=3, right=True),
+    Column("Issuer", 6, rank=4),
+    Column("PatientID"),
+)
+_COLUMNS: Mapping[Level, tuple[Column, ...]] = {
+    Level.PATIENT: _PATIENTS,
+    Level.STUDY: _STUDIES,
+    Level.SERIES: (*_OF_WHOM, *_SERIES),
+    Level.INSTANCE: (*_OF_WHOM, Column("Mod.", 4), Column("Ser.", 4, right=True), *_INSTANCES),
+}
 
-def write_studies(records: Iterable[Record]) -> None:
-    """One row a study."""
-    output.write_table(_STUDIES, [_study_row(record) for record in records])
+
+def write_records(level: Level, records: Sequence[Record], fields: Sequence[str] = ()) -> None:
+    """One row a record of ``level``; with ``fields`` a column for each of them instead."""
+    if fields:
+        *first, last = fields
+        columns = [*(Column(field, min(8, len(field))) for field in first), Column(last)]
+        rows = [[readable.text(record, field) for field in fields] for record in records]
+    else:
+        columns = list(_COLUMNS[level])
+        rows = [_ROWS[level](record) for record in records]
+    output.write_table(columns, rows)
 
 
 def write_places(paths: Iterable[str]) -> None:
@@ -76,6 +102,39 @@ def _study_row(record: Record) -> list[str]:
         str(count(record, "NumberOfStudyRelatedInstances")),
         readable.size(count(record, "bytes")),
         readable.text(record, "StudyInstanceUID"),
+    ]
+
+
+def _patient_row(record: Record) -> list[str]:
+    return [
+        readable.person_name(record.get("PatientName")) + _others(record, "PatientName"),
+        readable.date(record.get("PatientBirthDate")),
+        readable.text(record, "PatientSex"),
+        str(count(record, "NumberOfPatientRelatedStudies")),
+        str(count(record, "NumberOfPatientRelatedInstances")),
+        readable.size(count(record, "bytes")),
+        readable.text(record, "IssuerOfPatientID"),
+        readable.text(record, "PatientID"),
+    ]
+
+
+def _series_of_study_row(record: Record) -> list[str]:
+    return [
+        readable.date(record.get("StudyDate")),
+        readable.person_name(record.get("PatientName")),
+        readable.text(record, "PatientID"),
+        *_series_row(record),
+    ]
+
+
+def _instance_of_study_row(record: Record) -> list[str]:
+    return [
+        readable.date(record.get("StudyDate")),
+        readable.person_name(record.get("PatientName")),
+        readable.text(record, "PatientID"),
+        readable.text(record, "Modality"),
+        readable.text(record, "SeriesNumber"),
+        *_instance_row(record),
     ]
 
 
@@ -161,3 +220,11 @@ def _instance_row(line: Record) -> list[str]:
         readable.text(line, "calling_ae") or readable.text(line, "origin"),
         layout.instance_of(readable.text(line, "file")) or readable.text(line, "file"),
     ]
+
+
+_ROWS: Mapping[Level, Callable[[Record], list[str]]] = {
+    Level.PATIENT: _patient_row,
+    Level.STUDY: _study_row,
+    Level.SERIES: _series_of_study_row,
+    Level.INSTANCE: _instance_of_study_row,
+}
