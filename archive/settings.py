@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import shlex
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -20,6 +21,7 @@ import click
 from plainpacs.archive import layout
 from plainpacs.archive.addresses import Address, ae_title
 from plainpacs.archive.errors import BadSettings
+from plainpacs.archive.hook_words import INSTANCE_PLACES, STUDY_PLACES, HookWords
 from plainpacs.archive.identity import as_name
 from plainpacs.archive.reserve import Reserve
 
@@ -54,6 +56,10 @@ class Settings:
     digest: str = "blake3"
     on_conflict: str = "keep"
     reserve: str = "1G,2%"
+    on_study_settled: str = ""
+    on_instance: str = ""
+    settle_seconds: float = 60.0
+    hooks_at_once: int = 2
     node: str | None = None
     log_level: str = "info"
     log_format: str = "text"
@@ -195,6 +201,16 @@ def _reserve(value: Any) -> str:
     return str(value)
 
 
+def _hook(places: Mapping[str, str]) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        text = shlex.join(map(str, value)) if isinstance(value, list) else str(value).strip()
+        if text:
+            HookWords.parse(text, places)
+        return text
+
+    return parse
+
+
 def _text(value: Any) -> str:
     return str(value)
 
@@ -232,6 +248,12 @@ TABLE: tuple[Declaration, ...] = (
                 " smaller)"),
     Declaration("on_conflict", _choice("keep", "replace"), "keep|replace", "other bytes under a"
                 " stored UID: kept aside, or published (the first is kept aside)"),
+    Declaration("on_study_settled", _hook(STUDY_PLACES), "COMMAND", "run when a study has had no"
+                " new instance for a while; {path}, {StudyInstanceUID} … are put in (none)"),
+    Declaration("on_instance", _hook(INSTANCE_PLACES), "COMMAND", "run for each new instance"
+                " (none)"),
+    Declaration("settle_seconds", _seconds, "SECONDS", "the while after which a study is settled"),
+    Declaration("hooks_at_once", _whole(1, 64), "N", "such commands that run at once"),
     Declaration("node", _node, "NAME", "this writer's own manifests, on a shared file system"),
     Declaration("log_level", _choice("debug", "info", "warning", "error"), "LEVEL", "log from"),
     Declaration("log_format", _choice("text", "json"), "text|json", "json: one object a line"),

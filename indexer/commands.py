@@ -14,9 +14,11 @@ import click
 from plainpacs.archive import logs, settings
 from plainpacs.archive.context import Context
 from plainpacs.archive.errors import InUse
-from plainpacs.archive.root import open_root
+from plainpacs.archive.root import open_root, stamp
 from plainpacs.archive.settings import Settings
 from plainpacs.archive.signals import waiting_for_stop
+from plainpacs.indexer.hook_book import Kind
+from plainpacs.indexer.hooks import HookSettings
 from plainpacs.indexer.pending import REQUEST_REBUILD, REQUEST_RECONCILE, Pending
 from plainpacs.indexer.service import Indexer
 
@@ -26,7 +28,11 @@ from plainpacs.indexer.service import Indexer
 @click.option("--once", is_flag=True, help="Index what is pending or changed, then end.")
 @click.option("--parent-pipe", is_flag=True, hidden=True, help="End when stdin is closed.")
 @click.option("--only", hidden=True, help="The identity of the archive that is meant.")
-@settings.options("node", "digest", "log_level", "log_format")
+@click.option("--hooks-since", hidden=True, help="What came before is nothing new.")
+@settings.options(
+    *("node", "digest", "log_level", "log_format"),
+    *("on_study_settled", "on_instance", "settle_seconds", "hooks_at_once"),
+)
 @click.pass_obj
 def index(
     context: Context,
@@ -36,6 +42,7 @@ def index(
     once: bool,
     parent_pipe: bool,
     only: str | None,
+    hooks_since: str | None,
     config: str | None,
     **flags: Any,
 ) -> None:
@@ -52,10 +59,25 @@ def index(
         with Indexer.open(path, node=chosen.node, digest=chosen.digest) as indexer:
             click.echo(f"{indexer.once()} studies indexed", err=True)
         return
-    _run_until_stopped(path, chosen, only, parent_pipe=parent_pipe)
+    hooks = _hooks(chosen, hooks_since or stamp(time.time_ns()))
+    _run_until_stopped(path, chosen, only, hooks, parent_pipe=parent_pipe)
 
 
-def _run_until_stopped(path: str, chosen: Settings, only: str | None, *, parent_pipe: bool) -> None:
+def _hooks(chosen: Settings, since: str) -> HookSettings:
+    commands = {Kind.STUDY: chosen.on_study_settled, Kind.INSTANCE: chosen.on_instance}
+    return HookSettings(
+        {kind: command for kind, command in commands.items() if command},
+        since,
+        chosen.settle_seconds,
+        chosen.hooks_at_once,
+        chosen.log_level,
+        chosen.log_format,
+    )
+
+
+def _run_until_stopped(
+    path: str, chosen: Settings, only: str | None, hooks: HookSettings, *, parent_pipe: bool
+) -> None:
     stopped = threading.Event()
     running: list[Indexer] = []
 
@@ -72,7 +94,12 @@ def _run_until_stopped(path: str, chosen: Settings, only: str | None, *, parent_
         # As a child of `serve`, we take over when another indexer ends; alone, we say so.
         patience = (lambda: not stopped.wait(1.0)) if parent_pipe else None
         with Indexer.open(
-            path, node=chosen.node, digest=chosen.digest, wait=patience, expected=only
+            path,
+            node=chosen.node,
+            digest=chosen.digest,
+            wait=patience,
+            expected=only,
+            hooks=hooks,
         ) as indexer:
             running.append(indexer)
             if not stopped.is_set():

@@ -23,6 +23,7 @@ from plainpacs.archive.sweep import mark_published
 from plainpacs.archive.writer import Writer
 from plainpacs.indexer.full import rebuild_everything
 from plainpacs.indexer.heal import Healer
+from plainpacs.indexer.hooks import Hooks, HookSettings
 from plainpacs.indexer.pending import (
     REQUEST_REBUILD,
     REQUEST_RECONCILE,
@@ -90,7 +91,9 @@ class Indexer:
     ``open`` raises NotAnArchive, UnsuitableFileSystem, InUse, StorageUnavailable.
     """
 
-    def __init__(self, writer: Writer, lock: int, digest: str) -> None:
+    def __init__(
+        self, writer: Writer, lock: int, digest: str, hooks: HookSettings | None = None
+    ) -> None:
         self.path = writer.path
         self._writer = writer
         self._lock = lock
@@ -98,6 +101,7 @@ class Indexer:
         self._rebuilder = Rebuilder(writer.path, writer.root, self._healer)
         self._pending = Pending(writer.root)
         self._pending.recover()
+        self._hooks = Hooks(writer.path, writer.root, hooks)
         self._due: dict[Study, float] = {}
         self._look_again: dict[Study, float] = {}
         self._last: dict[Study, _Last] = {}
@@ -116,13 +120,17 @@ class Indexer:
         digest: str = "blake3",
         wait: Callable[[], bool] | None = None,
         expected: str | None = None,
+        hooks: HookSettings | None = None,
     ) -> Indexer:
-        """As ``lock_index``, on the archive at ``path``; ``expected`` as of ``Writer.open``."""
+        """As ``lock_index``, on the archive at ``path``; ``expected`` as of ``Writer.open``.
+
+        ``hooks``: the user's commands, which ``run`` has run.
+        """
         writer = Writer.open(path, node, mark_published, expected=expected)
         try:
             lock = lock_index(writer.root, path, wait=wait)
             try:
-                return cls(writer, lock, digest)
+                return cls(writer, lock, digest, hooks)
             except BaseException:
                 os.close(lock)
                 raise
@@ -208,7 +216,7 @@ class Indexer:
         archive goes away."""
         pending = os.path.join(self.path, layout.PENDING)
         reconciling = threading.Thread(target=self._reconcile_now_and_then, name="reconcile")
-        with waking(pending, self._wake):
+        with waking(pending, self._wake), self._hooks.at_work():
             reconciling.start()
             try:
                 while not self._stopping.is_set():
@@ -273,6 +281,7 @@ class Indexer:
         try:
             facts = facts_of(self.path, *study)
             rebuilt = self._rebuilder.rebuild(study)
+            self._hooks.note(study, rebuilt.record)
             after = facts_of(self.path, *study)
             if facts and after:
                 facts["index"] = after["index"]

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 
+from plainpacs.archive.root import stamp
 from plainpacs.archive.settings import Settings
 
 _LOG = logging.getLogger("plainpacs.scp")
@@ -32,6 +33,12 @@ def indexer_command(root: str, identity: str, settings: Settings) -> list[str]:
     command += ["--log-format", settings.log_format, "--only", identity]
     if settings.node:
         command += ["--node", settings.node]
+    command += ["--on-study-settled", settings.on_study_settled]
+    command += ["--on-instance", settings.on_instance]
+    command += ["--settle-seconds", str(settings.settle_seconds)]
+    command += ["--hooks-at-once", str(settings.hooks_at_once)]
+    # What comes before the indexer is at work is new, too.
+    command += ["--hooks-since", stamp(time.time_ns())]
     return [*command, root]
 
 

@@ -22,6 +22,7 @@ from plainpacs.scp import serve as service
     *("max_pdu", "pdu_timeout", "idle_timeout", "nodes", "refuse_sop_class"),
     "query_retrieve",
     *("sync", "digest", "reserve", "on_conflict", "node"),
+    *("on_study_settled", "on_instance", "settle_seconds", "hooks_at_once"),
     *("log_level", "log_format", "metrics_port", "metrics_bind"),
 )
 @click.pass_obj
