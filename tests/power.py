@@ -111,6 +111,13 @@ class Inode:
     names: dict[str, Node] = field(default_factory=dict)
     data: bytes = b""
     time: int = 0
+    _sorted: tuple[tuple[str, Node], ...] | None = None
+
+    def listed(self) -> tuple[tuple[str, Node], ...]:
+        """The names and nodes of a folder that changes no more, sorted."""
+        if self._sorted is None:
+            self._sorted = tuple(sorted(self.names.items()))
+        return self._sorted
 
 
 class Recorder:
@@ -325,7 +332,7 @@ _ROOMS = ("archive", "indexer", "scp")
 
 _PASSING = ("_create_whole", "Publisher._sync_once", "Publisher.sync", "Publisher.sync_published")
 """They pass a wish for a sync on."""
-_WHOLES = ("Indexer.", "Archive.open")
+_WHOLES = ("Indexer.", "Archive.open", "refresh", "remove")
 """Who wants a step done makes no other step of it."""
 
 
@@ -369,6 +376,10 @@ class State:
     promises: tuple[Promise, ...] = ()
     lost: int = 0
     """How many operations did not wholly reach the disk."""
+    prints: dict[Node, object] = field(default_factory=dict)
+    """Of what holds only what is pinned; the states until the next sync share them."""
+    unlike: set[Node] = field(default_factory=set)
+    """Where more than that is, or below."""
 
     def walk(self) -> Iterator[tuple[str, Node, Inode]]:
         """Every path that can be reached, folders before what is in them."""
@@ -377,25 +388,28 @@ class State:
             path, node = stack.pop()
             inode = self.inodes[node]
             yield path, node, inode
-            for name in sorted(inode.names):
-                stack.append((f"{path}/{name}" if path else name, inode.names[name]))
+            for name, below in inode.listed():
+                stack.append((f"{path}/{name}" if path else name, below))
 
     def files(self) -> dict[str, bytes]:
         return {path: inode.data for path, _, inode in self.walk() if not inode.folder}
 
-    def print(self) -> tuple[object, ...]:
-        """Equal for states that nobody can tell apart."""
-        groups: dict[Node, int] = {}
-        return tuple(
-            (path, inode.folder)
-            if inode.folder
-            else (path, groups.setdefault(node, len(groups)), inode.data, _dated(path, inode))
-            for path, node, inode in self.walk()
-        )
+    def print(self) -> object:
+        """Equal for states of one record that nobody can tell apart."""
+        return self._print(TOP, "")
 
-
-def _dated(path: str, inode: Inode) -> int:
-    return inode.time if path.endswith((".dcm", ".json")) else 0
+    def _print(self, node: Node, name: str) -> object:
+        known = None if node in self.unlike else self.prints.get(node)
+        if known is None:
+            inode = self.inodes[node]
+            if inode.folder:
+                known = tuple((below, self._print(one, below)) for below, one in inode.listed())
+            else:
+                dated = inode.time if name.endswith((".dcm", ".json")) else 0
+                known = node, inode.data, dated
+            if node not in self.unlike:
+                self.prints[node] = known
+        return known
 
 
 class _Disk:
@@ -405,6 +419,8 @@ class _Disk:
         self._all = recorder.inodes
         self.pinned = {node: _copy_of(inode) for node, inode in recorder.before.items()}
         self.open: dict[int, Names | Bytes | Time | Mode] = {}
+        self._above = _above(recorder)
+        self._prints: dict[Node, object] = {}
 
     def add(self, number: int, operation: Operation) -> None:
         if isinstance(operation, Sync):
@@ -413,6 +429,7 @@ class _Disk:
             self.open[number] = operation
 
     def _pin(self, node: Node) -> None:
+        self._prints = {}
         done = [number for number, one in self.open.items() if node in _touched(one)]
         for number in done:
             operation = self.open.pop(number)
@@ -437,7 +454,14 @@ class _Disk:
         for number, operation in self.open.items():
             if number in chosen:
                 self._apply(inodes, operation, chosen[number], own)
-        return State(moment, _Reached(inodes, self._all), chosen)
+        unlike = set(own)
+        stack = list(own)
+        while stack:
+            more = self._above.get(stack.pop(), set()) - unlike
+            unlike |= more
+            stack += more
+        reached = _Reached(inodes, self._all)
+        return State(moment, reached, chosen, prints=self._prints, unlike=unlike)
 
     def _apply(
         self, inodes: dict[Node, Inode], operation: Operation, how: How, own: set[Node]
@@ -463,6 +487,20 @@ class _Disk:
 
     def _fresh(self, node: Node) -> Inode:
         return Inode(self._all[node].mode, self._all[node].folder)
+
+
+def _above(recorder: Recorder) -> dict[Node, set[Node]]:
+    """The folders that a node ever had a name in."""
+    above: dict[Node, set[Node]] = {}
+    for where, inode in recorder.before.items():
+        for node in inode.names.values():
+            above.setdefault(node, set()).add(where)
+    for operation in recorder.log:
+        if isinstance(operation, Names):
+            for where, _, named in operation.changes:
+                if named is not None:
+                    above.setdefault(named, set()).add(where)
+    return above
 
 
 class _Reached(dict[Node, Inode]):

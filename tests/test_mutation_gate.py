@@ -28,8 +28,8 @@ from test_power_loss import different, quiet, wrong_after_recovery, wrong_in_mem
 
 __all__ = ["quiet"]
 
-TRIED = 10**9 if os.environ.get("PLAINPACS_POWER_STATES") == "0" else 100
-"""States recovered of a site before it is called needless."""
+TRIED = 10**9 if os.environ.get("PLAINPACS_POWER_STATES") == "0" else 60
+"""States recovered of a site in each order before it is called needless."""
 
 NEEDLESS = {
     "sync_folder: try_file_system": "it finds out whether the file system can; no file is kept",
@@ -58,7 +58,6 @@ def syncs(recorder: Recorder) -> list[Sync]:
     return [operation for operation in recorder.log if isinstance(operation, Sync)]
 
 
-Found = tuple[Recorder, Disk, State]
 Records = dict[str, tuple[Recorder, Disk]]
 
 
@@ -71,20 +70,19 @@ class Gate:
 
     def first_broken(self, without: Callable[[Sync], bool]) -> str:
         """A promise broken without some syncs; empty when none is found."""
-        found: list[Found] = []
         for name, (recorder, disk) in self._records.items():
             if not any(map(without, syncs(recorder))):
                 continue
+            found: list[State] = []
             for state in self._new_states(name, recorder, without):
                 wrong = wrong_in_memory(state, disk)
                 if wrong:
                     return wrong[0]
-                found.append((recorder, disk, state))
-        for tried, (recorder, disk, state) in enumerate(_promising(found)[:TRIED]):
-            checker = disk.checker()
-            wrong = wrong_after_recovery(recorder, state, checker)
-            if wrong:
-                return f"{wrong[0]} ({tried} tried)"
+                found.append(state)
+            for tried, state in enumerate(_promising(found)[:TRIED]):
+                wrong = wrong_after_recovery(recorder, state, disk.checker())
+                if wrong:
+                    return f"{name}: {wrong[0]} ({tried} tried)"
         return ""
 
     def _new_states(
@@ -103,11 +101,11 @@ class Gate:
                 yield state
 
 
-def _promising(found: list[Found]) -> list[Found]:
+def _promising(found: list[State]) -> list[State]:
     """Those first, by turns, that lack little and late, and any."""
-    late = sorted(found, key=lambda one: (one[2].lost, len(one[0].log) - one[2].moment))
+    late = sorted(found, key=lambda state: (state.lost, -state.moment))
     luck = random.Random(0).sample(found, len(found))
-    return [one for pair in zip(late, luck, strict=True) for one in pair]
+    return [state for pair in zip(late, luck, strict=True) for state in pair]
 
 
 @pytest.fixture(scope="module")
