@@ -13,29 +13,32 @@ disagree, in ``conflicting`` as ``"PatientID":["A","B"]``. A quote within a text
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import orjson
 
+Sieve = Callable[[set[bytes]], Iterable[bytes]]
+"""Of the values in the bytes, as JSON without what ends them, at least those that may pass."""
+
 _REMEMBERED = 200_000  # values; more of them would take a lot of memory
-_NOT_LITERAL = set('"\\/\n')  # which JSON may spell otherwise, or which parts values here
+# A value of more than plain ASCII without "=" and backslashes, or no text at all.
+_ODD = re.compile(rb'\n(?:[^"\n]|"[ -<>-\[\]-~]*[^ -<>-\[\]-~\n])')
 
 
 class Column:
     """One key, and what is asked of it: ``passes`` takes all values that one occurrence holds.
 
-    ``within``: lower-case text that is in every value that passes, as far as it is ASCII without
-    ``^``. It saves asking for each value, where all are different.
+    ``sieve`` saves asking for each value, where most are different.
     """
 
     def __init__(
-        self, keyword: str, passes: Callable[[list[Any]], bool], within: str | None = None
+        self, keyword: str, passes: Callable[[list[Any]], bool], sieve: Sieve | None = None
     ) -> None:
         self._passes = passes
-        self._within = within.encode() if within and not set(within) & _NOT_LITERAL else None
+        self._sieve = sieve
         key = re.escape(orjson.dumps(keyword) + b":")
-        self._values = re.compile(key + rb'("[^"]*|\[[^\]]*|[^,}\]]*)')
+        self._values = re.compile(key + rb'("[^"\n]*|\[[^\]\n]*|[^,}\]\n]*)')
         self._judged: dict[bytes, bool] = {}
 
     def hits(self, data: bytes) -> Iterator[int]:
@@ -44,14 +47,10 @@ class Column:
         if len(judged) > _REMEMBERED:
             judged.clear()
         values = set(self._values.findall(data))
-        if self._within is not None:
-            every = b"\n".join(values)
-            plain = every.isascii() and b"^" not in every and b"\\u" not in every
-            if plain and self._within not in every.lower():
-                return
-        for raw in values.difference(judged):
+        suspects = values.intersection(self._sieve(values)) if self._sieve else values
+        for raw in suspects.difference(judged):
             judged[raw] = self._may_pass(raw)
-        if wanted := {raw for raw in values if judged[raw]}:
+        if wanted := {raw for raw in suspects if judged[raw]}:
             for found in self._values.finditer(data):
                 if found[1] in wanted:
                     yield found.start()
@@ -63,3 +62,36 @@ class Column:
         except ValueError:  # a quote or bracket within the text, or no JSON
             return True
         return self._passes(value if isinstance(value, list) else [value])
+
+
+def whole(pattern: str) -> Sieve:
+    """The texts that an expression (ASCII, lower case, all of it on one line) matches as a whole,
+    whatever their case and but for ``^``, ``=`` and blanks at the end; and all that are odd."""
+    return _by_line(re.compile(b'\n"(?i:' + pattern.encode("ascii") + rb")[\^ =]*(?=\n)"))
+
+
+def within(text: str) -> Sieve:
+    """The texts with ``text`` (lower case) in them, or in what a person name is shown as; and all
+    that are odd."""
+    if not text.isascii():
+        return _by_line(None)
+    spelled = re.escape(text).replace(",\\ ", r"(?:,\ |\^)").replace("\\ ", r"[ \^]")
+    return _by_line(re.compile(b"(?i:" + spelled.encode() + b")"))
+
+
+def _by_line(pattern: re.Pattern[bytes] | None) -> Sieve:
+    def sieve(values: set[bytes]) -> Iterator[bytes]:
+        # One search through all of them takes a fraction of one in each.
+        lines = b"\n" + b"\n".join(values) + b"\n"
+        for one in (pattern, _ODD):
+            for found in one.finditer(lines) if one else ():
+                start = lines.rfind(b"\n", 0, found.start() + 1) + 1
+                yield lines[start : lines.find(b"\n", start)]
+
+    return sieve
+
+
+def between(first: str, end: str) -> Sieve:
+    """The texts from ``first`` on and before ``end``, both ASCII and as JSON has them."""
+    low, high = b'"' + first.encode(), b'"' + end.encode()
+    return lambda values: [raw for raw in values if low <= raw < high or raw[:1] != b'"']

@@ -39,6 +39,8 @@ class Test:
     ``needle``: bytes that JSON holding a value that passes must contain; None when unknown.
     ``span``: the first and last date (``YYYYMMDD``) that pass, for dates and moments.
     ``exact``: the one text that passes, when there is but one.
+    ``pattern``: an expression that matches, whatever the case, every plain ASCII text that passes,
+    but for ``^``, ``=`` and blanks at its end; None when unknown.
     """
 
     __test__ = False  # no test of pytest's
@@ -47,6 +49,7 @@ class Test:
     needle: bytes | None = None
     span: tuple[str, str] | None = None
     exact: str | None = None
+    pattern: str | None = None
 
 
 def fold(text: str) -> str:
@@ -72,23 +75,27 @@ def wildcard(pattern: str, folding: Callable[[str], str] = str) -> re.Pattern[st
     Each stretch between asterisks matches where it first can, for good, so that no pattern takes
     long on any text.
     """
+    return re.compile(_expression(pattern, folding, "."), re.DOTALL)
+
+
+def _expression(pattern: str, folding: Callable[[str], str], any_one: str) -> str:
     stretches = [
-        "".join("." if piece == "?" else re.escape(folding(piece)) for piece in split)
+        "".join(any_one if piece == "?" else re.escape(folding(piece)) for piece in split)
         for split in (re.split(r"(\?)", stretch) for stretch in re.split(r"\*+", pattern))
     ]
-    if len(stretches) == 1:
-        return re.compile(stretches[0], re.DOTALL)
-    first, *middle, last = stretches
-    inner = "".join(f"(?>.*?{stretch})" for stretch in middle if stretch)
-    return re.compile(f"{first}{inner}.*{last}", re.DOTALL)
+    first, *middle = stretches
+    if not middle:
+        return first
+    inner = "".join(f"(?>{any_one}*?{stretch})" for stretch in middle[:-1] if stretch)
+    return f"{first}{inner}{any_one}*{middle[-1]}"
 
 
 def identifier(keyword: str, wanted: str) -> Test:
     """LO and SH that identify, and UI: to the letter."""
     wanted = strip_padding(wanted).lstrip(" ")
     if has_wildcard(wanted):
-        expression = wildcard(wanted)
-        return Test(lambda value: expression.fullmatch(str(value)) is not None)
+        passes = wildcard(wanted).fullmatch
+        return Test(lambda value: passes(str(value)) is not None, pattern=_plain(wanted))
     return Test(lambda value: value == wanted, needle=orjson.dumps(wanted), exact=wanted)
 
 
@@ -104,7 +111,7 @@ def code(keyword: str, wanted: str) -> Test:
 def description(keyword: str, wanted: str) -> Test:
     """Text for people: case and accents do not count."""
     compared = _folded_test(wanted)
-    return Test(lambda value: compared(fold(str(value))))
+    return Test(lambda value: compared(fold(str(value))), pattern=_plain(wanted))
 
 
 def person_name(keyword: str, wanted: str) -> Test:
@@ -112,7 +119,8 @@ def person_name(keyword: str, wanted: str) -> Test:
 
     Trailing delimiters mean nothing (PS3.5 6.2.1.1): ``Doe^John^^^`` is ``Doe^John``.
     """
-    compared = _folded_test(wanted.rstrip("^= ") or wanted)
+    wanted = wanted.rstrip("^= ") or wanted
+    compared = _folded_test(wanted)
 
     def passes(value: object) -> bool:
         whole = fold(str(value)).rstrip("= ")
@@ -120,7 +128,13 @@ def person_name(keyword: str, wanted: str) -> Test:
             compared(group) or compared(group.rstrip("^ ")) for group in whole.split("=")
         )
 
-    return Test(passes)
+    return Test(passes, pattern=_plain(wanted))
+
+
+def _plain(wanted: str) -> str:
+    """The ``pattern`` of a test for ``wanted``, in which there may be wildcards."""
+    expression = _expression(wanted.strip(), fold, r"[^\n]")
+    return expression if expression.isascii() else "(?!)"  # which nothing matches
 
 
 def _folded_test(wanted: str) -> Callable[[str], bool]:

@@ -21,8 +21,8 @@ from typing import Any
 from plainpacs.archive.attributes import Level
 from plainpacs.archive.errors import BadQuery
 from plainpacs.archive.identity import UNDATED, is_month
-from plainpacs.indexer import matching
-from plainpacs.indexer.columns import Column
+from plainpacs.indexer import columns, matching
+from plainpacs.indexer.columns import Column, Sieve
 from plainpacs.indexer.keys import ALIASES, DATE_TIMES, SEQUENCE, Key, key_named, keys_at
 from plainpacs.indexer.matching import Test, fold
 from plainpacs.indexer.stored import END, period
@@ -71,6 +71,11 @@ class Condition:
     def met_by_one_of(self, values: list[Any]) -> bool:
         """Whether a record with these values for the one keyword meets it."""
         return self.met_by({self.keywords[0]: values})
+
+    def sieve(self) -> Sieve | None:
+        """What passes any of the tests, and perhaps more; None when that is not known."""
+        patterns = [test.pattern for test in self.tests if test.pattern is not None]
+        return columns.whole("|".join(patterns)) if len(patterns) == len(self.tests) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +133,8 @@ class Query:
     def matches(self, record: Mapping[str, Any]) -> bool:
         """Whether this record is meant. It has the attributes of the levels above its own, too."""
         if self.stored:
-            since, until = self.stored
             key = "stored" if self.level is Level.INSTANCE else "last_stored"
-            if not since <= str(record.get(key, "")) < until:
+            if not _any_between([record.get(key, "")], *self.stored):
                 return False
         for condition in self.conditions:
             if not condition.met_by(record):
@@ -198,20 +202,18 @@ class Query:
         of these; none when nothing is asked for that a line must hold."""
         if self.stored:
             since, until = self.stored
-            return [
-                Column("last_stored", lambda found: any(since <= str(v) < until for v in found))
-            ]
+            arrived = columns.between(since, until)
+            return [Column("last_stored", lambda found: _any_between(found, since, until), arrived)]
         # The months are chosen by StudyDate already.
         ranked = sorted(self.conditions, key=lambda one: "StudyDate" in one.keywords)
         for one in ranked:
             if isinstance(one, Condition) and len(one.keywords) == 1 and not one.met_by({}):
-                return [Column(one.keywords[0], one.met_by_one_of)]
+                return [Column(one.keywords[0], one.met_by_one_of, one.sieve())]
         if self.words:
             word = self.words[0]
             keys = _WORD_KEYS + _MORE_WORD_KEYS[self.level]
-            return [
-                Column(key, lambda values: word.is_in(_shown(values)), word.text) for key in keys
-            ]
+            sieve = columns.within(word.text) if word.text else None
+            return [Column(key, lambda values: word.is_in(_shown(values)), sieve) for key in keys]
         return []
 
     def needles(self) -> tuple[bytes, ...] | None:
@@ -225,6 +227,10 @@ class Query:
             if len(found) == len(condition.tests) and long:
                 return found
         return None
+
+
+def _any_between(values: Iterable[Any], since: str, until: str) -> bool:
+    return any(since <= str(value) < until for value in values)
 
 
 def values_of(record: Mapping[str, Any], keyword: str) -> list[Any]:

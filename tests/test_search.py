@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from support import new_archive
 
 from plainpacs.archive.root import open_root
-from plainpacs.indexer import catalogue, columns, scanning
+from plainpacs.indexer import catalogue, columns, matching, scanning
 from plainpacs.indexer.columns import Column
 from plainpacs.indexer.merging import merge
 from plainpacs.indexer.query import Query, asked, parse
@@ -387,6 +387,39 @@ def test_a_column_hits_every_line_whose_value_passes(records: list[Record]) -> N
         if "K" not in record:
             assert number not in hits
     assert hits == {data.count(b"\n", 0, at) for at in column.hits(data)}, "and once more"
+
+
+TEXT = st.text('aAbÄ^= *?"\\[.', max_size=6)
+
+
+@given(TEXT, st.lists(TEXT, max_size=5))
+def test_a_sieve_lets_every_value_through_that_passes(asked_for: str, texts: list[str]) -> None:
+    if not asked_for.strip(" ^="):
+        return
+    raw = {orjson.dumps(text)[:-1]: text for text in texts}
+    kinds = [matching.person_name, matching.description, matching.identifier, matching.code]
+    for kind in kinds:
+        test = kind("K", asked_for)
+        if test.pattern is not None:
+            through = set(columns.whole(test.pattern)(set(raw)))
+            assert {one for one, text in raw.items() if test.passes(text)} <= through
+    word = parse([asked_for.replace("=", "")]).words
+    if word and word[0].text:
+        through = set(columns.within(word[0].text)(set(raw)))
+        assert {
+            one
+            for one, text in raw.items()
+            if parse([asked_for.replace("=", "")]).matches({"PatientName": text})
+        } <= through
+
+
+def test_a_sieve_spares_most_values_the_asking() -> None:
+    values = {b'"Doe^Jane', b'"ROE', b'"M\xc3\xbcller', b'["a"', b"5", b'"Doe=x', b'"2024-05'}
+    odd = {b'"M\xc3\xbcller', b'["a"', b"5", b'"Doe=x'}
+    assert set(columns.whole("doe[^\\n]*")(values)) == odd | {b'"Doe^Jane'}
+    assert set(columns.within("doe, j")(values)) == odd | {b'"Doe^Jane'}
+    assert set(columns.within("ä")(values)) == odd
+    assert set(columns.between("2024-01", "2025")(values)) == {b'["a"', b"5", b'"2024-05'}
 
 
 def test_what_columns_remember_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
