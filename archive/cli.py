@@ -8,7 +8,9 @@ import sys
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from plainpacs.archive.completion import complete_commands, complete_uids
 from plainpacs.archive.context import Context
 from plainpacs.archive.errors import PlainpacsError
 
@@ -19,8 +21,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("plainpacs.indexer.listing_commands:show", "Show one study."),
     "path": ("plainpacs.indexer.listing_commands:path", "Where a study, series or instance lies."),
     "status": ("plainpacs.indexer.status_command:status", "What is there and what runs."),
+    "stats": ("plainpacs.indexer.stats_command:stats", "Count by month, modality or sender."),
     "import": ("plainpacs.archive.commands:import_", "Take files, folders or an archive in."),
     "links": ("plainpacs.indexer.links_command:links", "Keep a tree of links named for people."),
+    "sheet": ("plainpacs.indexer.sheet_command:sheet", "A study's images on one page."),
     "rm": ("plainpacs.indexer.removal_commands:rm", "Remove, into the trash or for good."),
     "restore": ("plainpacs.indexer.removal_commands:restore", "Bring back what was removed."),
     "forbidden": ("plainpacs.indexer.removal_commands:forbidden", "What is refused for good."),
@@ -37,7 +41,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "send": ("plainpacs.scp.send_command:send", "Send instances elsewhere."),
     "nodes": ("plainpacs.scp.node_commands:nodes", "The applications elsewhere that have names."),
     "audit": ("plainpacs.indexer.audit_command:audit", "Who stored, read, removed, was refused."),
+    "hooks": ("plainpacs.indexer.hook_commands:hooks", "Commands of yours: waiting or failed."),
     "index": ("plainpacs.indexer.commands:index", "Keep the indexes (`serve` does it itself)."),
+    "completion": ("plainpacs.archive.completion:completion", "Complete commands in a shell."),
     "reindex": ("plainpacs.indexer.commands:reindex", "Find changes now, or rebuild all indexes."),
 }
 
@@ -55,7 +61,13 @@ class _Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(module), function)
         if not any(option.name == "archive" for option in command.params):
             command.params.append(_archive_option())
+        complete_uids(command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        words = [(name, words) for name, (_, words) in COMMANDS.items()]
+        options = click.Command.shell_complete(self, ctx, incomplete)
+        return complete_commands(words, incomplete) + options
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
