@@ -111,6 +111,7 @@ def _understood(asked: Asked) -> Question:
             title,
             patient_root=asked.context.abstract_syntax == _PATIENT_ROOT,
             relational=_is_agreed(asked, _RELATIONAL),
+            combined=_is_agreed(asked, _COMBINED),
         )
     except BadIdentifier as error:
         raise _Refused(FindStatus.CANNOT_READ_IDENTIFIER, str(error), error.tag) from None
@@ -163,8 +164,7 @@ def _answer(asked: Asked, question: Question) -> tuple[int, bool]:
 def _records(asked: Asked, question: Question) -> Iterator[Record]:
     """Raises _Refused when the archive cannot be read."""
     root = asked.archive.root
-    combined = _is_agreed(asked, _COMBINED)
-    query, below = question.query(combined=combined), question.query_below(combined=combined)
+    query, below = question.query(), question.query_below()
     unique = UNIQUE_KEYS[question.level]
     try:
         chosen = None

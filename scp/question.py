@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 from plainpacs.archive.attributes import REQUESTED, Level
 from plainpacs.archive.errors import BadQuery
-from plainpacs.indexer.keys import ALIASES, LEVELS, SEQUENCE, fields_at, keys_at
+from plainpacs.indexer.keys import ALIASES, DATE_TIMES, LEVELS, SEQUENCE, fields_at, keys_at
 from plainpacs.indexer.query import Asked as Wanted
 from plainpacs.indexer.query import Query
 from plainpacs.indexer.query import asked as query_of
@@ -62,35 +62,37 @@ class CannotMatch(Exception):
 @dataclass(frozen=True, slots=True)
 class Question:
     """``wanted``: the values of the keys that are to be matched, by keyword. ``complete``: whether
-    all keys are supported, for matching and for being returned."""
+    all keys are supported, for matching and for being returned. ``combined``: whether the date and
+    the time of one event are one range (PS3.4 C.2.2.2.5.4)."""
 
     level: Level
     wanted: Mapping[str, Wanted]
     columns: tuple[Column, ...]
     repertoire: Repertoire
     complete: bool
+    combined: bool
 
-    def query(self, *, combined: bool) -> Query:
-        """What all answers match. ``combined``: see ``indexer.query.asked``."""
+    def query(self) -> Query:
+        """What all answers match."""
         here = {
             keyword: value
             for keyword, value in self.wanted.items()
             if _key_level(keyword, self.level) is self.level
         }
-        return query_of(here, self.level, combined=combined)
+        return query_of(here, self.level, combined=self.combined)
 
-    def query_below(self, *, combined: bool) -> Query | None:
+    def query_below(self) -> Query | None:
         """What some series or instance of each answer matches, when keys of those are asked for, as
         they may in relational queries; else None."""
         found = [_key_level(keyword, self.level) for keyword in self.wanted]
         deepest = max((self.level, *found), key=LEVELS.index)
         if deepest is self.level:
             return None
-        return query_of(self.wanted, deepest, combined=combined)
+        return query_of(self.wanted, deepest, combined=self.combined)
 
 
 def read_question(
-    identifier: DataSet, title: str, *, patient_root: bool, relational: bool
+    identifier: DataSet, title: str, *, patient_root: bool, relational: bool, combined: bool
 ) -> Question:
     """``title``: the AE title that instances can be retrieved from. Raises NotOfThisModel and
     CannotMatch."""
@@ -101,6 +103,7 @@ def read_question(
         _check_unique_keys(identifier, level, patient_root=patient_root)
     named = identifier.elements.get(CHARACTER_SET)
     wanted, all_matched = _wanted(identifier, level, relational=relational)
+    _check(wanted, level, combined=combined)
     columns, all_returned = _columns(identifier, level, patient_root=patient_root)
     constants = zip(_ANSWERED_BY_US, (level.value, title, "ONLINE"), strict=True)
     columns += [Column(tag_of(keyword), constant=text) for keyword, text in constants]
@@ -110,6 +113,7 @@ def read_question(
         tuple(columns),
         Repertoire(terms_of(named.value) if named else ()),
         all_matched and all_returned,
+        combined,
     )
 
 
@@ -163,7 +167,6 @@ def _wanted(
         if not matched:
             every = False
             continue
-        _check(keyword, value, _key_level(keyword, level))
         wanted[keyword] = value
     return wanted, every
 
@@ -196,12 +199,18 @@ def _key_level(keyword: str, level: Level) -> Level:
     return keys_at(Level.INSTANCE)[keyword].level
 
 
-def _check(keyword: str, value: Wanted, level: Level) -> None:
-    try:
-        query_of({keyword: value}, level)
-    except BadQuery:  # whose words have the value
-        words = f"{keyword} has a value that cannot be matched"
-        raise CannotMatch(words, tag_of(keyword)) from None
+def _check(wanted: Mapping[str, Wanted], level: Level, *, combined: bool) -> None:
+    """Raises CannotMatch for a value that nothing can be compared with."""
+    pairs = {time: date for date, time in DATE_TIMES.values() if combined and date in wanted}
+    for keyword, value in wanted.items():
+        one = {keyword: value}
+        if keyword in pairs:  # 2200-0600 may be a range, from one day to the next
+            one[pairs[keyword]] = wanted[pairs[keyword]]
+        try:
+            query_of(one, _key_level(keyword, level), combined=combined)
+        except BadQuery:  # whose words have the value
+            words = f"{keyword} has a value that cannot be matched"
+            raise CannotMatch(words, tag_of(keyword)) from None
 
 
 # --- what is returned -----------------------------------------------------------------------------
