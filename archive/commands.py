@@ -90,7 +90,7 @@ def import_(context: Context, /, paths: tuple[str, ...], config: str | None, **f
     if interrupted:
         click.echo("interrupted; the same command again goes on", err=True)
         sys.exit(130)
-    _say_who_indexes(root)
+    say_who_indexes(root)
     sys.exit(1 if counts["refused"] else 0)
 
 
@@ -134,7 +134,8 @@ def _shown(results: Generator[Imported, None, None], paths: tuple[str, ...]) -> 
             yield result
 
 
-def _say_who_indexes(root: str) -> None:
+def say_who_indexes(root: str) -> None:
+    """Tells the user, when nothing indexes the archive, what to do about it."""
     fd = open_root(root)
     try:
         if not is_locked(fd, layout.INDEXER_LOCK):

@@ -41,6 +41,7 @@ class Failed(PlainpacsError):
     def __init__(self, node: Node, step: str, why: str) -> None:
         super().__init__(f"{node}: {step}: {why}")
         self.step = step
+        self.why = why
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +54,18 @@ class Calling:
     settings: Settings
 
 
-def options(command: F) -> F:
-    """Gives a click command what ``calling`` takes, as keyword arguments."""
-    command = settings.options(
-        *("aet", "nodes", "tls_ca", "tls_cert", "tls_key", "max_pdu", "pdu_timeout"),
-        "idle_timeout",
-    )(command)
-    return click.option(
-        "--as", "as_", metavar="AET", help="AE title to call as.  [the first of --aet]"
-    )(command)
+def options(*more: str) -> Callable[[F], F]:
+    """Gives a click command what ``calling`` takes, and the settings ``more``, as keyword
+    arguments."""
+    named = ("aet", "nodes", "tls_ca", "tls_cert", "tls_key", "max_pdu", "pdu_timeout")
+
+    def decorate(command: F) -> F:
+        command = settings.options(*named, "idle_timeout", *more)(command)
+        return click.option(
+            "--as", "as_", metavar="AET", help="AE title to call as.  [the first of --aet]"
+        )(command)
+
+    return decorate
 
 
 def calling(node: str, as_: str | None, config: str | None, flags: Mapping[str, Any]) -> Calling:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -31,11 +31,13 @@ LEVELS = {
 _FORMATS = ("table", "json", "jsonl", "csv", "uids")
 
 
-def level_option(help_: str) -> Callable[[calling.F], calling.F]:
+def level_option(
+    help_: str, levels: Sequence[str] = tuple(LEVELS)
+) -> Callable[[calling.F], calling.F]:
     """Gives a click command ``--level``; it arrives as a key of ``LEVELS``."""
     return click.option(
         "--level",
-        type=click.Choice(tuple(LEVELS)),
+        type=click.Choice(levels),
         default="study",
         show_default=True,
         help=help_,
@@ -56,7 +58,7 @@ def level_option(help_: str) -> Callable[[calling.F], calling.F]:
     type=click.Choice(_FORMATS),
     help="How to print.  [a table on a terminal, jsonl elsewhere]",
 )
-@calling.options
+@calling.options()
 def find(
     node: str,
     *,

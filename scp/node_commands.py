@@ -10,11 +10,13 @@ import orjson
 
 from plainpacs.archive import settings
 from plainpacs.archive.addresses import Address
-from plainpacs.archive.errors import NoMatch, PlainpacsError
+from plainpacs.archive.errors import NoMatch
 from plainpacs.indexer import output
 from plainpacs.scp import calling
 from plainpacs.scp import nodes as table
+from plainpacs.scp.calling import Failed
 from plainpacs.scp.echo import echo as ask
+from plainpacs.scp.requestor import NoAssociation
 
 _COLUMNS = ("ae_title", "host", "port", "tls", "echo")
 
@@ -28,7 +30,7 @@ _COLUMNS = ("ae_title", "host", "port", "tls", "echo")
     metavar="N",
     help="Ask so many times, over one association.",
 )
-@calling.options
+@calling.options()
 def echo(node: str, repeat: int, as_: str | None, config: str | None, **flags: Any) -> None:
     """Ask NODE whether it is there, by C-ECHO.
 
@@ -62,7 +64,7 @@ class _Row:
     type=click.Choice(("table", "json", "jsonl", "csv")),
     help="How to print.  [a table on a terminal, jsonl elsewhere]",
 )
-@calling.options
+@calling.options()
 def nodes(
     asking: bool, format_: str | None, as_: str | None, config: str | None, **flags: Any
 ) -> None:
@@ -120,6 +122,6 @@ def _asked(node: str, as_: str | None, config: str | None, flags: dict[str, Any]
     try:
         call = calling.calling(node, as_, config, flags)
         list(ask(call.node, call.ae_title, call.limits))
-    except PlainpacsError as error:
-        return str(error).partition(": ")[2] or str(error)
+    except (NoAssociation, Failed) as error:
+        return f"{error.step}: {error.why}"
     return _WELL

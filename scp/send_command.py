@@ -38,7 +38,7 @@ from plainpacs.scp.sending import Sent, Step, deliver
     "--skip-existing", is_flag=True, help="Ask NODE, by C-FIND, what it has, and leave that out."
 )
 @click.option("-n", "--dry-run", is_flag=True, help="Say how much would be sent, and send nothing.")
-@calling.options
+@calling.options()
 @click.pass_obj
 def send(
     context: Context,
