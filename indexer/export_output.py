@@ -7,6 +7,7 @@ pulls the plug, or the stick, finds all of it or a leftover that starts with a d
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterable
@@ -51,7 +52,7 @@ class OutputFile:
     def finish(self) -> None:
         durable.sync_file(self._fd)
         durable.rename(self._unfinished, self._name, folder=self._above, to_folder=self._above)
-        durable.sync_folder(self._above)
+        _sync_folder(self._above)
 
     def __enter__(self) -> OutputFile:
         return self
@@ -115,7 +116,8 @@ class OutputFolder:
         """A copy of the whole of ``source``; its file system shares the blocks where it can."""
         fd = self._create(path)
         source.copy_to(fd)
-        durable.set_time(fd, source.mtime)
+        with contextlib.suppress(PermissionError):  # some network file systems
+            durable.set_time(fd, source.mtime)
 
     def add_pieces(self, path: tuple[str, ...], pieces: Iterable[bytes]) -> None:
         durable.write_all(self._create(path), pieces)
@@ -136,7 +138,7 @@ class OutputFolder:
             try:
                 with contextlib.suppress(FileExistsError):
                     durable.make_folder(name, folder=folder)
-                    durable.sync_folder(folder)
+                    _sync_folder(folder)
                 below = durable.open_folder(name, folder=folder)
             finally:
                 os.close(folder)
@@ -157,13 +159,13 @@ class OutputFolder:
     def _leave_folder(self) -> None:
         if self._folder >= 0:
             self._sync()
-            durable.sync_folder(self._folder)
+            _sync_folder(self._folder)
             os.close(self._folder)
             self._folder = -1
 
     def finish(self) -> None:
         self._leave_folder()
-        durable.sync_folder(self._top)
+        _sync_folder(self._top)
         above = {"folder": self._above, "to_folder": self._above}
         old = f"{self._unfinished}.old"
         try:
@@ -171,7 +173,7 @@ class OutputFolder:
         except OSError:
             durable.rename(self._name, old, **above)
             durable.rename(self._unfinished, self._name, **above)
-        durable.sync_folder(self._above)
+        _sync_folder(self._above)
         _remove_tree(old, self._above)
 
     def __enter__(self) -> OutputFolder:
@@ -186,6 +188,15 @@ class OutputFolder:
         with contextlib.suppress(OSError):
             _remove_tree(self._unfinished, self._above)
         os.close(self._above)
+
+
+def _sync_folder(fd: int) -> None:
+    """As far as the file system can: those of sticks and network drives cannot always."""
+    try:
+        durable.sync_folder(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
+            raise
 
 
 # --- what is there already ----------------------------------------------------------------------

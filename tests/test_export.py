@@ -426,6 +426,17 @@ def test_unfinished_work_never_looks_finished(
     assert os.listdir(tmp_path) == ["archive"]
 
 
+def test_a_file_system_that_syncs_no_folders(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: Any) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(export_output.durable, "sync_folder", cannot)
+    assert export(root, "1.2.3", str(tmp_path / "out")).exit_code == 0
+    assert len(instances_of(tmp_path / "out")) == 6
+
+
 def fails_after(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     left = [count]
 
