@@ -51,6 +51,7 @@ class NoAssociation(PlainpacsError):
     def __init__(self, node: Node, step: str, why: str, *, transient: bool = False) -> None:
         super().__init__(f"{node}: {step}: {why}")
         self.step = step
+        self.why = why
         self.transient = transient
 
 
