@@ -12,8 +12,9 @@ import orjson
 
 from plainpacs.archive import layout
 from plainpacs.archive.reserve import Reserve
-from plainpacs.archive.root import is_locked, open_root
+from plainpacs.archive.root import is_locked, open_root, stamp
 from plainpacs.indexer import search
+from plainpacs.indexer.hook_book import HookBook
 from plainpacs.indexer.lookup import Note
 from plainpacs.indexer.merging import count
 from plainpacs.indexer.query import Query
@@ -27,7 +28,9 @@ class Status:
     """Numbers and sizes in bytes; None where it may not be known (a copy without ``.plainpacs``).
 
     ``reserve``: below which the service at work refuses to store; None when none is at work.
-    ``services``: the notes of the receivers, each with ``running``.
+    ``services``: the notes of the receivers, each with ``running``. ``failed_hooks``: of each study
+    of which a command failed for good ``kind``, ``month``, StudyInstanceUID, how many are
+    ``failing``, and ``exit`` and ``time`` of the last.
     """
 
     archive: str
@@ -41,6 +44,7 @@ class Status:
     reserve: int | None = None
     indexer_running: bool = False
     last_stored: list[dict[str, str]] = field(default_factory=list)
+    failed_hooks: list[dict[str, Any]] = field(default_factory=list)
     services: list[dict[str, Any]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -66,10 +70,32 @@ def status_of(path: str, note: Note) -> Status:
     try:
         status.indexer_running = is_locked(root, layout.INDEXER_LOCK)
         status.services = _services(path, root)
+        status.failed_hooks = _failed_hooks(root)
         status.reserve = _reserve(root, status.services)
     finally:
         os.close(root)
     return status
+
+
+def _failed_hooks(root: int) -> list[dict[str, Any]]:
+    """The studies whose commands failed for good."""
+    book = HookBook(root)
+    found: list[dict[str, Any]] = []
+    with contextlib.suppress(OSError):
+        for kind, study in book.failed():
+            failing = book.read(study).failing(kind)
+            last = max(failing, key=lambda tries: tries.ran, default=None)
+            found.append(
+                {
+                    "kind": kind.value,
+                    "month": study[0],
+                    "StudyInstanceUID": study[1],
+                    "failing": len(failing),
+                    "exit": last.exit if last else None,
+                    "time": stamp(last.ran) if last else None,
+                }
+            )
+    return found
 
 
 def count_pending(path: str) -> int | None:

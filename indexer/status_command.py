@@ -26,6 +26,9 @@ def status(context: Context, /, format_: str) -> None:
         output.write_text(_status_lines(found))
 
 
+_KINDS = {"study": "study-settled", "instance": "instance"}
+
+
 def _status_lines(status: Status) -> list[str]:
     def number(value: int | None) -> str:
         return "not known (may not be read)" if value is None else f"{value:,}"
@@ -44,6 +47,13 @@ def _status_lines(status: Status) -> list[str]:
             f"reserve    {kept}: what comes is stored until no more than that is free"
             if status.free > status.reserve
             else f"reserve    {kept}: NOTHING IS STORED until more than that is free"
+        )
+    for failed in status.failed_hooks:
+        when = readable.local_time(failed["time"])
+        lines.append(
+            f"failed     {when}  --on-{_KINDS[failed['kind']]} of {failed['month']}/"
+            f"{failed['StudyInstanceUID']}, exit status {failed['exit']}; again: "
+            "plainpacs hooks --retry"
         )
     for service in status.services or [{}]:
         lines += _service_lines(service)

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -16,9 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from peer import STUDY as STUDY_SENT
+from peer import Peer
+from peer import data_set as peer_data_set
+from serving import Serve, serve
 from steps import at_step, memory
-from support import eventually, new_archive, part10, store
+from support import eventually, new_archive, part10, store, tree
 
+from plainpacs.archive import cli
 from plainpacs.archive.archive import Archive
 from plainpacs.archive.errors import BadSettings
 from plainpacs.archive.hook_words import STUDY_PLACES, HookWords, LooksLikeAnOption
@@ -30,7 +37,7 @@ from plainpacs.indexer.hook_book import BACK_OFF, History, Kind, Level, Tries, V
 from plainpacs.indexer.hooks import HookSettings
 from plainpacs.indexer.service import Indexer
 
-__all__ = ["memory"]
+__all__ = ["memory", "serve"]
 STUDY = ("202401", "1.2.3")
 BEFORE = "2000-01-01T00:00:00.000Z"
 
@@ -47,7 +54,7 @@ class Script:
         self.file = folder / "command.sh"
         self._said = folder / "said"
         self.file.write_text(
-            f'#!/bin/sh\nsaid=$(echo "$*"; env | grep ^HOOK_)\n'
+            f'#!/bin/sh\nsaid=$(echo ":$*"; env | grep ^HOOK_)\n'
             f"printf '%s\\n\\n' \"$said\" >> '{self._said}'\n{body}\n"
         )
         self.file.chmod(0o755)
@@ -59,7 +66,7 @@ class Script:
         for block in self._said.read_text().split("\n\n"):
             if block.strip():
                 first, *rest = block.strip("\n").split("\n")
-                found.append({"": first, **dict(line.split("=", 1) for line in rest)})
+                found.append({"": first[1:], **dict(line.split("=", 1) for line in rest)})
         return found
 
     def __str__(self) -> str:
@@ -248,10 +255,6 @@ def test_each_instance_is_told_of_once(path: str, script: Script) -> None:
 
 
 def test_what_is_imported_and_restored(path: str, script: Script, memory: Path) -> None:
-    from click.testing import CliRunner
-
-    from plainpacs.archive import cli
-
     (memory / "one").write_bytes(part10())
     with at_work(path, settings(str(script), str(script))):
         CliRunner().invoke(cli.root, ["import", "-a", path, str(memory / "one")])
@@ -343,6 +346,56 @@ def test_the_limit_and_the_order(path: str, memory: Path) -> None:
         eventually(lambda: len(script.calls()) == 5 and idle(path))
     assert not (memory / "two").exists()
     assert [call["HOOK_STUDY_INSTANCE_UID"] for call in script.calls()] == studies
+
+
+# --- the commands of plainpacs --------------------------------------------------------------------
+
+
+def run(*arguments: str) -> str:
+    done = CliRunner().invoke(cli.root, list(arguments))
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_status_and_hooks_name_what_failed(
+    path: str, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hook_book, "BACK_OFF", ())
+    stored(path)
+    with at_work(path, settings("/nowhere/at/all", str(script), at_once=1)):
+        eventually(lambda: waiting(path) == ["failed/study~202401~1.2.3"])
+    assert "--on-study-settled of 202401/1.2.3, exit status 127" in run("status", "-a", path)
+    [failed] = json.loads(run("status", "-a", path, "--format", "json"))["failed_hooks"]
+    assert (failed["kind"], failed["failing"], failed["exit"]) == ("study", 1, 127)
+    assert run("hooks", "-a", path) == "failed   study     202401/1.2.3\n"
+    before = tree(path, internal=True)
+    run("hooks", "-a", path)
+    assert tree(path, internal=True) == before
+    assert run("hooks", "--retry", "-a", path) == "waiting  study     202401/1.2.3\n"
+    assert "on-study-settled" not in run("status", "-a", path)
+    with at_work(path, settings(str(script), str(script))):
+        eventually(lambda: idle(path))
+    assert [call["HOOK_KIND"] for call in script.calls()] == ["instance", "study"]
+
+
+def test_serve_runs_them_and_plainpacs_works_inside(
+    serve: Serve, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLAINPACS_SETTLE_SECONDS", "0.2")
+    script = Script(
+        memory, f"{sys.executable} -m plainpacs.archive.cli ls --format paths > {memory}/shown"
+    )
+    service = serve("--on-study-settled", str(script), "--on-instance", f"{script} {{peer}}")
+    with Peer(service.port) as peer:
+        assert peer.store(peer_data_set()) == 0, "before there is an indexer"
+        eventually(lambda: len(script.calls()) == 2 and idle(str(service.root)), 40)
+        os.kill(service.indexer(), signal.SIGKILL)
+        assert peer.store(peer_data_set(sop="1.2.9"), sop="1.2.9") == 0
+        eventually(lambda: len(script.calls()) == 4 and idle(str(service.root)), 40)
+    assert [call[""] for call in script.calls()] == ["127.0.0.1", ""] * 2
+    assert {call["HOOK_CALLING_AE"] for call in script.calls()} == {"TESTER"}
+    assert STUDY_SENT in (memory / "shown").read_text()
+    assert service.stop() == 0
 
 
 # --- killed ---------------------------------------------------------------------------------------
