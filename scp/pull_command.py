@@ -316,9 +316,9 @@ class _Books:
 
     def __str__(self) -> str:
         words = {
-            f"{self.came:,} fetched": True,
+            f"{self.came - self.outcomes['duplicates']:,} fetched": True,
             f"{self.here:,} here already": self.here,
-            f"{self.outcomes['duplicates']:,} of these came again": self.outcomes["duplicates"],
+            f"{self.outcomes['duplicates']:,} came again": self.outcomes["duplicates"],
             f"{self.outcomes['conflicts']:,} kept aside (other bytes under a stored UID)": (
                 self.outcomes["conflicts"]
             ),

@@ -36,6 +36,7 @@ from plainpacs.scp.requestor import Requestor
 from plainpacs.scp.storing import LargeInstance, StoreAnswer, StoreRequest, store
 
 _MODEL_CONTEXT = 1
+_DESTINATION_UNKNOWN = 0xA801
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class Retriever(Protocol):
         """Whether what is wanted can come over this association."""
 
     def retrieve(self, wanted: Wanted) -> Result:
-        """Raises what a channel raises."""
+        """Raises what a channel raises; and Failed when nothing can be retrieved at all."""
 
     def close(self, *, abort: bool) -> None: ...
 
@@ -249,6 +250,7 @@ class Mover:
         *,
         stopping: int = -1,
     ) -> None:
+        self._node = call.node
         self._destination = destination
         self._moved = moved
         self._messages = 0
@@ -274,6 +276,9 @@ class Mover:
             message = channel.read()
             _check(message.command, CommandField.C_MOVE_RQ, self._messages)
             progress.take(message.command)
+            if message.command.status == _DESTINATION_UNKNOWN:
+                words = told(CommandField.C_MOVE_RQ, message.command)
+                raise Failed(self._node, "status", f"{words}: {self._destination}")
             if message.command.status not in PENDING:
                 return _result(CommandField.C_MOVE_RQ, message, context)
 
