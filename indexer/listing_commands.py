@@ -148,8 +148,9 @@ def ls(
 def _write_everything(root: str) -> int:
     written = 0
     for month_lines in everything(root, note):
-        output.write(month_lines)
         written += len(month_lines)
+        if not output.write(month_lines):
+            break
     return written
 
 

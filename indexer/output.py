@@ -57,8 +57,9 @@ def chosen(format_: str | None) -> str:
     return format_ or ("table" if on_terminal() else "jsonl")
 
 
-def write(data: bytes) -> None:
-    """Results to standard output. When its reader has gone, the rest is dropped in silence.
+def write(data: bytes) -> bool:
+    """Results to standard output. False, once, when its reader has gone: there is no use in more,
+    and what comes all the same is dropped in silence.
 
     Raises PlainpacsError when they cannot be written.
     """
@@ -78,6 +79,8 @@ def write(data: bytes) -> None:
         if not isinstance(error, BrokenPipeError):
             why = os.strerror(error.errno or errno.EIO)
             raise PlainpacsError(f"cannot write the results: {why}") from None
+        return False
+    return True
 
 
 def write_text(lines: Iterable[str]) -> None:
@@ -90,14 +93,16 @@ def write_json(objects: Iterable[bytes]) -> None:
     """One array of objects given as JSON, each on a line."""
     write(b"[")
     for number, portion in enumerate(_portions(objects)):
-        write((b",\n" if number else b"") + _shown(b",\n".join(portion)))
+        if not write((b",\n" if number else b"") + _shown(b",\n".join(portion))):
+            return
     write(b"]\n")
 
 
 def write_jsonl(objects: Iterable[bytes]) -> None:
     """Objects given as JSON without newlines, one a line."""
     for portion in _portions(objects):
-        write(_shown(b"\n".join(portion)) + b"\n")
+        if not write(_shown(b"\n".join(portion)) + b"\n"):
+            return
 
 
 def _portions(objects: Iterable[T]) -> Iterator[list[T]]:
@@ -139,7 +144,8 @@ def write_csv(columns: Sequence[str], records: Iterable[dict[str, Any]]) -> None
         for record in portion:
             get = record.get
             writer.writerow([show(get(column)) for column in columns])
-        write(text.getvalue().encode())
+        if not write(text.getvalue().encode()):
+            return
         text.seek(0)
         text.truncate()
     write(text.getvalue().encode())
@@ -173,7 +179,8 @@ def write_paths(paths: Iterable[str], *, null: bool = False) -> None:
         return
     end = b"\0" if null else b"\n"
     for portion in _portions(paths):
-        write(b"".join(os.fsencode(path) + end for path in portion))
+        if not write(b"".join(os.fsencode(path) + end for path in portion)):
+            return
 
 
 def path_format(form: str | None, null: bool) -> str | None:

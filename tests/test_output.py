@@ -280,3 +280,30 @@ def test_dates_and_times_that_are_none_stay_as_they_are() -> None:
     assert readable.time_of_day(None) == ""
     assert readable.local_time("soon") == "soon"
     assert len(readable.local_time("2024-02-28T02:38:10.123Z")) == len("2024-02-28 03:38")
+
+
+ENDLESS = """
+import itertools
+from plainpacs.indexer import output
+
+output.write_{how}({arguments})
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "arguments"),
+    [
+        ("jsonl", "itertools.repeat(b'{}')"),
+        ("json", "itertools.repeat(b'{}')"),
+        ("csv", "['a'], itertools.repeat({'a': 'b'})"),
+        ("paths", "itertools.repeat('a')"),
+    ],
+)
+def test_no_more_is_asked_for_when_the_reader_has_gone(how: str, arguments: str) -> None:
+    """What comes would take for ever."""
+    script = ENDLESS.format(how=how, arguments=arguments)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.read(1)
+    process.stdout.close()
+    assert process.wait(30) == 0
