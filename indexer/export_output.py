@@ -36,6 +36,8 @@ class OutputFile:
             there = _kind_there(self._name, self._above)
             if there == "folder":
                 raise BadSettings(f"{path} is a folder; name a file to be made")
+            if there == "device":
+                raise BadSettings(f"{path} is no file; to write into a device or pipe: - > {path}")
             if there and not force:
                 raise BadSettings(f"{path} is there already; name another, or add --force")
             self._fd = durable.create(self._unfinished, folder=self._above)
@@ -222,13 +224,15 @@ def _kind_there(name: str, above: int) -> str:
         facts = os.stat(name, dir_fd=above, follow_symlinks=False)
     except FileNotFoundError:
         return ""
-    return "folder" if stat.S_ISDIR(facts.st_mode) else "file"
+    if stat.S_ISDIR(facts.st_mode):
+        return "folder"
+    return "file" if stat.S_ISREG(facts.st_mode) else "device"
 
 
 def _may_take(path: str, name: str, above: int, *, force: bool) -> None:
     there = _kind_there(name, above)
-    if there == "file":
-        raise BadSettings(f"{path} is a file; name a folder to be made, or add --zip")
+    if there in ("file", "device"):
+        raise BadSettings(f"{path} is no folder; name a folder to be made, or add --zip")
     if not there:
         return
     folder = durable.open_folder(name, folder=above)
@@ -263,4 +267,5 @@ def _remove_tree(name: str, above: int) -> None:
 
 def as_unavailable(out: str, error: OSError) -> StorageUnavailable:
     """What to say when ``out`` cannot be written."""
-    return StorageUnavailable(f"cannot write {out}: {error.strerror or error}")
+    where = "standard output" if out == "-" else out
+    return StorageUnavailable(f"cannot write {where}: {error.strerror or error}")

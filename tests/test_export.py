@@ -398,6 +398,14 @@ def test_a_file_that_is_there(root: str, tmp_path: Path, how: list[str]) -> None
     assert out.read_bytes() != b"mine"
 
 
+def test_a_device_is_never_replaced(root: str, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    done = export(root, "5.1", str(pipe), "--zip", "--force")
+    assert "is no file" in str(done.exception)
+    assert pipe.is_fifo()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
