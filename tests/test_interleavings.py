@@ -46,9 +46,9 @@ from plainpacs.archive.writer import Writer
 from plainpacs.indexer.service import Indexer
 
 WANTED = int(os.environ.get("PLAINPACS_SWITCHES", "0"))
-SWITCHES, AT_MOST, LUCKY = (WANTED, 10**9, 1000) if WANTED else (2, 220, 30)
-FEWEST = {"service_and_a_start": 40}
-"""Orders of a scenario; fewer, and there are fewer stops than there were. Of all others: 200."""
+SWITCHES, AT_MOST, LUCKY = (WANTED, 10**9, 1000) if WANTED else (2, 130, 20)
+FEWEST = {"service_and_a_start": 30}
+"""Orders of a scenario; fewer, and there are fewer stops than there were. Of all others: 120."""
 
 STORED, DUPLICATE, CONFLICT = StoreOutcome.STORED, StoreOutcome.DUPLICATE, StoreOutcome.CONFLICT
 
@@ -364,5 +364,5 @@ def test_in_every_order(name: str, base: str) -> None:
     print(f"{name}: {count} orders, {kills} with a kill, {performance.recovered} trees recovered")
     whole = {outcome for outcome in performance.outcomes if "killed" not in outcome}
     assert name not in EXPECTED or whole == EXPECTED[name]
-    assert count >= FEWEST.get(name, 200)
+    assert count >= FEWEST.get(name, 120)
     assert kills >= count // 10

@@ -27,7 +27,7 @@ from recovery import Checker, Said, partial, quick_folder, unkept
 
 from plainpacs.archive import durable
 
-DEFAULT = 120
+DEFAULT = 60
 WANTED = int(os.environ.get("PLAINPACS_POWER_STATES", DEFAULT))
 FEWEST = 4
 """Different states for each moment of an order; fewer, and the model has shrunk."""
