@@ -170,8 +170,8 @@ class _Reader:
             raise BadIdentifier("the identifier ends within an element")
         group, number, length = _TAG_AND_LENGTH.unpack_from(self._data, at)
         tag = group << 16 | number
-        if group in (0x0000, 0x0002, 0xFFFE):
-            raise BadIdentifier("an element that no identifier has", tag)
+        if group == 0xFFFE:
+            raise BadIdentifier("a delimiter that delimits nothing", tag)
         vr, length, value = self._header(at, end, tag, length, explicit)
         if vr == "SQ" or length == _UNDEFINED:
             if depth >= _DEEPEST:
@@ -185,7 +185,8 @@ class _Reader:
         at = value + length
         if at > end:
             raise BadIdentifier("an element is longer than what it lies in", tag)
-        if number:  # else the length of a group, which nobody needs
+        # Nobody needs the length of a group; and Orthanc sends elements of File Meta Information.
+        if number and group > 0x0002:
             elements[tag] = DataElement(vr, self._data[value:at])
         return at
 

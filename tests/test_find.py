@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import threading
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,18 @@ from finding import (
     Asker,
     fill,
 )
-from peer import EVRLE, IVRLE, VERIFICATION, Peer, associate_rq, command, context_item, message
+from peer import (
+    ABORT,
+    DATA,
+    EVRLE,
+    IVRLE,
+    VERIFICATION,
+    Peer,
+    associate_rq,
+    command,
+    context_item,
+    message,
+)
 from running import Running, Start, wait_until
 
 from plainpacs.scp.identifiers import EXPLICIT, IMPLICIT, Value, encode
@@ -534,7 +546,7 @@ def test_a_peer_that_vanishes_amid_the_answers(running: Running, caplog: pytest.
     catalogue(running.root, 20_000)
     asker = Asker(running.port)
     asker.begin(encode({"QueryRetrieveLevel": "STUDY", "PatientName": ""}, EXPLICIT))
-    assert asker.receive()[0] == 4
+    assert asker.receive()[0] == DATA
     asker.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     asker.socket.close()
     wait_until(lambda: "connection lost" in caplog.text)
@@ -555,10 +567,15 @@ def test_a_stop_amid_the_answers(running: Running):
     catalogue(running.root, 60_000)
     with Asker(running.port) as asker:
         asker.begin(encode({"QueryRetrieveLevel": "STUDY", "PatientName": ""}, EXPLICIT))
-        assert asker.receive()[0] == 4
-        running.stop()
-        while asker.receive()[0]:
-            pass
+        assert asker.receive()[0] == DATA
+        stopping = threading.Thread(target=running.stop)
+        stopping.start()
+        received = 1
+        while (kind := asker.receive()[0]) == DATA:
+            received += 1
+        stopping.join()
+        assert kind in (0, ABORT)
+        assert received < 2 * 60_000
 
 
 def test_answers_are_not_gathered(running: Running, study_root: Asker):

@@ -161,6 +161,12 @@ def test_an_item_has_the_character_set_of_what_it_lies_in():
     assert item.text("PatientName") == "ü"
 
 
+def test_what_belongs_to_commands_and_files_is_passed_over():
+    meta = element(0x0002, 0x0003, b"UI", b"1.2.3") + element(0x0008, 0, b"UL", bytes(4))
+    found = read(element(0x0000, 0x0002, b"UI", b"1") + meta + UID, EXPLICIT)
+    assert list(found.elements) == [0x00081155]
+
+
 def deep(levels: int) -> bytes:
     data = b""
     for _ in range(levels):
@@ -175,9 +181,7 @@ def deep(levels: int) -> bytes:
         (UID[:-1], 0x00081155, "longer than"),
         (b"\x08\0\x55\x11??\x02\x001 ", 0x00081155, "no valid VR"),
         (b"\x08\0\x99\x11SQ\0\0", 0x00081199, "ends within an element"),
-        (element(0x0000, 0x0002, b"UI", b"1"), 0x00000002, "no identifier has"),
-        (element(0x0002, 0x0010, b"UI", b"1"), 0x00020010, "no identifier has"),
-        (b"\xfe\xff\x0d\xe0\0\0\0\0", 0xFFFEE00D, "no identifier has"),
+        (b"\xfe\xff\x0d\xe0\0\0\0\0", 0xFFFEE00D, "delimits nothing"),
         (undefined(REFERENCES, open_item(UID), end=b""), 0x00081199, "has no end"),
         (undefined(REFERENCES, UID), 0x00081199, "other than items"),
         (undefined(REFERENCES, open_item(UID)[:-8], end=b""), 0, "item has no end"),
