@@ -34,7 +34,9 @@ CHANGES = {
 MODULES = ("os", "shutil", "mmap", "tempfile", "posix", "pathlib")
 ELSEWHERE = {
     ("indexer/output.py", "O_WRONLY"): "/dev/null in place of a closed pipe",
+    ("indexer/scanning.py", "write"): "a pipe to a process of ours",
     ("indexer/verify_commands.py", "open"): "the file of --resume, which the user names",
+    ("scp/answered.py", "open"): "the file of --resume, which the user names",
     ("scp/board.py", "ftruncate"): "anonymous memory that receiver processes share",
     ("scp/board.py", "pwrite"): "the same memory",
     ("scp/child.py", "write"): "a pipe to a process of ours",
