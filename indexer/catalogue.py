@@ -40,8 +40,8 @@ _NEXT_LINE = re.compile(rb"\}\n" + _LISTED)
 _LINE = re.compile(rb'\{"StudyInstanceUID":"([^"\\/.\x80-\xff][^"\\/\x80-\xff]*)"')
 _NO_NAME = ("", ".")
 _HEADS = re.compile(rb'\n\{"StudyInstanceUID":"([^"\n]*)"')
-# Beyond so many, looking for the last line of each costs more than looking at every line.
-_FEW_HITS = 3
+# Beyond so many, looking for further lines of each costs more than looking at every line.
+_FEW_HITS = 16
 
 
 # --- writing: the indexer alone, which holds the root's lock -----------------------------------
@@ -244,11 +244,14 @@ def live_at(data: bytes, hits: Iterable[int]) -> list[Line]:
     """
     starts = sorted({data.rfind(b"\n", 0, at) + 1 for at in hits})
     found = {start: match[1] for start in starts if (match := _LINE.match(data, start))}
+    # A study with a line further on may be said otherwise by that.
     if len(found) <= _FEW_HITS:
-        several = set(found.values())
-        lines = []
+        several = {
+            study
+            for start, study in found.items()
+            if data.find(_START + study + b'"', start + len(_START)) >= 0
+        }
     else:
-        # To know that no later line takes a study's place, whose lines there are is enough.
         heads = _HEADS.findall(data)
         if data.startswith(_START):
             heads += [match[1] for match in [_LINE.match(data)] if match]
@@ -256,11 +259,11 @@ def live_at(data: bytes, hits: Iterable[int]) -> list[Line]:
         if len(set(heads)) < len(heads):
             counted = Counter(heads)
             several = {study for study in found.values() if counted[study] > 1}
-        lines = [
-            line
-            for start, study in found.items()
-            if study not in several and (line := _line_at(data, start)) is not None
-        ]
+    lines = [
+        line
+        for start, study in found.items()
+        if study not in several and (line := _line_at(data, start)) is not None
+    ]
     if len(several) <= _FEW_HITS:
         last = (last_line(data, study.decode()) for study in several)
         return lines + [line for line in last if line is not None]
