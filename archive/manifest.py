@@ -157,6 +157,8 @@ def best_line(lines: Iterable[Line], size: int, mtime: int) -> Line | None:
     ``size`` in bytes and ``mtime`` in nanoseconds are the file's.
     """
     valid = [line for line in lines if line.get("bytes") == size and _stamp_in(line, "stored")]
+    if len(valid) < 2:  # as nearly always
+        return valid[0] if valid else None
     stored = stamp(mtime)
     return max(
         valid,

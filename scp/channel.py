@@ -73,8 +73,7 @@ class Channel:
             self._connection.send_all(buffers, self._seconds)
             return
         waiting = 0
-        for header, pieces, length in self._values(context_id, data_set):
-            buffers.append(header)
+        for pieces, length in self._values(context_id, data_set):
             buffers += pieces
             waiting += length
             if waiting >= _SENT_AT_ONCE:
@@ -94,31 +93,41 @@ class Channel:
         encoded: list[Buffer] = []
         for data_set in data_sets:
             encoded.append(command)
-            for header, pieces, _ in self._values(context_id, (data_set,)):
-                encoded.append(header)
+            for pieces, _ in self._values(context_id, (data_set,)):
                 encoded += pieces
         self._connection.send(b"".join(encoded), self._seconds)
 
     def _values(
         self, context_id: int, data_set: Iterable[Buffer]
-    ) -> Iterator[tuple[bytes, list[memoryview], int]]:
-        """For each P-DATA-TF its headers, what goes into it, and how long that is."""
+    ) -> Iterator[tuple[list[Buffer], int]]:
+        """P-DATA-TFs, a few at a time: their headers and what goes into them, and how long that is
+        without the headers."""
         # What a peer announces may be anything: pieces are held until they fill a PDU.
         longest = min(self._longest_pdu or _LONGEST_SENT, _LONGEST_SENT)
         step = max(longest - _VALUE_HEADER, 16) & ~1  # fragments have even lengths (PS3.8 E.2)
-        pieces: list[memoryview] = []
+        full, most = pdu.data_header(context_id, 0, step), max(_SENT_AT_ONCE // step, 1)
+        pieces: list[Buffer] = []
         length = 0
         for buffer in data_set:
             view = memoryview(buffer).cast("B")
-            while len(view):
+            at = 0
+            while at < len(view):
                 if length == step:
-                    yield pdu.data_header(context_id, 0, length), pieces, length
+                    yield [full, *pieces], step
                     pieces, length = [], 0
-                taken = view[: step - length]
+                # Less than all of it, because the last of all PDUs has another header.
+                whole = 0 if length else min((len(view) - at - 1) // step, most)
+                if whole:
+                    found: list[Buffer] = [full] * (2 * whole)
+                    end = at + whole * step
+                    found[1::2] = [view[one : one + step] for one in range(at, end, step)]
+                    yield found, end - at
+                    at = end
+                taken = view[at : at + step - length]
                 pieces.append(taken)
                 length += len(taken)
-                view = view[len(taken) :]
-        yield pdu.data_header(context_id, LAST_BIT, length), pieces, length
+                at += len(taken)
+        yield [pdu.data_header(context_id, LAST_BIT, length), *pieces], length
 
     def read(self) -> Message:
         """The next message. Its data set is valid until something is read again."""
@@ -130,10 +139,13 @@ class Channel:
     def is_cancelled(self, message_id: int) -> bool:
         """Whether the peer cancelled its request ``message_id`` (C-CANCEL, PS3.7 9.3.2.3).
 
-        Does not wait. The data set of the request is valid no more.
+        Does not wait; raises Stopping once the receiver stops. The data set of the request is valid
+        no more.
         """
         while message_id not in self._cancelled and self._reader.has_begun():
             self._take(self.read())
+        with contextlib.suppress(TimeoutError):
+            self._connection.wait(0.0)
         with contextlib.suppress(KeyError):
             self._cancelled.remove(message_id)
             return True
@@ -148,6 +160,10 @@ class Channel:
     ) -> Command:
         """Sends a request of ours, with that message id, and gives the response to it."""
         self.send(context_id, command_set, data_set)
+        return self.answer(message_id)
+
+    def answer(self, message_id: int) -> Command:
+        """The response to the request of ours that was sent with that message id."""
         while True:
             message = self.read()
             command = message.command

@@ -95,10 +95,10 @@ class Connection:
         self._send_rest([memoryview(data)], seconds)
 
     def send_all(self, buffers: Sequence[Buffer], seconds: float) -> None:
-        """Sends all of ``buffers``, without copying them together; as ``send``."""
-        self._send_rest([memoryview(buffer).cast("B") for buffer in buffers if buffer], seconds)
+        """Sends all of ``buffers``, of bytes, without copying them together; as ``send``."""
+        self._send_rest([buffer for buffer in buffers if len(buffer)], seconds)
 
-    def _send_rest(self, rest: list[memoryview], seconds: float) -> None:
+    def _send_rest(self, rest: list[Buffer], seconds: float) -> None:
         deadline = 0.0
         heed_stop = True
         at = 0
@@ -113,7 +113,7 @@ class Connection:
                 at += 1
             if went:
                 if sent:
-                    rest[at] = rest[at][sent:]
+                    rest[at] = memoryview(rest[at])[sent:]
                 continue
             deadline = deadline or time.monotonic() + seconds
             outgoing = select.poll()

@@ -15,6 +15,7 @@ from plainpacs.archive.errors import NotDICOM, UnreadableDataSet
 from plainpacs.archive.header import DEFLATED, Attributes, read_header
 
 _FIRST = 1 << 18
+_HEAD = 1 << 16
 _PIECE = 1 << 18
 _MOST_OF_HEADER = 16 << 20
 
@@ -38,7 +39,7 @@ def of_file(path: str) -> Outgoing:
 
     Raises OSError; UnreadableDataSet, also for what is no instance (NotDICOM).
     """
-    with File(path) as file:
+    with File(path, first=_HEAD) as file:
         attributes = file.header()
     known = {key: value for key, value in attributes.items() if isinstance(value, str)}
     sop_class, sop_instance = known.get("SOPClassUID"), known.get("SOPInstanceUID")
@@ -56,12 +57,17 @@ class File:
     Opening raises OSError, and UnreadableDataSet when it is not DICOM.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, buffer: memoryview | None = None, *, first: int = _FIRST) -> None:
+        """``buffer``: where a file that is no longer is read to, at once; it is lent for as long as
+        the data set is used. Of any other so many bytes are read ``first``."""
         self.path = path
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self.size = os.fstat(self._fd).st_size
-            self._head = os.pread(self._fd, _FIRST, 0)
+            if buffer is not None and self.size <= len(buffer):
+                self._head = buffer[: os.preadv(self._fd, [buffer[: self.size]], 0)]
+            else:
+                self._head = memoryview(os.pread(self._fd, first, 0))
             found = self._part10()
         except BaseException:
             os.close(self._fd)
@@ -81,13 +87,16 @@ class File:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         os.close(self._fd)
 
     def header(self) -> Attributes:
         """The kept attributes. Raises OSError, UnreadableDataSet."""
         left = self.size - self.offset
         try:
-            head = memoryview(self._head)[self.offset :]
+            head = self._head[self.offset :]
             return read_header(head, self.transfer_syntax, complete=left <= len(head))
         except UnreadableDataSet:
             if left <= len(head):
@@ -109,7 +118,7 @@ class File:
 
     def data_set(self) -> Iterator[memoryview | bytes]:
         """The data set, piece by piece. Raises OSError, also when the file ends before its end."""
-        yield memoryview(self._head)[self.offset :]
+        yield self._head[self.offset :]
         yield from self.between(max(len(self._head), self.offset), self.size)
         if self.transfer_syntax in DEFLATED and (self.size - self.offset) % 2:
             yield b"\0"  # fragments have even lengths (PS3.5 A.5, PS3.8 E.2)

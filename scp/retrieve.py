@@ -14,8 +14,9 @@ import logging
 import struct
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from plainpacs.archive.errors import BadSettings, PlainpacsError
 from plainpacs.scp import nodes
@@ -99,18 +100,20 @@ def get(asked: Asked) -> bytes | None:
     return _run(asked, "C-GET", found, _to_the_peer(asked, found))
 
 
-def _to_the_peer(asked: Asked, found: Iterable[Outgoing]) -> Iterator[Sent]:
+def _to_the_peer(asked: Asked, found: list[Outgoing]) -> Iterator[Sent]:
     ours = [
         context
         for context in asked.contexts.values()
         if (role := asked.roles.get(context.abstract_syntax)) is not None and role.scp
     ]
-    with Converter() as converter:
-        priority = asked.command.number(Element.PRIORITY) or 0
-        sender = Sender(asked.channel, ours, converter, priority=priority)
-        for one in found:
+    priority = asked.command.number(Element.PRIORITY) or 0
+    with (
+        Converter() as converter,
+        Sender(asked.channel, ours, converter, priority=priority) as sender,
+    ):
+        for one, following in zip_longest(found, found[1:]):
             try:
-                sent = sender.send(one)
+                sent = sender.send(one, following)
             except BrokenFile as broken:
                 words = f"an instance cannot be read to its end: {broken}"
                 raise ProtocolError(words, Reason.NOT_SPECIFIED) from broken

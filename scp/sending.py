@@ -10,9 +10,10 @@ converted, where that can be, on its way.
 from __future__ import annotations
 
 import enum
+import mmap
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from plainpacs.archive.durable import Buffer
 from plainpacs.archive.errors import UnreadableDataSet
@@ -38,6 +39,7 @@ TARGETS = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
 
 _READ_BEFOREHAND = 4 << 20
 """Bytes: what is no longer is read whole before any of it is sent."""
+_ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _MOST_LOSSES = 2
 
 
@@ -169,46 +171,76 @@ class Sender:
             self._more[Element.MOVE_ORIGINATOR_AE] = originator[0]
             self._more[Element.MOVE_ORIGINATOR_MESSAGE_ID] = originator[1]
         self._messages = 0
+        self._ahead: _Ready | None = None
+        # Anonymous memory, of which only what is used is ever there.
+        self._buffer = memoryview(mmap.mmap(-1, _READ_BEFOREHAND, flags=_ANONYMOUS))
 
-    def send(self, instance: Outgoing) -> Sent:
-        """Sends it, and waits for the answer. Raises what the channel raises, and BrokenFile."""
+    def __enter__(self) -> Sender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+
+    def send(self, instance: Outgoing, following: Outgoing | None = None) -> Sent:
+        """Sends it, and waits for the answer. Raises what the channel raises, and BrokenFile.
+
+        ``following``: the one to be sent next, which is read while the peer is busy with this one.
+        """
+        ready, self._ahead = self._ahead, None
+        if ready is None or ready.instance is not instance:
+            ready = self._prepared(instance)
+        with ready:
+            if ready.context is None:
+                return ready.outcome
+            self._messages = self._messages % 0xFFFF + 1
+            elements = {
+                Element.AFFECTED_SOP_CLASS_UID: instance.sop_class,
+                Element.AFFECTED_SOP_INSTANCE_UID: instance.sop_instance,
+                **self._more,
+            }
+            command = request(CommandField.C_STORE_RQ, self._messages, elements, has_data_set=True)
+            self._channel.send(ready.context.id, command, ready.data)
+        if following is not None:
+            self._ahead = self._prepared(following)
+        return replace(ready.outcome, status=self._channel.answer(self._messages).status)
+
+    def _prepared(self, instance: Outgoing) -> _Ready:
+        """Raises nothing."""
         try:
-            with File(instance.path) as file:
-                return self._send(instance, file)
+            file = File(instance.path, self._buffer)
         except FileNotFoundError:
-            return Sent(instance, Step.FILE, why="its file is gone", gone=True)
-        except _CannotRead as error:
-            return Sent(instance, Step.FILE, why=f"its file cannot be read: {error}")
+            return _Ready(Sent(instance, Step.FILE, why="its file is gone", gone=True))
+        except OSError as error:
+            why = f"its file cannot be read: {error.strerror}"
+            return _Ready(Sent(instance, Step.FILE, why=why))
         except UnreadableDataSet as error:
-            return Sent(instance, Step.FILE, why=str(error))
+            return _Ready(Sent(instance, Step.FILE, why=str(error)))
+        ready = self._with_data(instance, file)
+        if ready.file is None:
+            file.close()
+        return ready
 
-    def _send(self, instance: Outgoing, file: File) -> Sent:
-        syntax = file.transfer_syntax
+    def _with_data(self, instance: Outgoing, file: File) -> _Ready:
+        syntax, size = file.transfer_syntax, file.size - file.offset
         context = self._context(instance.sop_class, syntax)
         if context is None:
             why = f"the peer does not take {name_of(instance.sop_class)} in {name_of(syntax)}"
-            return Sent(instance, Step.CONTEXT, why=why)
+            return _Ready(Sent(instance, Step.CONTEXT, why=why))
         converted = context.transfer_syntax != syntax
-        data: Iterable[Buffer]
+        outcome = Sent(instance, Step.STATUS, converted=converted, size=size)
         try:
             if converted:
-                data = _guarded(self._converter.convert(file, context.transfer_syntax))
-            elif file.size - file.offset <= _READ_BEFOREHAND:
-                data = _all_of(file)
-            else:
-                data = _guarded(file.data_set())
+                pieces = self._converter.convert(file, context.transfer_syntax)
+                return _Ready(outcome, context, _guarded(pieces), file)
+            if file.size <= len(self._buffer):
+                return _Ready(outcome, context, list(file.data_set()))
+            return _Ready(outcome, context, _guarded(file.data_set()), file)
         except CannotConvert as error:
-            return Sent(instance, Step.CONVERSION, why=str(error))
-        self._messages = self._messages % 0xFFFF + 1
-        elements = {
-            Element.AFFECTED_SOP_CLASS_UID: instance.sop_class,
-            Element.AFFECTED_SOP_INSTANCE_UID: instance.sop_instance,
-            **self._more,
-        }
-        command = request(CommandField.C_STORE_RQ, self._messages, elements, has_data_set=True)
-        answer = self._channel.request(context.id, command, self._messages, data)
-        size = file.size - file.offset
-        return Sent(instance, Step.STATUS, answer.status, converted=converted, size=size)
+            return _Ready(Sent(instance, Step.CONVERSION, why=str(error)))
+        except OSError as error:
+            why = f"its file cannot be read: {error.strerror or error}"
+            return _Ready(Sent(instance, Step.FILE, why=why))
 
     def _context(self, sop_class: str, syntax: str) -> ContextResult | None:
         accepted = self._by_class.get(sop_class, {})
@@ -220,33 +252,38 @@ class Sender:
         return None
 
 
-class _CannotRead(Exception):
-    pass
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """An instance that can be sent on ``context``, with its data set; or that cannot, and then
+    there is none, and the outcome is known. ``file``: what has to stay open until then."""
 
+    outcome: Sent
+    context: ContextResult | None = None
+    data: Iterable[Buffer] = ()
+    file: File | None = None
 
-def _all_of(file: File) -> Sequence[Buffer]:
-    try:
-        return list(file.data_set())
-    except OSError as error:
-        raise _CannotRead(error.strerror or error) from None
+    @property
+    def instance(self) -> Outgoing:
+        return self.outcome.instance
+
+    def __enter__(self) -> _Ready:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
 
 
 def _guarded(pieces: Iterator[Buffer]) -> Iterator[Buffer]:
-    """``pieces``, the first of which is there already. What goes wrong later is BrokenFile: errors
-    of the disk are not to be taken for errors of the connection."""
+    """What goes wrong amid them is BrokenFile: errors of the disk are not to be taken for errors of
+    the connection."""
     try:
-        first = next(pieces, b"")
+        yield from pieces
     except OSError as error:
-        raise _CannotRead(error.strerror or error) from None
-
-    def rest() -> Iterator[Buffer]:
-        yield first
-        try:
-            yield from pieces
-        except (OSError, CannotConvert) as error:
-            raise BrokenFile(str(error)) from error
-
-    return rest()
+        raise BrokenFile(str(error)) from error
 
 
 # --- to a node ------------------------------------------------------------------------------------
@@ -291,16 +328,19 @@ class _Delivery:
         waiting = deque(batch.instances)
         while waiting:
             try:
-                with self._open(batch.contexts) as association:
-                    sender = Sender(
+                with (
+                    self._open(batch.contexts) as association,
+                    Sender(
                         association.channel,
                         association.contexts.values(),
                         self.converter,
                         originator=originator,
                         priority=priority,
-                    )
+                    ) as sender,
+                ):
                     while waiting:
-                        sent = sender.send(waiting[0])
+                        following = waiting[1] if len(waiting) > 1 else None
+                        sent = sender.send(waiting[0], following)
                         self.losses = 0
                         waiting.popleft()
                         try:

@@ -266,9 +266,8 @@ class TLSConnection:
 
     def send_all(self, buffers: Sequence[Buffer], seconds: float) -> None:
         """Sends all of ``buffers``; as ``send``."""
-        for buffer in buffers:
-            if buffer:
-                self._tls.write(buffer)
+        if data := b"".join(buffers):  # else each of them would be a record of its own
+            self._tls.write(data)
         self._flush(seconds)
 
     def await_close(self, seconds: float) -> None:

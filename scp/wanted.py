@@ -19,11 +19,11 @@ from plainpacs.archive.attributes import Level
 from plainpacs.archive.errors import UnreadableDataSet
 from plainpacs.archive.forbidden import Forbidden
 from plainpacs.archive.identity import is_name
-from plainpacs.archive.listing import InstanceFile, StudyFiles, study_files
+from plainpacs.archive.listing import StudyFiles, study_files
+from plainpacs.archive.manifest import Line, best_line, lines_in
 from plainpacs.indexer import lookup, search
 from plainpacs.indexer.matching import Test
 from plainpacs.indexer.query import Condition, Query, values_of
-from plainpacs.indexer.study_files import InstanceFacts, best_line, read_manifest
 from plainpacs.scp import outgoing
 from plainpacs.scp.dictionary import tag_of
 from plainpacs.scp.identifiers import LEVEL, DataSet
@@ -166,33 +166,33 @@ def _of_series(
         present = {
             name: present[name] for name in map(layout.instance_name, only) if name in present
         }
-    manifests = []
-    if len(present) > _FEW:
+    lines: dict[str, list[Line]] = {}
+    if not only or len(present) > _FEW:
         for name in files.manifests.get(series, ()):
-            manifests.append(read_manifest(os.path.join(folder, name)))
+            with open(os.path.join(folder, name), "rb") as manifest:
+                for line, _ in lines_in(manifest.read()):
+                    lines.setdefault(line["file"], []).append(line)
     found: list[Outgoing] = []
     for name, file in present.items():
-        lines = [line for manifest in manifests for line in manifest.lines.get(name, ())]
         path = os.path.join(folder, series, name)
-        one = _told(path, file, lines) or _read(path, note)
+        one = _told(path, best_line(lines.get(name, ()), file.size, file.mtime))
+        one = one or _read(path, note)
         if one is not None:
             found.append(one)
     found.sort(key=lambda one: (one.number, one.sop_instance))
     return found
 
 
-def _told(path: str, file: InstanceFile, lines: list[InstanceFacts]) -> Outgoing | None:
-    """By its line in a manifest; None when there is none that counts."""
-    best = best_line(file, lines)
-    if best is None or not best.sop_class:
+def _told(path: str, line: Line | None) -> Outgoing | None:
+    """By its line in a manifest; None when there is none that says enough."""
+    if line is None:
         return None
-    line = orjson.loads(best.raw)
-    syntax, number = line.get("transfer_syntax"), line.get("InstanceNumber")
-    if not isinstance(syntax, str):
+    syntax, sop_class = line.get("transfer_syntax"), line.get("SOPClassUID")
+    if not isinstance(syntax, str) or not isinstance(sop_class, str):
         return None
+    number = line.get("InstanceNumber")
     uid = layout.instance_of(os.path.basename(path)) or ""
-    number = number if isinstance(number, int) else 0
-    return Outgoing(path, best.sop_class, uid, syntax, number=number)
+    return Outgoing(path, sop_class, uid, syntax, number=number if isinstance(number, int) else 0)
 
 
 def _read(path: str, note: Note) -> Outgoing | None:

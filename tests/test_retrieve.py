@@ -6,7 +6,6 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pydicom
 import pytest
@@ -19,7 +18,6 @@ from peer import (
     command_element,
     context_item,
     data_set,
-    dcmtk,
     element,
     item,
     message,
@@ -27,9 +25,6 @@ from peer import (
     us,
 )
 from running import Running, Start, wait_until
-from support import real_folders
-
-from plainpacs.archive.part10 import file_meta
 
 PATIENT_MOVE, PATIENT_GET = "1.2.840.10008.5.1.4.1.2.1.2", "1.2.840.10008.5.1.4.1.2.1.3"
 STUDY_MOVE, STUDY_GET = "1.2.840.10008.5.1.4.1.2.2.2", "1.2.840.10008.5.1.4.1.2.2.3"
