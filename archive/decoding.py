@@ -133,12 +133,23 @@ def _compare(root: str, first: str, second: str) -> tuple[bool | None, str]:
         os.close(folder)
 
 
+def confine() -> None:
+    """Bounds the memory of this process, and its time from now on. Raises ValueError, OSError."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(used.ru_utime + used.ru_stime) + _CPU_SECONDS
+    for kind, wanted in (
+        (resource.RLIMIT_AS, _MEMORY),
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        most = resource.getrlimit(kind)[1]
+        resource.setrlimit(
+            kind, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most)
+        )
+
+
 def _main() -> None:
-    used = resource.getrlimit(resource.RLIMIT_AS)[1]
-    bound = _MEMORY if used == resource.RLIM_INFINITY else min(_MEMORY, used)
-    resource.setrlimit(resource.RLIMIT_AS, (bound, used))
-    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS + 1))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    confine()
     try:
         same, why = _compare(*sys.argv[1:4])
     except Exception as error:  # whatever a decoder raises on what a peer has sent is the answer

@@ -121,6 +121,13 @@ def test_the_first_command(tmp_path: Path) -> None:
         assert process.wait(20) == 0
 
 
+def test_looking(archive: Path, tmp_path: Path) -> None:
+    run("plainpacs import -a archive FOLDER; plainpacs index --once -a archive", tmp_path)
+    run(f"cd archive\n{block_with('plainpacs links')}", tmp_path)
+    assert (tmp_path / "people/Doe, Jane [P1]/2024-01-31 CT/CT").is_dir()
+    assert (tmp_path / "sheet.png").read_bytes()[1:4] == b"PNG"
+
+
 def test_import_and_backup(archive: Path, tmp_path: Path) -> None:
     command = block_with("plainpacs import").strip()
     assert command.startswith("plainpacs import ")
