@@ -13,58 +13,64 @@ disagree, in ``conflicting`` as ``"PatientID":["A","B"]``. A quote within a text
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import orjson
 
-Sieve = Callable[[set[bytes]], Iterable[bytes]]
-"""Of the values in the bytes, as JSON without what ends them, at least those that may pass."""
-
 _REMEMBERED = 200_000  # values; more of them would take a lot of memory
-# A value of more than plain ASCII without "=" and backslashes, or no text at all.
-_ODD = re.compile(rb'\n(?:[^"\n]|"[ -<>-\[\]-~]*[^ -<>-\[\]-~\n])')
+# A value as it stands in the bytes, without what ends a text or an array.
+_VALUE = rb'("[^"\n]*|\[[^\]\n]*|[^,}\]\n]*)'
+# The rest of a text with more in it than plain ASCII without "=" and backslashes.
+_ODD = rb"[ !#-<>-\[\]-~]*[^ -<>-\[\]-~\n]"
 
 
 class Column:
     """One key, and what is asked of it: ``passes`` takes all values that one occurrence holds.
 
-    ``sieve`` saves asking for each value, where most are different.
+    ``likely``: an expression for texts, see ``whole``, ``within`` and ``from_on``, which saves
+    asking for each value where most are different.
     """
 
     def __init__(
-        self, keyword: str, passes: Callable[[list[Any]], bool], sieve: Sieve | None = None
+        self, keyword: str, passes: Callable[[list[Any]], bool], likely: bytes | None = None
     ) -> None:
         self._passes = passes
-        self._sieve = sieve
         self._key = orjson.dumps(keyword) + b":"
-        self._values = re.compile(re.escape(self._key) + rb'("[^"\n]*|\[[^\]\n]*|[^,}\]\n]*)')
+        self._narrow = likely is not None
+        ahead = rb'(?="(?:' + likely + b"|" + _ODD + rb')|[^"])' if likely is not None else b""
+        self._values = re.compile(re.escape(self._key) + ahead + _VALUE)
         self._judged: dict[bytes, bool] = {}
 
     def hits(self, data: bytes) -> Iterator[int]:
         """Where in the bytes of a catalogue the key has a value that passes, or may."""
-        judged = self._judged
-        if len(judged) > _REMEMBERED:
-            judged.clear()
+        if len(self._judged) > _REMEMBERED:
+            self._judged.clear()
+        if self._narrow:
+            matches = self._values.finditer(data)
+            return (found.start() for found in matches if self._may_pass(found[1]))
         values = self._values.findall(data)
-        suspects = set(values)
-        if self._sieve:
-            suspects.intersection_update(self._sieve(suspects))
-        for raw in suspects.difference(judged):
-            judged[raw] = self._may_pass(raw)
-        wanted = {raw for raw in suspects if judged[raw]}
+        wanted = {raw for raw in set(values) if self._may_pass(raw)}
         if not all(map(_end_of, wanted)):  # numbers, of which one may begin as another does
-            yield from (m.start() for m in self._values.finditer(data) if m[1] in wanted)
-            return
+            return (m.start() for m in self._values.finditer(data) if m[1] in wanted)
+        return self._find(data, [raw for raw in values if raw in wanted] if wanted else [])
+
+    def _find(self, data: bytes, values: list[bytes]) -> Iterator[int]:
         # From each to the next: quicker than to look at every match once more.
         at = -1
-        for raw in [raw for raw in values if raw in wanted] if wanted else ():
+        for raw in values:
             found = data.find(self._key + raw + _end_of(raw), at + 1)
             if found >= 0:  # it has an end; a torn one is nobody's
                 at = found
                 yield at
 
     def _may_pass(self, raw: bytes) -> bool:
+        known = self._judged.get(raw)
+        if known is None:
+            known = self._judged[raw] = self._judge(raw)
+        return known
+
+    def _judge(self, raw: bytes) -> bool:
         try:
             value = orjson.loads(raw + _end_of(raw))
         except ValueError:  # a quote or bracket within the text, or no JSON
@@ -77,34 +83,26 @@ def _end_of(raw: bytes) -> bytes:
     return {b'"': b'"', b"[": b"]"}.get(raw[:1], b"")
 
 
-def whole(pattern: str) -> Sieve:
-    """The texts that an expression (ASCII, lower case, all of it on one line) matches as a whole,
-    whatever their case and but for ``^``, ``=`` and blanks at the end; and all that are odd."""
-    return _by_line(re.compile(b'\n"(?i:' + pattern.encode("ascii") + rb")[\^ =]*(?=\n)"))
+def whole(pattern: str) -> bytes:
+    """For texts that an expression (ASCII, without quotes and newlines) matches as a whole,
+    whatever their case and but for ``^`` and blanks at the end."""
+    return b"(?i:" + pattern.encode("ascii") + rb')[\^ ]*"'
 
 
-def within(text: str) -> Sieve:
-    """The texts with ``text`` (lower case) in them, or in what a person name is shown as; and all
-    that are odd."""
+def within(text: str) -> bytes:
+    """For texts with ``text`` (lower case) in them, or in what a person name is shown as."""
     if not text.isascii():
-        return _by_line(None)
+        return b"(?!)"  # in no plain text
     spelled = re.escape(text).replace(",\\ ", r"(?:,\ |\^)").replace("\\ ", r"[ \^]")
-    return _by_line(re.compile(b"(?i:" + spelled.encode() + b")"))
+    return rb'[^"\n]*?(?i:' + spelled.encode() + b")"
 
 
-def _by_line(pattern: re.Pattern[bytes] | None) -> Sieve:
-    def sieve(values: set[bytes]) -> Iterator[bytes]:
-        # One search through all of them takes a fraction of one in each.
-        lines = b"\n" + b"\n".join(values) + b"\n"
-        for one in (pattern, _ODD):
-            for found in one.finditer(lines) if one else ():
-                start = lines.rfind(b"\n", 0, found.start() + 1) + 1
-                yield lines[start : lines.find(b"\n", start)]
-
-    return sieve
-
-
-def between(first: str, end: str) -> Sieve:
-    """The texts from ``first`` on and before ``end``, both ASCII and as JSON has them."""
-    low, high = b'"' + first.encode(), b'"' + end.encode()
-    return lambda values: [raw for raw in values if low <= raw < high or raw[:1] != b'"']
+def from_on(first: str) -> bytes:
+    """For texts that are not before ``first`` in its first ten characters: times, by their day."""
+    day = first[:10]
+    later = [
+        re.escape(day[:at]) + f"[{re.escape(chr(ord(character) + 1))}-~]"
+        for at, character in enumerate(day)
+        if character < "~"
+    ]
+    return "|".join([*later, re.escape(day)]).encode("ascii")

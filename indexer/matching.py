@@ -40,7 +40,7 @@ class Test:
     ``span``: the first and last date (``YYYYMMDD``) that pass, for dates and moments.
     ``exact``: the one text that passes, when there is but one.
     ``pattern``: an expression that matches, whatever the case, every plain ASCII text that passes,
-    but for ``^``, ``=`` and blanks at its end; None when unknown.
+    but for ``^`` and blanks at its end; None when unknown.
     """
 
     __test__ = False  # no test of pytest's
@@ -133,7 +133,7 @@ def person_name(keyword: str, wanted: str) -> Test:
 
 def _plain(wanted: str) -> str:
     """The ``pattern`` of a test for ``wanted``, in which there may be wildcards."""
-    expression = _expression(wanted.strip(), fold, r"[^\n]")
+    expression = _expression(wanted.strip(), fold, r'[^"\n]')
     return expression if expression.isascii() else "(?!)"  # which nothing matches
 
 

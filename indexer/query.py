@@ -22,7 +22,7 @@ from plainpacs.archive.attributes import Level
 from plainpacs.archive.errors import BadQuery
 from plainpacs.archive.identity import UNDATED, is_month
 from plainpacs.indexer import columns, matching
-from plainpacs.indexer.columns import Column, Sieve
+from plainpacs.indexer.columns import Column
 from plainpacs.indexer.keys import ALIASES, DATE_TIMES, SEQUENCE, Key, key_named, keys_at
 from plainpacs.indexer.matching import Test, fold
 from plainpacs.indexer.stored import END, period
@@ -72,8 +72,8 @@ class Condition:
         """Whether a record with these values for the one keyword meets it."""
         return self.met_by({self.keywords[0]: values})
 
-    def sieve(self) -> Sieve | None:
-        """What passes any of the tests, and perhaps more; None when that is not known."""
+    def likely(self) -> bytes | None:
+        """An expression for the texts that pass any of the tests; None when that is not known."""
         patterns = [test.pattern for test in self.tests if test.pattern is not None]
         return columns.whole("|".join(patterns)) if len(patterns) == len(self.tests) else None
 
@@ -202,18 +202,18 @@ class Query:
         of these; none when nothing is asked for that a line must hold."""
         if self.stored:
             since, until = self.stored
-            arrived = columns.between(since, until)
-            return [Column("last_stored", lambda found: _any_between(found, since, until), arrived)]
+            later = columns.from_on(since)
+            return [Column("last_stored", lambda found: _any_between(found, since, until), later)]
         # The months are chosen by StudyDate already.
         ranked = sorted(self.conditions, key=lambda one: "StudyDate" in one.keywords)
         for one in ranked:
             if isinstance(one, Condition) and len(one.keywords) == 1 and not one.met_by({}):
-                return [Column(one.keywords[0], one.met_by_one_of, one.sieve())]
+                return [Column(one.keywords[0], one.met_by_one_of, one.likely())]
         if self.words:
             word = self.words[0]
             keys = _WORD_KEYS + _MORE_WORD_KEYS[self.level]
-            sieve = columns.within(word.text) if word.text else None
-            return [Column(key, lambda values: word.is_in(_shown(values)), sieve) for key in keys]
+            likely = columns.within(word.text) if word.text else None
+            return [Column(key, lambda values: word.is_in(_shown(values)), likely) for key in keys]
         return []
 
     def needles(self) -> tuple[bytes, ...] | None:
