@@ -66,9 +66,9 @@ class Listing:
         """Prints them as they come, a table when the last has; gives how many there were."""
         counted = _Counted(records)
         if self.form == "json":
-            output.write_json(map(self._line, counted))
+            output.write_json(map(self.line, counted))
         elif self.form == "jsonl":
-            output.write_jsonl(map(self._line, counted))
+            output.write_jsonl(map(self.line, counted))
         elif self.form == "csv":
             output.write_csv(self.fields or COLUMNS[self.level], counted)
         elif self.form == "paths":
@@ -82,7 +82,8 @@ class Listing:
                 tables.write_records(self.level, rows, self.fields)
         return counted.count
 
-    def _line(self, record: Record) -> bytes:
+    def line(self, record: Record) -> bytes:
+        """The record as JSON, without a newline."""
         if self.fields:
             return orjson.dumps({key: record[key] for key in self.fields if key in record})
         uid = _UIDS[self.level]

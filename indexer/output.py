@@ -98,11 +98,9 @@ def write_json(objects: Iterable[bytes]) -> None:
     write(b"]\n")
 
 
-def write_jsonl(objects: Iterable[bytes]) -> None:
-    """Objects given as JSON without newlines, one a line."""
-    for portion in _portions(objects):
-        if not write(_shown(b"\n".join(portion)) + b"\n"):
-            return
+def write_jsonl(objects: Iterable[bytes]) -> bool:
+    """Objects given as JSON without newlines, one a line. False when their reader has gone."""
+    return all(write(_shown(b"\n".join(portion)) + b"\n") for portion in _portions(objects))
 
 
 def _portions(objects: Iterable[T]) -> Iterator[list[T]]:

@@ -99,8 +99,8 @@ def _study_row(record: Record) -> list[str]:
         readable.text(record, "ModalitiesInStudy").replace(", ", "/"),
         readable.text(record, "StudyDescription"),
         readable.text(record, "AccessionNumber"),
-        str(count(record, "NumberOfStudyRelatedInstances")),
-        readable.size(count(record, "bytes")),
+        _number(record, "NumberOfStudyRelatedInstances"),
+        _size(record),
         readable.text(record, "StudyInstanceUID"),
     ]
 
@@ -110,9 +110,9 @@ def _patient_row(record: Record) -> list[str]:
         readable.person_name(record.get("PatientName")) + _others(record, "PatientName"),
         readable.date(record.get("PatientBirthDate")),
         readable.text(record, "PatientSex"),
-        str(count(record, "NumberOfPatientRelatedStudies")),
-        str(count(record, "NumberOfPatientRelatedInstances")),
-        readable.size(count(record, "bytes")),
+        _number(record, "NumberOfPatientRelatedStudies"),
+        _number(record, "NumberOfPatientRelatedInstances"),
+        _size(record),
         readable.text(record, "IssuerOfPatientID"),
         readable.text(record, "PatientID"),
     ]
@@ -136,6 +136,15 @@ def _instance_of_study_row(record: Record) -> list[str]:
         readable.text(record, "SeriesNumber"),
         *_instance_row(record),
     ]
+
+
+def _number(record: Record, keyword: str) -> str:
+    """Empty where it is not told, as peers may not."""
+    return str(count(record, keyword)) if keyword in record else ""
+
+
+def _size(record: Record) -> str:
+    return readable.size(count(record, "bytes")) if "bytes" in record else ""
 
 
 def _others(record: Record, keyword: str) -> str:
@@ -203,8 +212,8 @@ def _series_row(series: Record) -> list[str]:
         readable.text(series, "Modality"),
         readable.text(series, "SeriesDescription"),
         readable.text(series, "BodyPartExamined"),
-        str(count(series, "NumberOfSeriesRelatedInstances")),
-        readable.size(count(series, "bytes")),
+        _number(series, "NumberOfSeriesRelatedInstances"),
+        _size(series),
         readable.text(series, "SeriesInstanceUID"),
     ]
 
@@ -215,10 +224,12 @@ def _instance_row(line: Record) -> list[str]:
     return [
         readable.text(line, "InstanceNumber"),
         f"{image}, {frames} fr." if image and frames not in ("", "1") else image,
-        readable.size(count(line, "bytes")),
+        _size(line),
         readable.local_time(line.get("stored")),
         readable.text(line, "calling_ae") or readable.text(line, "origin"),
-        layout.instance_of(readable.text(line, "file")) or readable.text(line, "file"),
+        layout.instance_of(readable.text(line, "file"))
+        or readable.text(line, "file")
+        or readable.text(line, "SOPInstanceUID"),
     ]
 
 

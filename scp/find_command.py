@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import click
-import orjson
 
-from plainpacs.archive.attributes import Level
 from plainpacs.archive.errors import NoMatch
-from plainpacs.indexer import output, readable
+from plainpacs.indexer import output
+from plainpacs.indexer.listed import LEVELS, Listing, field_names
+from plainpacs.indexer.listing_commands import SHOWN
 from plainpacs.indexer.merging import Record
 from plainpacs.indexer.output import note
+from plainpacs.indexer.sorting import in_order, sort_keys
 from plainpacs.scp import calling, remote_terms
 from plainpacs.scp.asking import Finder
-from plainpacs.scp.remote_search import FIELDS, UNIQUE, search
+from plainpacs.scp.remote_search import UNIQUE, search
 
-SHOWN = 50
-"""Records in a table on a terminal, unless ``--all`` or ``--limit``."""
-
-LEVELS = {
-    "patient": Level.PATIENT,
-    "study": Level.STUDY,
-    "series": Level.SERIES,
-    "instance": Level.INSTANCE,
-}
 _FORMATS = ("table", "json", "jsonl", "csv", "uids")
 
 
@@ -48,6 +40,8 @@ def level_option(
 @click.argument("node")
 @click.argument("terms", metavar="[TERM]...", nargs=-1)
 @level_option("What to list.")
+@click.option("--sort", metavar="KEY,...", help="In this order; -KEY: from the last to the first.")
+@click.option("--fields", metavar="KEY,...", help="Only these, in this order.")
 @click.option("--limit", type=click.IntRange(min=1), help="Cancel the search after so many.")
 @click.option(
     "--all", "all_", is_flag=True, help=f"On a terminal, list more than the first {SHOWN}."
@@ -64,6 +58,8 @@ def find(
     *,
     terms: tuple[str, ...],
     level: str,
+    sort: str | None,
+    fields: str | None,
     limit: int | None,
     all_: bool,
     format_: str | None,
@@ -80,17 +76,23 @@ def find(
     looked for in the studies, and each study that matches is asked for its series.
 
     Formats: as of `ls`; jsonl prints each match as it comes. uids: the UIDs alone, one a line
-    (of patients: their IDs).
+    (of patients: their IDs). The order is the peer's, unless --sort is given, which waits for all.
 
     \b
     Examples:  plainpacs find PACS doe StudyDate=20240101- Modality=CT
                plainpacs find PACS@10.0.0.5:104 PatientID=A12 --level series
                plainpacs pull PACS $(plainpacs find PACS Modality=MR --format uids)
     """
-    form = output.chosen(format_)
     asked = remote_terms.read(terms, LEVELS[level])
+    listing = Listing(
+        "",
+        asked.level,
+        output.chosen(format_),
+        field_names(fields, asked.level) if fields is not None else (),
+    )
+    keys = sort_keys(sort, asked.level) if sort is not None else ()
     call = calling.calling(node, as_, config, flags)
-    if limit is None and form == "table" and output.on_terminal() and not all_:
+    if limit is None and listing.form == "table" and output.on_terminal() and not all_:
         limit = SHOWN
     number = 0
 
@@ -101,9 +103,9 @@ def find(
 
     with (
         Finder.open(call.node, call.ae_title, call.limits) as finder,
-        contextlib.closing(search(finder, asked)) as found,
+        contextlib.closing(search(finder, asked, listing.fields)) as found,
     ):
-        _write(counted(found), asked.level, form)
+        _write(listing, counted(in_order(found, keys, limit) if keys else found))
         more = number == limit and next(found, None) is not None
     if more:
         note(f"cancelled after {limit}: narrow the search, or add --all or a higher --limit")
@@ -111,94 +113,12 @@ def find(
         raise NoMatch(f"{call.node} has no {level} that matches")
 
 
-def _write(records: Iterable[Record], level: Level, form: str) -> None:
-    if form == "jsonl":
-        for record in records:
-            output.write_jsonl([_json(record)])
-    elif form == "uids":
-        for record in records:
-            output.write_paths([str(record.get(UNIQUE[level], ""))])
-    elif form == "json":
-        output.write_json([_json(record) for record in records])
-    elif form == "csv":
-        output.write_csv(columns(level), records)
+def _write(listing: Listing, records: Iterable[Record]) -> None:
+    if listing.form == "jsonl":
+        for record in records:  # each as it comes
+            if not output.write_jsonl([listing.line(record)]):
+                return
+    elif listing.form == "uids":
+        output.write_paths(str(record.get(UNIQUE[listing.level], "")) for record in records)
     else:
-        _write_table(list(records), level)
-
-
-def _json(record: Record) -> bytes:
-    return orjson.dumps(record, option=orjson.OPT_SORT_KEYS)
-
-
-def columns(level: Level) -> list[str]:
-    """The fixed columns of csv: what is asked for at this level, and the UIDs of those above."""
-    above = {
-        Level.SERIES: [UNIQUE[Level.STUDY]],
-        Level.INSTANCE: [UNIQUE[Level.STUDY], UNIQUE[Level.SERIES]],
-    }
-    return [*above.get(level, []), *FIELDS[level]]
-
-
-_Show = Callable[[Record], str]
-
-
-def _plain(keyword: str) -> _Show:
-    return lambda record: readable.text(record, keyword)
-
-
-def _date(keyword: str) -> _Show:
-    return lambda record: readable.date(record.get(keyword))
-
-
-_PATIENT: Mapping[str, _Show] = {
-    "Patient": lambda record: readable.person_name(record.get("PatientName")),
-    "ID": _plain("PatientID"),
-}
-_TABLES: Mapping[Level, Mapping[str, _Show]] = {
-    Level.PATIENT: {
-        "Patient": _PATIENT["Patient"],
-        "Born": _date("PatientBirthDate"),
-        "Sex": _plain("PatientSex"),
-        "Issuer": _plain("IssuerOfPatientID"),
-        "ID": _PATIENT["ID"],
-    },
-    Level.STUDY: {
-        "Date": _date("StudyDate"),
-        "Time": lambda record: readable.time_of_day(record.get("StudyTime")),
-        **_PATIENT,
-        "Mod.": lambda record: readable.text(record, "ModalitiesInStudy").replace(", ", "/"),
-        "Description": _plain("StudyDescription"),
-        "Acc. no.": _plain("AccessionNumber"),
-        "Inst.": _plain("NumberOfStudyRelatedInstances"),
-        "StudyInstanceUID": _plain("StudyInstanceUID"),
-    },
-    Level.SERIES: {
-        "Date": _date("StudyDate"),
-        **_PATIENT,
-        "No.": _plain("SeriesNumber"),
-        "Mod.": _plain("Modality"),
-        "Description": _plain("SeriesDescription"),
-        "Body part": _plain("BodyPartExamined"),
-        "Inst.": _plain("NumberOfSeriesRelatedInstances"),
-        "SeriesInstanceUID": _plain("SeriesInstanceUID"),
-    },
-    Level.INSTANCE: {
-        **_PATIENT,
-        "Series": _plain("SeriesNumber"),
-        "No.": _plain("InstanceNumber"),
-        "Image": lambda r: "x".join(readable.text(r, k) for k in ("Columns", "Rows") if k in r),
-        "SOPInstanceUID": _plain("SOPInstanceUID"),
-    },
-}
-_RIGHT = ("Inst.", "No.", "Series")
-_RANKS = {"Time": 4, "Description": 1, "Acc. no.": 3, "Body part": 2, "Image": 2, "Issuer": 3}
-
-
-def _write_table(records: list[Record], level: Level) -> None:
-    if not records:
-        return
-    from plainpacs.indexer.table import Column  # rich is slow to load  # noqa: PLC0415
-
-    shown = _TABLES[level]
-    titles = [Column(title, rank=_RANKS.get(title, 0), right=title in _RIGHT) for title in shown]
-    output.write_table(titles, [[show(record) for show in shown.values()] for record in records])
+        listing.write(records)

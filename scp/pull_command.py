@@ -23,11 +23,12 @@ from plainpacs.archive.commands import say_who_indexes
 from plainpacs.archive.context import Context
 from plainpacs.archive.errors import BadSettings, NoMatch
 from plainpacs.archive.reserve import Reserve
+from plainpacs.indexer.listed import LEVELS
 from plainpacs.indexer.output import note
 from plainpacs.scp import calling, missing, remote_terms
 from plainpacs.scp.asking import STUDY_ROOT_GET, STUDY_ROOT_MOVE, Finder
 from plainpacs.scp.calling import Calling, Failed
-from plainpacs.scp.find_command import LEVELS, level_option
+from plainpacs.scp.find_command import level_option
 from plainpacs.scp.gauge import Gauge
 from plainpacs.scp.missing import Chosen, Missing
 from plainpacs.scp.pulling import Event, Open, Problem, Pull, Take

@@ -9,7 +9,8 @@ left out.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from plainpacs.archive.attributes import BY_KEYWORD, REQUESTED, Level
@@ -48,58 +49,73 @@ UNIQUE = {
     Level.SERIES: "SeriesInstanceUID",
     Level.INSTANCE: "SOPInstanceUID",
 }
+_ABOVE = (UNIQUE[Level.STUDY], UNIQUE[Level.SERIES])
 _SEVERAL = frozenset(("ModalitiesInStudy", "SOPClassesInStudy"))
 _REQUESTED = frozenset(kept.keyword for kept in REQUESTED)
 _KEPT = tuple(keyword for keyword in BY_KEYWORD if keyword != "SpecificCharacterSet")
 _BELOW = {Level.STUDY: Level.SERIES, Level.SERIES: Level.INSTANCE}
 
 
-def search(finder: Finder, terms: Terms) -> Generator[Record, None, None]:
-    """The records at the terms' level that match, each once, as they come.
+def search(
+    finder: Finder, terms: Terms, fields: Collection[str] = ()
+) -> Generator[Record, None, None]:
+    """The records at the terms' level that match, each once, as they come; with these ``fields``
+    too, if the peer has them.
 
     A search that is left early is cancelled at the peer. Raises what ``Finder.find`` does.
     """
     top = Level.PATIENT if terms.level is Level.PATIENT else Level.STUDY
-    found = _matching(finder, terms, top, {})
+    wanted = {level: (*keys, *_of_level(level, fields), *_TOLD) for level, keys in FIELDS.items()}
+    asking = _Asking(finder, terms, wanted)
+    found = asking.matching(top, {})
     if terms.level is top:
         yield from found
         return
     # One query has to end before the next one.
     for study in list(found):
-        yield from _below(finder, terms, Level.STUDY, study)
+        yield from asking.below(Level.STUDY, study)
 
 
-def _below(finder: Finder, terms: Terms, level: Level, above: Record) -> Iterator[Record]:
-    """What matches within the record ``above``, which is of ``level``."""
-    below = _BELOW[level]
-    found = _matching(finder, terms, below, above)
-    if below is terms.level:
-        yield from found
-        return
-    for record in list(found):
-        yield from _below(finder, terms, below, record)
+def _of_level(level: Level, fields: Collection[str]) -> list[str]:
+    """Those of the ``fields`` that are asked for at ``level``."""
+    levels = (Level.PATIENT, Level.STUDY) if level is Level.STUDY else (level,)
+    kept = [one for one in fields if one in BY_KEYWORD and BY_KEYWORD[one].level in levels]
+    return kept + [one for one in fields if one in _SEVERAL and level is Level.STUDY]
 
 
-def _matching(finder: Finder, terms: Terms, level: Level, above: Record) -> Iterator[Record]:
-    seen: set[tuple[object, ...]] = set()
-    unique = {key: str(above[key]) for key in UNIQUE.values() if above and _is_above(key, above)}
-    for question in terms.questions(level):
-        if any(question.get(key, uid) not in ("", uid) for key, uid in unique.items()):
-            continue
-        keys = {**dict.fromkeys((*FIELDS[level], *_TOLD), ""), **_encodable(question), **unique}
-        with contextlib.closing(finder.find(level, keys)) as answers:
-            for answer in answers:
-                record = {**above, **record_of(answer.data)}
-                identity = _identity(level, record)
-                if identity in seen:
-                    continue
-                if terms.means(level, record, complete=answer.complete):
-                    seen.add(identity)
-                    yield record
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """One search. ``wanted``: what is to be told of records, by level."""
 
+    finder: Finder
+    terms: Terms
+    wanted: Mapping[Level, Collection[str]]
 
-def _is_above(key: str, above: Record) -> bool:
-    return key in above and key != UNIQUE[Level.PATIENT]
+    def below(self, level: Level, above: Record) -> Iterator[Record]:
+        """What matches within the record ``above``, which is of ``level``."""
+        below = _BELOW[level]
+        found = self.matching(below, above)
+        if below is self.terms.level:
+            yield from found
+            return
+        for record in list(found):
+            yield from self.below(below, record)
+
+    def matching(self, level: Level, above: Record) -> Iterator[Record]:
+        """What matches at ``level``, within ``above`` if that is not empty."""
+        seen: set[tuple[object, ...]] = set()
+        unique = {key: str(above[key]) for key in _ABOVE if key in above}
+        for question in self.terms.questions(level):
+            keys = {**dict.fromkeys(self.wanted[level], ""), **_encodable(question), **unique}
+            with contextlib.closing(self.finder.find(level, keys)) as answers:
+                for answer in answers:
+                    record = {**above, **record_of(answer.data)}
+                    identity = _identity(level, record)
+                    if identity in seen:
+                        continue
+                    if self.terms.means(level, record, complete=answer.complete):
+                        seen.add(identity)
+                        yield record
 
 
 def _identity(level: Level, record: Record) -> tuple[object, ...]:

@@ -169,6 +169,20 @@ def test_series_and_instances_are_found_below_their_studies(run: Run, running: R
         assert run("find", node, "--level", level, "--format", "table").code == 0
 
 
+def test_fields_and_order(run: Run, running: Running) -> None:
+    fields = (
+        "--fields",
+        "PatientID,PatientAge,SOPClassesInStudy",
+        "--sort",
+        "-PatientID",
+    )
+    done = run("find", at(running.port), *fields, "--format", "jsonl", "StudyInstanceUID=1.1\\1.2")
+    first, second = map(json.loads, done.out.splitlines())
+    assert first.pop("SOPClassesInStudy") == ["1.2.840.10008.5.1.4.1.1.2"]
+    assert (first["PatientID"], second["PatientID"]) == ("P3", "P1")
+    assert run("find", at(running.port), "--sort", "Colour").code == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
