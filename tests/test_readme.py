@@ -140,6 +140,23 @@ def test_import_and_backup(archive: Path, tmp_path: Path) -> None:
     run("plainpacs index --once -a copy; plainpacs ls -a copy", tmp_path)
 
 
+def test_other_archives(archive: Path, tmp_path: Path) -> None:
+    run("plainpacs import -a archive FOLDER; plainpacs index --once -a archive", tmp_path)
+    served = {"bind": "127.0.0.1", "port": "0", "called_ae": "any"}
+    receiver = Receiver(load(served, environ={}))
+    with Archive.open(str(archive)) as opened:
+        receiver.start(opened)
+        try:
+            settings = (
+                "plainpacs init other\nexport PLAINPACS_ARCHIVE=other PLAINPACS_CONFIG=p.toml\n"
+            )
+            (tmp_path / "p.toml").write_text(f'[nodes]\nPACS = "127.0.0.1:{receiver.port}"\n')
+            run(settings + block_with("plainpacs echo PACS"), tmp_path)
+        finally:
+            receiver.stop()
+    assert tree(tmp_path / "other").keys() >= set(instances_in(archive))
+
+
 def commands_in(section: str) -> set[str]:
     start = TEXT.index(f"## {section}")
     return set(re.findall(r"^\| `([a-z]+)", TEXT[start : TEXT.index("\n## ", start + 5)], re.M))
