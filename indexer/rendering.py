@@ -20,6 +20,7 @@ from typing import Any
 from plainpacs.archive.decoding import confine
 
 _PATIENCE_SECONDS = 60.0
+_PATIENCE_IN_ALL = 900.0
 _LARGEST = 1 << 27
 """Samples of a frame: those of a scanned slide or a digital mammogram are fewer."""
 _BOUNDS = "it could not be decoded within bounds"
@@ -37,10 +38,14 @@ class Picture:
 
 
 class Renderer:
-    """Makes pictures, one after the other. A context manager."""
+    """Makes pictures, one after the other. A context manager.
 
-    def __init__(self) -> None:
+    ``patience``: seconds after which no more are made.
+    """
+
+    def __init__(self, patience: float = _PATIENCE_IN_ALL) -> None:
         self._child: subprocess.Popen[bytes] | None = None
+        self._end_of_patience = time.monotonic() + patience
 
     def __enter__(self) -> Renderer:
         return self
@@ -51,6 +56,8 @@ class Renderer:
     def picture(self, path: str, box: int) -> Picture:
         """The middle frame of the Part 10 file at ``path``, at most ``box`` pixels high and wide,
         in its true proportions, as a screen shows it. Raises nothing because of the file."""
+        if time.monotonic() > self._end_of_patience:
+            return Picture(why="the images before it took all the time there is")
         child = self._child = self._child or _started()
         assert child.stdin
         assert child.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -268,6 +269,12 @@ def test_a_decoder_that_dies_takes_one_picture_with_it(tmp_path: Path) -> None:
         assert renderer.picture(path, 10).rgb
 
 
+def test_time_has_a_bound(tmp_path: Path) -> None:
+    with Renderer(patience=-1) as renderer:
+        picture = renderer.picture(written(tmp_path / "good.dcm", image(CT)), 10)
+        assert "took all the time" in picture.why
+
+
 def test_memory_has_a_bound(tmp_path: Path) -> None:
     """Five thousand million zeros, in 5 MB: the process that inflates them gives up."""
     import zlib
@@ -314,6 +321,37 @@ def test_every_image_that_pydicom_can_decode_is_shown() -> None:
                     pytest.fail(f"{path.name}: {picture.why}")
             count += 1
     assert count > 40
+
+
+@pytest.mark.filterwarnings("ignore")  # of pydicom, on real files
+def test_real_images_are_shown_as_dcmtk_shows_them(tmp_path: Path) -> None:
+    """Orientation, window and colours, wherever the file says how and DCMTK can decode it."""
+    shutil.which("dcmj2pnm") or pytest.skip("DCMTK is not installed")
+    count = 0
+    for path in real_images():
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        mono = str(header.get("PhotometricInterpretation", "")).startswith("MONO")
+        if header.get("NumberOfFrames") or (mono and "WindowWidth" not in header):
+            continue
+        # Theirs pixel by pixel, ours in true proportions: theirs is stretched to ours.
+        how = ["+Wi", "1"] if mono else []
+        done = subprocess.run(
+            ["dcmj2pnm", *how, "-a", "-S", "+op", str(path), str(tmp_path / "x.pnm")],
+            check=False,
+            capture_output=True,
+        )
+        if done.returncode:
+            continue
+        theirs = opened(tmp_path / "x.pnm").convert("RGB")
+        try:
+            ours = render(str(path), max(theirs.size) * 4)
+        except (RuntimeError, ValueError):
+            continue  # no decoder here, or pydicom sees less in the file than DCMTK
+        size = ours.width, ours.height
+        wanted = np.asarray(theirs.resize(size, Image.Resampling.NEAREST)).astype(int)
+        assert np.abs(wanted - pixels_of(ours)).mean() < 3, path.name
+        count += 1
+    assert count > 10
 
 
 def test_shown_takes_what_a_decoder_gives() -> None:
