@@ -32,30 +32,35 @@ Facts = dict[str, Any]
 times in nanoseconds."""
 
 _TICK = 2_000_000_000
+_NOTHING: Facts = {"index": [], "manifests": {}, "series": {}}
 
 
-def facts_of(path: str, month: str, study: str) -> Facts | None:
+def facts_of(path: str, month: str, study: str, before: Facts = _NOTHING) -> Facts | None:
     """What the file system says of a study's folder now; None when there is nothing of ours.
 
-    Raises OSError.
+    ``before``: what it said once; names that were ours need no second check of their spelling,
+    which takes as long as all else. Raises OSError.
     """
     try:
-        entries = list(os.scandir(os.path.join(path, month, study)))
+        with os.scandir(f"{path}/{month}/{study}") as scanned:
+            entries = list(scanned)
     except (FileNotFoundError, NotADirectoryError):
         return None
     index: list[int] = []
     manifests: dict[str, int] = {}
     series: dict[str, list[int]] = {}
+    known_manifests, known_series = before["manifests"], before["series"]
     for entry in entries:
+        name = entry.name
         try:
-            if entry.name == layout.STUDY_INDEX:
+            if name == layout.STUDY_INDEX:
                 facts = entry.stat(follow_symlinks=False)
                 index = [facts.st_mtime_ns, facts.st_size]
-            elif layout.series_of_manifest(entry.name) is not None:
-                manifests[entry.name] = entry.stat(follow_symlinks=False).st_size
-            elif is_name(entry.name) and entry.is_dir(follow_symlinks=False):
+            elif name in known_manifests or layout.series_of_manifest(name) is not None:
+                manifests[name] = entry.stat(follow_symlinks=False).st_size
+            elif (name in known_series or is_name(name)) and entry.is_dir(follow_symlinks=False):
                 facts = entry.stat(follow_symlinks=False)
-                series[entry.name] = [facts.st_ctime_ns, facts.st_mtime_ns, facts.st_ino]
+                series[name] = [facts.st_ctime_ns, facts.st_mtime_ns, facts.st_ino]
         except FileNotFoundError:
             continue
     if not (index or manifests or series):
@@ -88,11 +93,13 @@ def reconcile(
         before = marked
         found: dict[str, Facts] = {}
         for study in studies_in(path, month):
-            facts = facts_of(path, month, study)
+            known = seen.get(study, _NOTHING)
+            facts = facts_of(path, month, study, known)
             if facts is None:
                 continue
-            found[study] = facts
-            same = seen.get(study) == facts or indexed((month, study), facts)
+            unchanged = facts == known
+            found[study] = known if unchanged else facts  # not both: a month may be large
+            same = unchanged or indexed((month, study), facts)
             has_instances = bool(facts["index"])
             if same and (study in listed) == has_instances:
                 continue
@@ -138,7 +145,17 @@ def _read_seen(path: str, month: str) -> dict[str, Facts]:
             seen = orjson.loads(file.read())
     except (OSError, orjson.JSONDecodeError):
         return {}
-    return seen if isinstance(seen, dict) else {}
+    if not isinstance(seen, dict):
+        return {}
+    return {study: facts for study, facts in seen.items() if _is_whole(facts)}
+
+
+def _is_whole(facts: object) -> bool:
+    return (
+        isinstance(facts, dict)
+        and isinstance(facts.get("manifests"), dict)
+        and isinstance(facts.get("series"), dict)
+    )
 
 
 def record_seen(
@@ -155,7 +172,12 @@ def record_seen(
     Raises OSError.
     """
     name = f"{layout.SEEN}/{month}"
-    settled = {study: facts for study, facts in found.items() if _settled(facts, now)}
+    before = before or {}
+    settled = {
+        study: facts
+        for study, facts in found.items()
+        if facts is before.get(study) or _settled(facts, now)
+    }
     if not settled:
         with contextlib.suppress(FileNotFoundError):
             durable.unlink(name, folder=root)
