@@ -232,7 +232,7 @@ def test_a_damaged_record_of_what_was_seen_only_costs_work(path: str) -> None:
     once(path)
     before = derived(path)
     seen = Path(path, ".plainpacs/seen")
-    for rubbish in (b"", b"[]", b"\0", b'{"1.2":3}'):
+    for rubbish in (b"", b"[]", b"\0", b'{"1.2":3,"1.1":{"series":7}}'):
         for month in ("202401", "202402", "undated"):
             (seen / month).write_bytes(rubbish)
         assert once(path) >= 5
