@@ -51,7 +51,7 @@ class Finder:
 
     def __init__(self, association: Requestor) -> None:
         self._association = association
-        self._node = association.node
+        self.node = association.node
         self._messages = 0
         contexts = association.contexts.values()
         self.offers = frozenset(context.abstract_syntax for context in contexts)
@@ -86,7 +86,7 @@ class Finder:
         }
         asked = request(CommandField.C_FIND_RQ, number, elements, has_data_set=True)
         identifier = encode({"QueryRetrieveLevel": level.value, **keys}, context.transfer_syntax)
-        with saying_what_was_lost(self._node):
+        with saying_what_was_lost(self.node):
             self._association.channel.send(context.id, asked, (identifier,))
         while (answer := self._answer(context, number)) is not None:
             try:
@@ -100,31 +100,31 @@ class Finder:
         if context is None:
             which = "Patient" if model == PATIENT_ROOT_FIND else "Study"
             why = f"the peer does not answer queries of the {which} Root model"
-            raise Failed(self._node, "context", why)
+            raise Failed(self.node, "context", why)
         return context
 
     def _answer(self, context: ContextResult, number: int) -> Answer | None:
         """The next match; None when there are no more."""
-        with saying_what_was_lost(self._node):
+        with saying_what_was_lost(self.node):
             message = self._association.channel.read()
             self._check(message.command, number)
             status = message.command.status
         if status not in PENDING:
             if status:
                 words = told(CommandField.C_FIND_RQ, message.command)
-                raise Failed(self._node, "status", words)
+                raise Failed(self.node, "status", words)
             return None
         data = bytes(message.data) if isinstance(message.data, memoryview) else b""
         try:
             found = read(data, context.transfer_syntax)
         except BadIdentifier as error:
-            raise Failed(self._node, "answer", f"it cannot be read: {error}") from None
+            raise Failed(self.node, "answer", f"it cannot be read: {error}") from None
         return Answer(found, status != PENDING_KEYS_NOT_SUPPORTED)
 
     def _check(self, command: Command, number: int) -> None:
         expected = CommandField.C_FIND_RQ | RESPONSE
         if command.field != expected or command.message_id != number:
-            raise Failed(self._node, "association", "the peer sent what was not asked for")
+            raise Failed(self.node, "association", "the peer sent what was not asked for")
 
     def _cancel(self, context: int, number: int) -> None:
         """Ends the query; what was on its way already is dropped."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,6 @@ import click
 from plainpacs.archive import audit
 from plainpacs.archive.addresses import ae_title
 from plainpacs.archive.archive import Archive, Provenance
-from plainpacs.archive.attributes import Level
 from plainpacs.archive.audit import COUNTED_AS, StudyCounts
 from plainpacs.archive.commands import say_who_indexes
 from plainpacs.archive.context import Context
@@ -25,19 +23,17 @@ from plainpacs.archive.errors import BadSettings, NoMatch
 from plainpacs.archive.reserve import Reserve
 from plainpacs.indexer.listed import LEVELS
 from plainpacs.indexer.output import note
-from plainpacs.scp import calling, missing, remote_terms
+from plainpacs.scp import calling, choosing, missing, remote_terms
 from plainpacs.scp.asking import STUDY_ROOT_GET, STUDY_ROOT_MOVE, Finder
 from plainpacs.scp.calling import Calling, Failed
 from plainpacs.scp.find_command import level_option
 from plainpacs.scp.gauge import Gauge
-from plainpacs.scp.missing import Chosen, Missing
+from plainpacs.scp.getting import Getter, try_to_get
+from plainpacs.scp.missing import Missing
+from plainpacs.scp.moving import Mover
 from plainpacs.scp.pulling import Event, Open, Problem, Pull, Take
-from plainpacs.scp.remote_search import UNIQUE, search
-from plainpacs.scp.retrieving import Getter, Mover, Retriever, Wanted, try_to_get
+from plainpacs.scp.retrieving import Retriever, Wanted
 
-_LEVELS = (Level.STUDY, Level.SERIES, Level.INSTANCE)
-_UNIQUE = tuple(UNIQUE[level] for level in _LEVELS)
-_UID = re.compile(r"[0-9]+(?:\.[0-9]+)+", re.ASCII)
 _RECORDED_EVERY = 10.0
 _FEW_CLASSES = 5
 """SOP Classes for which there is a context in every transfer syntax."""
@@ -103,17 +99,17 @@ def pull(
     call = calling.calling(from_, as_, config, flags)
     title = _title(move_to) if move_to is not None else call.settings.aet[0]
     root = context.archive_path()
-    uids = [one for one in what if _UID.fullmatch(one)]
+    uids = [one for one in what if choosing.is_uid(one)]
     terms = remote_terms.read([one for one in what if one not in uids], LEVELS[level])
     plan = Missing()
     with Finder.open(call.node, call.ae_title, call.limits) as finder:
         offers = finder.offers
-        chosen = [one for uid in uids for one in _by_uid(finder, call, uid)]
+        chosen = [one for uid in uids for one in choosing.by_uid(finder, uid)]
         if len(uids) < len(what):
-            chosen += _by_terms(finder, terms)
+            chosen += choosing.by_terms(finder, terms, note)
         if not chosen:
             raise NoMatch(f"{call.node} has nothing that matches")
-        for one in _merged(chosen):
+        for one in choosing.merged(chosen):
             missing.find(finder, root, one, plan)
     if plan.unlisted:
         note(f"{call.node} does not list what {plan.unlisted} studies hold: they are fetched whole")
@@ -146,61 +142,6 @@ def _title(text: str) -> str:
         return ae_title(text)
     except ValueError as error:
         raise BadSettings(f"--move-to {text!r} cannot be: {error}") from None
-
-
-# --- what -----------------------------------------------------------------------------------------
-
-
-def _by_uid(finder: Finder, call: Calling, uid: str) -> list[Chosen]:
-    """The study, series or instance of that UID."""
-    for level in _LEVELS:
-        keys = dict.fromkeys(_UNIQUE[: _LEVELS.index(level) + 1], "") | {UNIQUE[level]: uid}
-        try:
-            answers = list(finder.find(level, keys))
-        except Failed as failed:
-            if failed.step != "status" or level is Level.STUDY:
-                raise
-            why = "and does not say of which study it is a series or instance"
-            raise NoMatch(
-                f"{call.node} has no study {uid}, {why}: give StudyInstanceUID=… "
-                "SeriesInstanceUID=… --level series instead"
-            ) from None
-        if found := [
-            _chosen({key: answer.data.text(key) for key in keys}, level) for answer in answers
-        ]:
-            return found
-    raise NoMatch(f"{call.node} has no study, series or instance {uid}")
-
-
-def _by_terms(finder: Finder, terms: remote_terms.Terms) -> Iterator[Chosen]:
-    for record in search(finder, terms):
-        yield _chosen(record, terms.level)
-
-
-def _chosen(record: dict[str, Any], level: Level) -> Chosen:
-    study, series, instance = (str(record.get(key, "")) for key in _UNIQUE)
-    return Chosen(
-        study,
-        frozenset((series,)) if level is not Level.STUDY else frozenset(),
-        frozenset((instance,)) if level is Level.INSTANCE else frozenset(),
-    )
-
-
-def _merged(chosen: Iterable[Chosen]) -> list[Chosen]:
-    """Each study once; of instances, each series once."""
-    studies: dict[str, frozenset[str]] = {}
-    lists: dict[tuple[str, frozenset[str]], frozenset[str]] = {}
-    for one in chosen:
-        if one.instances:
-            key = (one.study, one.series)
-            lists[key] = lists.get(key, frozenset()) | one.instances
-        elif one.study not in studies:
-            studies[one.study] = one.series
-        elif studies[one.study]:
-            studies[one.study] = studies[one.study] | one.series if one.series else frozenset()
-    return [Chosen(study, series) for study, series in studies.items()] + [
-        Chosen(study, series, instances) for (study, series), instances in lists.items()
-    ]
 
 
 # --- how ------------------------------------------------------------------------------------------
