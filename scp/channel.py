@@ -7,6 +7,7 @@ the length the peer takes, and never copied together.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable, Iterator
 
 from plainpacs.archive.durable import Buffer
@@ -135,6 +136,17 @@ class Channel:
         if isinstance(message, PDU):
             raise Ended(message)
         return message
+
+    def is_silent_for(self, seconds: float) -> bool:
+        """Whether the peer says nothing for so long. What it says is left to be read; the data set
+        of the request is valid no more."""
+        deadline = time.monotonic() + seconds
+        while not self._reader.has_begun():
+            try:
+                self._connection.wait(deadline - time.monotonic())
+            except TimeoutError:
+                return True
+        return False
 
     def is_cancelled(self, message_id: int) -> bool:
         """Whether the peer cancelled its request ``message_id`` (C-CANCEL, PS3.7 9.3.2.3).

@@ -21,6 +21,7 @@ from plainpacs.scp.child import Child, indexer_command
 from plainpacs.scp.metrics import MetricsServer
 from plainpacs.scp.receiver import Receiver
 from plainpacs.scp.receivers import Receivers, number_of_receivers
+from plainpacs.scp.reporting import Reporter
 
 _LOG = logging.getLogger("plainpacs.scp")
 
@@ -68,9 +69,11 @@ def serve(
             receiver.stop()
             raise
         indexer = Child("indexer", indexer_command(root, archive.identity, settings))
+        reporter = Reporter(archive, settings)
         try:
             receiver.start(archive)
             indexer.start()
+            reporter.start()
             _greet(settings, greeting(root, settings, receiver.port))
             if metrics:
                 metrics.start(archive, receiver)
@@ -92,6 +95,7 @@ def serve(
                 if metrics:
                     metrics.close()
                 receiver.stop()
+                reporter.stop()
                 indexer.stop()
             finally:
                 audit.record(archive.audit, "stop")

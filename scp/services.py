@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Protocol, cast
 
 from plainpacs.archive.archive import Archive
 from plainpacs.archive.settings import Settings
@@ -17,6 +17,16 @@ from plainpacs.scp.channel import Channel
 from plainpacs.scp.dimse import Command, CommandField
 from plainpacs.scp.negotiation import PATIENT_ROOT_GET, STUDY_ROOT_GET, ContextResult, Role
 from plainpacs.scp.tally import Caller
+
+
+class Awaited(Protocol):
+    """A request of ours that the peer is to answer when it comes to it."""
+
+    def answered(self, command: Command) -> None:
+        """``command`` is the response. Raises ProtocolError when it is none."""
+
+    def ended(self) -> None:
+        """The association is over, and there was no answer. Raises nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +48,9 @@ class Asked:
     """What was agreed on for the SOP Class of ``context`` by extended negotiation."""
     roles: Mapping[str, Role] = field(default_factory=dict)
     """The roles of the peer, by SOP Class, where it asked for some."""
+    awaited: dict[int, Awaited] = field(default_factory=dict)
+    """Of this association, by message id: what a service puts in when it sent a request and does
+    not wait for the response."""
 
 
 Service = Callable[[Asked], bytes | None]
@@ -50,6 +63,7 @@ _PATIENT_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.1.1"
 _STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 _PATIENT_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.1.2"
 _STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
+_COMMITMENT = "1.2.840.10008.1.20.1"
 _QUERY_RETRIEVE = "1.2.840.10008.5.1.4.1.2."
 
 _SERVICES: dict[tuple[str, CommandField], str] = {
@@ -59,6 +73,7 @@ _SERVICES: dict[tuple[str, CommandField], str] = {
     (_STUDY_ROOT_MOVE, CommandField.C_MOVE_RQ): "plainpacs.scp.retrieve:move",
     (PATIENT_ROOT_GET, CommandField.C_GET_RQ): "plainpacs.scp.retrieve:get",
     (STUDY_ROOT_GET, CommandField.C_GET_RQ): "plainpacs.scp.retrieve:get",
+    (_COMMITMENT, CommandField.N_ACTION_RQ): "plainpacs.scp.commitment:action",
 }
 """By SOP Class of the context and operation: ``module:function``."""
 
@@ -82,6 +97,13 @@ def find(abstract_syntax: str, field: int) -> Service | None:
         return None
     module, _, name = place.partition(":")
     return cast(Service, getattr(importlib.import_module(module), name))
+
+
+def prepare(abstract_syntaxes: Collection[str]) -> None:
+    """Loads what serves these, so that the first request need not wait for it."""
+    for (abstract_syntax, _), place in _SERVICES.items():
+        if abstract_syntax in abstract_syntaxes:
+            importlib.import_module(place.partition(":")[0])
 
 
 _SOP_CLASSES = frozenset(abstract_syntax for abstract_syntax, _ in _SERVICES)

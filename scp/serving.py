@@ -52,7 +52,7 @@ _LOG = logging.getLogger("plainpacs.scp")
 _NAMES_SHOWN = 5
 
 _WHY = {
-    Result.USER_REJECTION: "the peer would be SCP, and plainpacs only receives",
+    Result.USER_REJECTION: "the peer would be SCP, and asks for no C-GET",
     Result.ABSTRACT_SYNTAX_NOT_SUPPORTED: "not Verification, nor the storage of an instance",
     Result.TRANSFER_SYNTAXES_NOT_SUPPORTED: "no transfer syntax that can be kept",
 }
@@ -73,6 +73,7 @@ class ReceiverSession:
         self._contexts: dict[int, ContextResult] = {}
         self._agreed: Mapping[str, bytes] = {}
         self._roles: Mapping[str, Role] = {}
+        self._awaited: dict[int, services.Awaited] = {}
         self._admitted = False
         self._counts: Counter[str] = Counter()
         self._bytes = 0
@@ -96,6 +97,7 @@ class ReceiverSession:
         results = negotiate(proposal.contexts, proposal.declared, proposal.roles, served)
         self._contexts = {r.id: r for r in results if r.result is Result.ACCEPTED}
         self._log_refused_contexts(results)
+        services.prepare({context.abstract_syntax for context in self._contexts.values()})
         self._agreed = services.agreed(proposal.extended, served)
         self._roles = answered_roles(proposal.roles, results)
         return Acceptance(tuple(results), self._roles, self._agreed)
@@ -107,6 +109,8 @@ class ReceiverSession:
             return
         self._receiver.dismiss(self._caller.peer)
         self._visit.ended()
+        for awaited in self._awaited.values():
+            awaited.ended()
         if how != RELEASED:
             self._receiver.tally.aborted()
         if self._counts["stored"] or self._counts["conflicts"]:
@@ -123,8 +127,13 @@ class ReceiverSession:
     def serve(self, message: Message, channel: Channel) -> bytes | None:
         context = self._context(message.context_id)
         command = message.command
-        if command.field & RESPONSE or command.field == CommandField.C_CANCEL_RQ:
-            return None  # nothing was asked of the peer, and nothing takes long enough to cancel
+        if command.field & RESPONSE:
+            awaited = self._awaited.pop(command.message_id, None)
+            if awaited is not None:
+                awaited.answered(command)
+            return None
+        if command.field == CommandField.C_CANCEL_RQ:
+            return None  # what could be cancelled is over
         if command.field == CommandField.C_ECHO_RQ:
             return response(command, StoreStatus.SUCCESS)
         if command.field == CommandField.C_STORE_RQ:
@@ -158,6 +167,7 @@ class ReceiverSession:
             self._settings,
             self._agreed.get(context.abstract_syntax, b""),
             self._roles,
+            self._awaited,
         )
         try:
             return service(asked)
