@@ -219,3 +219,4 @@ def repair(disk: Disk) -> None:
 def _run(*arguments: str, root: str) -> None:
     result = CliRunner().invoke(cli.root, ["-a", root, *arguments])
     assert result.exit_code in (0, 1), result.output
+    assert isinstance(result.exception, SystemExit | None), result.exception
