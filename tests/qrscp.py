@@ -1,4 +1,4 @@
-"""DCMTK's dcmqrscp as a process: an archive to query and retrieve from."""
+"""DCMTK's dcmqrscp and storescp as processes: an archive to query, and one that only receives."""
 
 from __future__ import annotations
 
@@ -19,17 +19,8 @@ from support import eventually
 @contextlib.contextmanager
 def dcmqrscp(folder: Path, destinations: Mapping[str, int], *options: str) -> Iterator[int]:
     """The port of 127.0.0.1 where it listens, as QR; ``destinations`` are ports by AE title."""
-    own = os.path.dirname(sys.executable)  # where pynetdicom puts programs of such names
-    path = [one for one in os.get_exec_path() if os.path.realpath(one) != own]
-    program = shutil.which("dcmqrscp", path=os.pathsep.join(path))
-    if program is None:
-        words = "dcmqrscp of DCMTK is not installed (apt install dcmtk)"
-        if os.environ.get("CI"):
-            pytest.fail(words)
-        pytest.skip(words)
     (folder / "stored").mkdir(parents=True)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
+    port = _free_port()
     hosts = "".join(
         f"h{there} = ({ae}, 127.0.0.1, {there})\n" for ae, there in destinations.items()
     )
@@ -38,18 +29,43 @@ def dcmqrscp(folder: Path, destinations: Mapping[str, int], *options: str) -> It
         f"HostTable BEGIN\n{hosts}HostTable END\nVendorTable BEGIN\nVendorTable END\n"
         f"AETable BEGIN\nQR {folder / 'stored'} RW (500, 1024mb) ANY\nAETable END\n"
     )
-    with (folder / "log").open("wb") as log:
+    with _running("dcmqrscp", folder, port, "QR", "-c", str(folder / "cfg"), *options):
+        yield port
+
+
+@contextlib.contextmanager
+def storescp(folder: Path, *options: str) -> Iterator[int]:
+    """The port of 127.0.0.1 where DCMTK's storescp listens, which stores into ``folder``."""
+    folder.mkdir(parents=True)
+    port = _free_port()
+    with _running("storescp", folder, port, "STORESCP", *options, "-od", str(folder), str(port)):
+        yield port
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _running(tool: str, folder: Path, port: int, title: str, *arguments: str) -> Iterator[None]:
+    own = os.path.dirname(sys.executable)  # where pynetdicom puts programs of such names
+    path = [one for one in os.get_exec_path() if os.path.realpath(one) != own]
+    program = shutil.which(tool, path=os.pathsep.join(path))
+    if program is None:
+        words = f"{tool} of DCMTK is not installed (apt install dcmtk)"
+        if os.environ.get("CI"):
+            pytest.fail(words)
+        pytest.skip(words)
+    with folder.with_suffix(".log").open("wb") as log:
         process = subprocess.Popen(
-            [program, "-c", str(folder / "cfg"), *options],
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "TCP_NODELAY": "1"},
+            [program, *arguments], stdout=log, stderr=log, env={**os.environ, "TCP_NODELAY": "1"}
         )
         try:
             eventually(
-                lambda: dcmtk("echoscu", "-aec", "QR", "127.0.0.1", str(port)).returncode == 0
+                lambda: dcmtk("echoscu", "-aec", title, "127.0.0.1", str(port)).returncode == 0
             )
-            yield port
+            yield
         finally:
             process.kill()
             process.wait()

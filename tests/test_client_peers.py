@@ -1,4 +1,4 @@
-"""Sending to, searching and pulling from DCMTK's dcmqrscp, Orthanc, and our own receiver."""
+"""Sending to, searching and pulling from DCMTK's and pynetdicom's, Orthanc, our own receiver."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import pytest
 from commanding import Run, at, data_sets, empty, run
 from finding import index
 from orthanc import orthanc
-from qrscp import dcmqrscp
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
+from qrscp import dcmqrscp, storescp
 from running import Start
 from support import new_archive
 
 from plainpacs.archive.archive import Archive
 from plainpacs.archive.importing import import_all, sources
+from plainpacs.archive.part10 import read_part10
 
 __all__ = ["empty", "run"]  # the fixtures
 
@@ -100,3 +102,45 @@ def test_dcmqrscp(run: Run, start: Start, real: str, empty: str, tmp_path: Path)
     assert got.keys() == stored
     # It writes data sets anew, the same way each time.
     assert got == moved
+
+
+def test_storescp(run: Run, real: str, tmp_path: Path) -> None:
+    with storescp(tmp_path / "bits", "+xa", "+B") as port:  # as they come, in any transfer syntax
+        done = run("send", at(port, "STORESCP"), "-a", real, real)
+    assert done.code == 0, done.err
+    came = {}
+    for path in (tmp_path / "bits").iterdir():
+        raw = path.read_bytes()
+        read = read_part10(raw[: 1 << 20])
+        came[read.sop_instance] = read.transfer_syntax, raw[read.dataset_offset :]
+    assert_the_same(came, data_sets(real))
+    with storescp(tmp_path / "plain") as port:  # it takes uncompressed ones alone
+        done = run("send", at(port, "STORESCP"), "-a", real, real)
+    assert done.code == 0, done.err
+    assert len(list((tmp_path / "plain").iterdir())) == len(came)
+
+
+def test_storescp_of_pynetdicom(run: Run, real: str) -> None:
+    came: dict[str, tuple[str, bytes]] = {}
+
+    def take(event: evt.Event) -> int:
+        raw = event.request.DataSet.getvalue()
+        came[event.request.AffectedSOPInstanceUID] = event.context.transfer_syntax, raw
+        return 0x0000
+
+    entity = AE("ANY")
+    for context in AllStoragePresentationContexts:
+        entity.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
+    entity.add_supported_context("1.2.840.10008.1.1")
+    server = entity.start_server(
+        ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, take)]
+    )
+    assert server is not None
+    try:
+        node = at(server.server_address[1], "ANY")
+        assert run("echo", node).code == 0
+        done = run("send", node, "-a", real, real)
+    finally:
+        server.shutdown()
+    assert done.code == 0, done.err
+    assert_the_same(came, data_sets(real))
