@@ -19,6 +19,7 @@ _WHO = ("user", "uid", "calling_ae", "called_ae", "peer")
 COLUMNS = (
     *("time", "event", *_WHO, "StudyInstanceUID", "SOPInstanceUID", "uids", "targets"),
     *("stored", "duplicates", "conflicts", "refused", "instances", "what", "status", "why", "more"),
+    *("sent", "failed", "unanswered", "source", "destination"),
 )
 
 

@@ -13,6 +13,7 @@ from peer import (
     CT,
     EVRLE,
     IVRLE,
+    MR,
     Peer,
     associate_rq,
     command_element,
@@ -25,6 +26,9 @@ from peer import (
     us,
 )
 from running import Running, Start, wait_until
+from test_tls import Certificates, certificates
+
+__all__ = ["certificates"]  # the fixture
 
 PATIENT_MOVE, PATIENT_GET = "1.2.840.10008.5.1.4.1.2.1.2", "1.2.840.10008.5.1.4.1.2.1.3"
 STUDY_MOVE, STUDY_GET = "1.2.840.10008.5.1.4.1.2.2.2", "1.2.840.10008.5.1.4.1.2.2.3"
@@ -670,6 +674,34 @@ def test_several_at_once(filled: tuple[Running, Running]) -> None:
     for thread in threads:
         thread.join()
     assert came == [8] * 6
+
+
+def test_what_the_peer_would_be_scp_of_is_taken_for_a_get_alone(start: Start) -> None:
+    running = start()
+    both = [(1, STUDY_GET, [EVRLE]), (3, CT, [JPEG, IVRLE]), (5, MR, [JPEG, EVRLE])]
+    with asking(running.port, both, role(CT, 1, 1), role(MR, 0, 1), role(STUDY_GET, 1, 1)) as peer:
+        assert peer.results() == {1: (0, EVRLE), 3: (0, JPEG), 5: (0, EVRLE)}
+        assert role(CT, 1, 1) in peer.answer[1]
+        assert role(MR, 0, 1) in peer.answer[1]
+        assert role(STUDY_GET, 1, 0) in peer.answer[1]
+    with asking(running.port, both[1:], role(CT, 1, 1), role(MR, 0, 1)) as peer:
+        assert {number: result for number, (result, _) in peer.results().items()} == {3: 0, 5: 1}
+        assert role(CT, 1, 0) in peer.answer[1]
+
+
+def test_a_move_over_tls(start: Start, certificates: Certificates) -> None:
+    destination = start(called_ae="any", **certificates.serving())
+    where = f"STORE@127.0.0.1:{destination.port}/tls"
+    source = start(nodes=(f"{where}-any-name",), tls_ca=certificates.ca.cert)
+    strict = start(nodes=(where,), tls_ca=certificates.ca.cert)
+    for running, expected in ((source, 0), (strict, 0xA702)):
+        fill(running)
+        with mover(running.port) as peer:
+            last = move(peer, keys("STUDY", StudyInstanceUID="1.2.3.1"))[-1]
+            peer.release()
+        assert last.status == expected
+    assert b"STORE@127.0.0.1" in last.elements[0x0902]
+    assert arrived(destination) == ALL
 
 
 def test_queries_and_retrieves_can_be_turned_off(start: Start) -> None:
