@@ -168,9 +168,15 @@ class Writer:
                 fcntl.flock(self._lock, fcntl.LOCK_SH)
             self._incoming_name = f"{layout.INCOMING}/{self.node}.{secrets.token_hex(6)}"
             durable.make_folder(self._incoming_name, folder=self.root)
-            self.incoming = durable.open_folder(self._incoming_name, folder=self.root)
-            self._incoming_lock = durable.create("lock", folder=self.incoming)
-            fcntl.flock(self._incoming_lock, fcntl.LOCK_EX)
+            try:
+                self.incoming = durable.open_folder(self._incoming_name, folder=self.root)
+                self._incoming_lock = durable.create("lock", folder=self.incoming)
+                fcntl.flock(self._incoming_lock, fcntl.LOCK_EX)
+            except BaseException:
+                # On a full disk every attempt would leave one.
+                with contextlib.suppress(OSError):
+                    durable.remove_folder(self._incoming_name, folder=self.root)
+                raise
         except BaseException:
             os.close(self._lock)
             raise

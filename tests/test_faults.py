@@ -346,3 +346,25 @@ def test_out_of_descriptors(start: Start, monkeypatch: pytest.MonkeyPatch) -> No
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert len(running.instances()) == 1
         assert peer.store(other, sop="1.2.3.9") == 0
+
+
+def test_a_full_disk_at_the_start_leaves_nothing_in_incoming(folder: str) -> None:
+    path = f"{folder}/a"
+    new_archive(Path(path))
+
+    def started(fault: Failing) -> None:
+        with fault.put_in():
+            archive = Archive.open(path)
+        archive.close()
+
+    with Archive.open(path):  # so that none of these sweeps
+        before = set(os.listdir(f"{path}/.plainpacs/incoming"))
+        started(nothing := Failing())
+        assert "create" in nothing.calls
+        for at, call in enumerate(nothing.calls):
+            with contextlib.suppress(PlainpacsError):
+                started(Failing(at, errno.ENOSPC, False))
+            left = set(os.listdir(f"{path}/.plainpacs/incoming"))
+            # What cannot be removed stays, for the next start that is alone.
+            assert left == before or call.startswith(("unlink", "remove")), (at, call)
+            before = left
