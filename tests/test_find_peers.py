@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
 import warnings
 from collections import defaultdict
@@ -254,3 +256,20 @@ def test_every_real_patient_is_found_by_findscu(start: Start, real_instances: li
     expected = sorted(one.get("PatientID", "") for one in records)
     answers = findscu(running, "-P", "PATIENT", "PatientID", "PatientName")
     assert sorted(answer[PATIENT] for answer in answers) == expected
+
+
+def test_the_benchmark_runs(tmp_path: Path):
+    dcmtk("storescu", "--version")  # which skips, or fails in CI, where it is not installed
+    few = ("--studies", "6", "--large", "600", "--rounds", "1", "--dir", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.find", *few],
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search("all studies .* plainpacs .* 6 ", done.stdout)
+    assert re.search("one PatientID .* 2 ", done.stdout)
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
