@@ -73,7 +73,11 @@ class Archive:
         Raises NotAnArchive, UnsuitableFileSystem, InUse, StorageUnavailable.
         """
         writer = Writer.open(root, node, mark_published, reserve, expected)
-        return cls(writer, sync=sync, digest=digest, on_conflict=on_conflict)
+        try:
+            return cls(writer, sync=sync, digest=digest, on_conflict=on_conflict)
+        except OSError as error:
+            writer.close()
+            raise StorageUnavailable(f"cannot write in {root}: {error.strerror}") from error
 
     def __enter__(self) -> Archive:
         return self
