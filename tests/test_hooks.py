@@ -22,7 +22,7 @@ from peer import STUDY as STUDY_SENT
 from peer import Peer
 from peer import data_set as peer_data_set
 from serving import Serve, serve
-from steps import at_step, memory
+from steps import at_step, killed_at, memory
 from support import eventually, new_archive, part10, store, tree
 
 from plainpacs.archive import cli
@@ -34,6 +34,7 @@ from plainpacs.archive.root import stamp
 from plainpacs.archive.settings import load
 from plainpacs.indexer import hook_book
 from plainpacs.indexer.hook_book import BACK_OFF, History, Kind, Level, Tries, Verdict
+from plainpacs.indexer.hook_process import HookRun
 from plainpacs.indexer.hooks import HookSettings
 from plainpacs.indexer.service import Indexer
 
@@ -456,6 +457,38 @@ def test_killed_before_every_change_nothing_is_forgotten_nor_run_twice(
         if not killed:
             break
     assert 30 < step < 199
+
+
+def test_whoever_runs_commands_is_killed_and_one_of_them_at_most_runs_again(memory: Path) -> None:
+    template = memory / "template"
+    new_archive(template)
+    with at_work(str(template), settings(instance="true")):
+        pass
+    for number in range(3):
+        stored(str(template), number)
+    with Indexer.open(str(template)) as indexer:
+        indexer.once()
+    for step in range(50):
+        folder = memory / str(step)
+        folder.mkdir()
+        path = str(shutil.copytree(template, folder / "a"))
+        script = Script(folder)
+        words = HookWords.parse(str(script), ())
+
+        def run_all(path: str = path, words: HookWords = words) -> None:
+            book = hook_book.HookBook(os.open(path, os.O_RDONLY))
+            HookRun(book, Kind.INSTANCE, path, STUDY, BEFORE, words).run()
+
+        killed = killed_at(step, run_all)
+        with Indexer.open(path, hooks=settings(instance=str(script))) as indexer:
+            work_through(indexer, path)
+        calls = [call["HOOK_SOP_INSTANCE_UID"] for call in script.calls()]
+        assert sorted(set(calls)) == [f"1.2.3.9.{number}" for number in range(3)]
+        assert len(calls) <= 4, f"killed before step {step}"
+        shutil.rmtree(folder)
+        if not killed:
+            break
+    assert 5 < step < 49
 
 
 def test_killed_while_the_command_is_at_work(path: str, memory: Path) -> None:
