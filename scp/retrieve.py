@@ -9,13 +9,11 @@ node of the settings.
 from __future__ import annotations
 
 import contextlib
-import enum
 import logging
 import struct
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from plainpacs.archive.errors import BadSettings, PlainpacsError
@@ -27,34 +25,17 @@ from plainpacs.scp.negotiation import PATIENT_ROOT_GET
 from plainpacs.scp.outgoing import Outgoing
 from plainpacs.scp.reading import Limits
 from plainpacs.scp.requestor import Node
-from plainpacs.scp.sending import BrokenFile, Sender, Sent, Step, deliver
+from plainpacs.scp.sending import BrokenFile, Sender, Sent, deliver
 from plainpacs.scp.services import Asked
 from plainpacs.scp.status import LONGEST_COMMENT
+from plainpacs.scp.suboperations import Course, RetrieveStatus
 from plainpacs.scp.wanted import NotOfThisModel, instances, read_wanted
 
 _LOG = logging.getLogger("plainpacs.scp")
 
 _PATIENT_ROOTS = (PATIENT_ROOT_GET, "1.2.840.10008.5.1.4.1.2.1.2")
 _PROGRESS_SECONDS = 0.5
-_MOST_COUNTED = 0xFFFF
-_LONGEST_LIST = 0xFFFE
-"""Bytes of a UI in explicit VR: about a thousand UIDs."""
 _REASONS_LOGGED = 3
-
-
-class RetrieveStatus(enum.IntEnum):
-    """The Status of a C-MOVE-RSP or C-GET-RSP (PS3.4 Tables C.4-2 and C.4-3)."""
-
-    SUCCESS = 0x0000
-    SOP_CLASS_NOT_SUPPORTED = 0x0122
-    CANNOT_CALCULATE_MATCHES = 0xA701
-    CANNOT_PERFORM = 0xA702
-    DESTINATION_UNKNOWN = 0xA801
-    IDENTIFIER_DOES_NOT_MATCH = 0xA900
-    SOME_FAILED = 0xB000
-    CANNOT_READ_IDENTIFIER = 0xC001
-    CANCELLED = 0xFE00
-    PENDING = 0xFF00
 
 
 class _Refused(Exception):
@@ -175,54 +156,6 @@ def _refusal(asked: Asked, operation: str, refused: _Refused) -> bytes:
 # --- the course -----------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Course:
-    """How far a retrieve has come."""
-
-    remaining: int
-    completed: int = 0
-    warned: int = 0
-    failed: list[str] = field(default_factory=list)
-    """The UIDs of the instances."""
-    size: int = 0
-    by_study: dict[str, Counter[str]] = field(default_factory=dict)
-    reasons: Counter[str] = field(default_factory=Counter)
-
-    def add(self, sent: Sent) -> None:
-        self.remaining -= 1
-        if sent.gone:
-            return  # it was removed since: there is nothing to be sent
-        counts = self.by_study.setdefault(sent.instance.study, Counter())
-        if sent.is_success or sent.is_warning:
-            counts["sent"] += 1
-            self.size += sent.size
-            self.completed += sent.is_success
-            self.warned += sent.is_warning
-            return
-        counts["failed"] += 1
-        self.failed.append(sent.instance.sop_instance)
-        refused = sent.step is Step.STATUS
-        self.reasons[f"the peer answered {sent.status:04X}" if refused else sent.why] += 1
-
-    def status(self) -> RetrieveStatus:
-        """At the end."""
-        if self.failed and not (self.completed or self.warned):
-            return RetrieveStatus.CANNOT_PERFORM
-        some = self.failed or self.warned
-        return RetrieveStatus.SOME_FAILED if some else RetrieveStatus.SUCCESS
-
-    def counts(self, status: RetrieveStatus) -> dict[Element, int | str | bytes]:
-        """Those that a response with this status has; as far as 16 bits go."""
-        counts = {
-            Element.COMPLETED_SUB_OPERATIONS: self.completed,
-            Element.FAILED_SUB_OPERATIONS: len(self.failed),
-            Element.WARNING_SUB_OPERATIONS: self.warned,
-        }
-        if status in (RetrieveStatus.PENDING, RetrieveStatus.CANCELLED):
-            counts[Element.REMAINING_SUB_OPERATIONS] = self.remaining
-        return {element: min(number, _MOST_COUNTED) for element, number in counts.items()}
-
-
 def _run(
     asked: Asked,
     operation: str,
@@ -232,7 +165,7 @@ def _run(
 ) -> bytes | None:
     """Sends what was ``found`` by way of ``results``, and answers."""
     began = time.monotonic()
-    course = _Course(len(found))
+    course = Course(len(found))
     how = "broken off"
     try:
         with _closing(results):
@@ -265,7 +198,7 @@ def _closing(results: Iterator[Sent]) -> Iterator[None]:
             results.close()
 
 
-def _proceed(asked: Asked, course: _Course, results: Iterator[Sent]) -> bool:
+def _proceed(asked: Asked, course: Course, results: Iterator[Sent]) -> bool:
     """Whether the peer cancelled what was left."""
     channel, message_id = asked.channel, asked.command.message_id
     if channel.is_cancelled(message_id):
@@ -286,9 +219,9 @@ def _proceed(asked: Asked, course: _Course, results: Iterator[Sent]) -> bool:
     return False
 
 
-def _finish(asked: Asked, course: _Course, status: RetrieveStatus) -> bytes | None:
+def _finish(asked: Asked, course: Course, status: RetrieveStatus) -> bytes | None:
     """The last response, with the Failed SOP Instance UID List if there is one."""
-    failed = _list_of(course.failed)
+    failed = course.failed_list()
     comment = ""
     if status is RetrieveStatus.CANNOT_PERFORM:
         (why, _) = course.reasons.most_common(1)[0]
@@ -307,17 +240,7 @@ def _finish(asked: Asked, course: _Course, status: RetrieveStatus) -> bytes | No
     return None
 
 
-def _list_of(uids: list[str]) -> list[str]:
-    """As many of them as one element can hold."""
-    length = 0
-    for number, uid in enumerate(uids):
-        length += len(uid) + 1
-        if length > _LONGEST_LIST:
-            return uids[:number]
-    return uids
-
-
-def _keep_books(asked: Asked, operation: str, course: _Course, node: Node | None) -> None:
+def _keep_books(asked: Asked, operation: str, course: Course, node: Node | None) -> None:
     """What of which study went to whom, into the audit log."""
     for study, counts in course.by_study.items():
         asked.archive.audit.write(

@@ -1,4 +1,4 @@
-"""Instances to a peer by C-STORE: which contexts to propose, which to use, one after the other.
+"""Instances to a peer by C-STORE, one after the other, each on the context that suits it best.
 
     for sent in deliver(node, "PLAINPACS", instances, limits=limits):
         ...
@@ -13,29 +13,18 @@ import enum
 import mmap
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from plainpacs.archive.durable import Buffer
 from plainpacs.archive.errors import UnreadableDataSet
+from plainpacs.scp.batches import TARGETS, Batch, batches
 from plainpacs.scp.channel import Channel, Ended
 from plainpacs.scp.converting import CannotConvert, Converter, can_become
 from plainpacs.scp.dimse import CommandField, Element, ProtocolError, request
-from plainpacs.scp.negotiation import (
-    EXPLICIT_VR_LITTLE_ENDIAN,
-    IMPLICIT_VR_LITTLE_ENDIAN,
-    ContextResult,
-    ProposedContext,
-    Result,
-    name_of,
-)
+from plainpacs.scp.negotiation import ContextResult, ProposedContext, Result, name_of
 from plainpacs.scp.outgoing import File, Outgoing
 from plainpacs.scp.reading import ConnectionLost, Limits, PeerTimeout
 from plainpacs.scp.requestor import NoAssociation, Node, Requestor
-
-MOST_CONTEXTS = 128
-"""Context ids are odd and fit into a byte (PS3.8 9.3.2.2)."""
-TARGETS = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
-"""What is converted to, the better first."""
 
 _READ_BEFOREHAND = 4 << 20
 """Bytes: what is no longer is read whole before any of it is sent."""
@@ -90,55 +79,6 @@ _WARNINGS = (0x0001, 0x0107, 0x0116)
 
 class BrokenFile(Exception):
     """The file could not be read to its end amid its being sent: the association must end."""
-
-
-# --- contexts -------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Batch:
-    """What one association can carry."""
-
-    contexts: list[ProposedContext] = field(default_factory=list)
-    instances: list[Outgoing] = field(default_factory=list)
-
-    def _propose(self, sop_class: str, syntaxes: Iterable[str]) -> None:
-        for syntax in syntaxes:
-            number = 2 * len(self.contexts) + 1
-            self.contexts.append(ProposedContext(number, sop_class, (syntax,)))
-
-
-def batches(instances: Iterable[Outgoing]) -> list[Batch]:
-    """The ``instances`` by the association that each is to go over, in their order otherwise.
-
-    Every transfer syntax has a context of its own, so that the peer takes or leaves each; one that
-    can be converted has, besides, those that it can be converted to.
-    """
-    instances = list(instances)
-    stored: dict[str, dict[str, None]] = {}
-    for one in instances:
-        stored.setdefault(one.sop_class, {})[one.transfer_syntax] = None
-    found = [Batch()]
-    place: dict[tuple[str, str], Batch] = {}
-    for sop_class, all_syntaxes in stored.items():
-        for syntaxes in _at_most(list(all_syntaxes), MOST_CONTEXTS - len(TARGETS)):
-            others = [
-                target
-                for target in TARGETS
-                if target not in syntaxes and any(can_become(one, target) for one in syntaxes)
-            ]
-            if len(found[-1].contexts) + len(syntaxes) + len(others) > MOST_CONTEXTS:
-                found.append(Batch())
-            found[-1]._propose(sop_class, [*syntaxes, *others])
-            place |= {(sop_class, syntax): found[-1] for syntax in syntaxes}
-    for one in instances:
-        place[one.sop_class, one.transfer_syntax].instances.append(one)
-    return [batch for batch in found if batch.instances]
-
-
-def _at_most(items: list[str], number: int) -> Iterator[list[str]]:
-    for at in range(0, len(items), number):
-        yield items[at : at + number]
 
 
 # --- one association ------------------------------------------------------------------------------

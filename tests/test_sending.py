@@ -23,13 +23,14 @@ from support import real_folders
 from plainpacs.archive import flatten
 from plainpacs.archive.errors import UnreadableDataSet
 from plainpacs.archive.part10 import file_meta
-from plainpacs.scp import outgoing, reencoding, sending
+from plainpacs.scp import outgoing, reencoding
+from plainpacs.scp.batches import MOST_CONTEXTS, batches
 from plainpacs.scp.converting import CannotConvert, Converter, can_become
 from plainpacs.scp.outgoing import File, Outgoing
 from plainpacs.scp.reading import Limits
 from plainpacs.scp.reencoding import Memory, reencoded
 from plainpacs.scp.requestor import Node
-from plainpacs.scp.sending import Step, batches, deliver
+from plainpacs.scp.sending import Step, deliver
 
 pytestmark = pytest.mark.filterwarnings("ignore:::pydicom", "ignore:::pynetdicom")
 
@@ -91,7 +92,7 @@ def test_no_association_has_more_than_128_contexts() -> None:
     given = [one(n, f"1.2.3.{n % 70}", EVRLE) for n in range(140)]
     given += [one(n, CT, f"1.9.{n}") for n in range(300)]
     found = batches(given)
-    assert all(len(batch.contexts) <= 128 for batch in found)
+    assert all(len(batch.contexts) <= MOST_CONTEXTS for batch in found)
     assert all(max(c.id for c in batch.contexts) <= 255 for batch in found)
     assert sorted(i for batch in found for i in batch.instances) == sorted(given)
     for batch in found:
@@ -474,4 +475,3 @@ def test_closing_ends_it_in_order(
         results.close()  # type: ignore[attr-defined]  # a generator
         running.stop()
     assert "association ended: TESTER at 127.0.0.1 to DRDCM: released; 1 stored" in caplog.text
-    assert sending.MOST_CONTEXTS == 128
