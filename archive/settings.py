@@ -232,7 +232,8 @@ TABLE: tuple[Declaration, ...] = (
     Declaration("pdu_timeout", _seconds, "SECONDS", "a PDU arrives within, from its first byte"),
     Declaration("idle_timeout", _seconds, "SECONDS", "silence after which we abort"),
     Declaration("nodes", _nodes, "AET@HOST:PORT,…", "applications elsewhere: what C-MOVE may send"
-                " to, and commands call by name (none); with TLS: AET@HOST:PORT/tls"),
+                " to, storage commitment reports to, and commands call by name (none); with TLS:"
+                " AET@HOST:PORT/tls"),
     Declaration("refuse_sop_class", _several(_uid), "UID,…", "SOP Classes refused (none)"),
     Declaration("query_retrieve", _choice("on", "off"), "on|off", "answer queries and retrieves"
                 " (C-FIND, C-MOVE, C-GET); off: only receive", switch=True),

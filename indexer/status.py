@@ -40,6 +40,7 @@ class Status:
     bytes: int = 0
     pending: int | None = None
     conflicts: int | None = None
+    commitments: int | None = None
     free: int = 0
     reserve: int | None = None
     indexer_running: bool = False
@@ -66,6 +67,7 @@ def status_of(path: str, note: Note) -> Status:
     status.last_stored = [{"time": t, "StudyInstanceUID": study} for t, study in last[:_LAST]]
     status.pending = count_pending(path)
     status.conflicts = _count_conflicts(path)
+    status.commitments = _count_commitments(path)
     root = open_root(path)
     try:
         status.indexer_running = is_locked(root, layout.INDEXER_LOCK)
@@ -116,6 +118,17 @@ def _count_conflicts(path: str) -> int | None:
     if not os.access(os.path.dirname(top), os.X_OK | os.R_OK):
         return None
     return sum("~" in name for _, _, names in os.walk(top) for name in names)
+
+
+def _count_commitments(path: str) -> int | None:
+    """The requests for storage commitment that wait, by their names."""
+    try:
+        names = os.listdir(os.path.join(path, layout.COMMITMENTS))
+    except FileNotFoundError:
+        return 0
+    except OSError:
+        return None
+    return sum("~" in name for name in names)
 
 
 def _services(path: str, root: int) -> list[dict[str, Any]]:

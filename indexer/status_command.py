@@ -48,6 +48,8 @@ def _status_lines(status: Status) -> list[str]:
             if status.free > status.reserve
             else f"reserve    {kept}: NOTHING IS STORED until more than that is free"
         )
+    if status.commitments:
+        lines.append(f"committing {status.commitments:,} requests for storage commitment wait")
     for failed in status.failed_hooks:
         when = readable.local_time(failed["time"])
         lines.append(

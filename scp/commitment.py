@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from plainpacs.archive.audit import AuditLog
 from plainpacs.archive.errors import InvalidUID, PlainpacsError
 from plainpacs.archive.identity import as_name
 from plainpacs.archive.root import open_root
@@ -81,15 +82,14 @@ def action(asked: Asked) -> bytes | None:
     claim: Claim | None = None
     try:
         try:
+            asked.archive.check(len(asked.data))
             kept = commitments.put(root, transaction)
             claim = commitments.claim(root, kept.name)
-        except (Full, OSError) as error:
-            full = isinstance(error, Full)
-            status = ActionStatus.RESOURCE_LIMITATION if full else ActionStatus.PROCESSING_FAILURE
-            words = "too many requests wait" if full else "the request cannot be kept"
-            why = getattr(error, "strerror", None) or words
+        except (Full, OSError, PlainpacsError) as error:
+            status = ActionStatus.RESOURCE_LIMITATION
+            why = getattr(error, "strerror", None) or str(error)
             _LOG.warning("refused: %s: %04X commitment: %s", asked.caller, status, why)
-            return _answer(command, status, words)
+            return _answer(command, status, "the request cannot be kept")
         asked.channel.send(asked.context.id, _answer(command, ActionStatus.SUCCESS))
         if claim is not None and asked.channel.is_silent_for(_QUIET_SECONDS):
             claim = _report_here(asked, claim)
@@ -231,6 +231,17 @@ class Report:
         _LOG.warning(words, by, command.status)
         return False
 
+    def record(self, audit: AuditLog) -> None:
+        """That the asker has it, into the audit log: what is committed it may delete."""
+        audit.write(
+            "commitment",
+            calling_ae=self.transaction.calling_ae,
+            called_ae=self.transaction.called_ae,
+            TransactionUID=self.transaction.uid,
+            committed=len(self.verdicts) - self.failed,
+            failed=self.failed or None,
+        )
+
 
 def our_title(transaction: Transaction, settings: Settings) -> str:
     """The AE title that we were called, if it is ours."""
@@ -241,12 +252,13 @@ def our_title(transaction: Transaction, settings: Settings) -> str:
 class _Awaited:
     """A report on its way over the association of the request; see ``services.Awaited``."""
 
-    def __init__(self, claim: Claim, report: Report, caller: Caller) -> None:
-        self._claim, self._report, self._caller = claim, report, caller
+    def __init__(self, claim: Claim, report: Report, caller: Caller, audit: AuditLog) -> None:
+        self._claim, self._report, self._caller, self._audit = claim, report, caller, audit
 
     def answered(self, command: Command) -> None:
         try:
             if self._report.taken(command, self._caller):
+                self._report.record(self._audit)
                 self._claim.done()
             else:
                 self._claim.put_off()
@@ -271,11 +283,11 @@ def _report_here(asked: Asked, claim: Claim) -> Claim | None:
             lambda: not channel.is_silent_for(0.0),
             thorough=False,
         )
-    except (PutOff, PlainpacsError):
+    except (PutOff, PlainpacsError, OSError):
         return claim
     report.log()
     message_id = max(asked.awaited, default=0) % 0xFFFF + 1
     data = report.data_set(asked.context.transfer_syntax, asked.settings)
-    asked.awaited[message_id] = _Awaited(claim, report, asked.caller)
+    asked.awaited[message_id] = _Awaited(claim, report, asked.caller, asked.archive.audit)
     channel.send(asked.context.id, report.command(message_id), [data])
     return None

@@ -131,7 +131,7 @@ def put(root: int, transaction: Transaction) -> Transaction:
         if kept is not None:
             return kept
     if len(waiting) >= MOST_WAITING:
-        raise Full
+        raise Full(f"{MOST_WAITING} requests wait already")
     same_uid = (_read(root, name) for name in waiting if name.startswith(f"{transaction.uid}~"))
     if any(one is not None and one.calling_ae == transaction.calling_ae for one in same_uid):
         transaction = replace(transaction, is_duplicate=True)

@@ -29,7 +29,7 @@ from plainpacs.scp.negotiation import (
     Role,
 )
 from plainpacs.scp.reading import ConnectionLost, Limits, PeerTimeout
-from plainpacs.scp.requestor import Node, Requestor
+from plainpacs.scp.requestor import NoAssociation, Node, Requestor
 from plainpacs.scp.tally import Caller
 
 _LOG = logging.getLogger("plainpacs.scp")
@@ -113,9 +113,9 @@ class Reporter:
         # What was tried before this process was there is tried anew: the settings may have changed.
         due = transaction.due if name in self._due or not transaction.tries else 0.0
         due = max(due, self._silent.get(title, 0.0))
-        if now - transaction.asked > _KEPT_SECONDS and title in self._silent:
-            _LOG.error("commitment given up, of %s: %s", transaction.uid, _caller(transaction))
-            claim.done()
+        is_old = now - transaction.asked > _KEPT_SECONDS
+        if is_old and title in self._silent:
+            _give_up(claim)
         elif due > now:
             self._due[name] = due
         elif self._deliver(transaction):
@@ -123,6 +123,8 @@ class Reporter:
             claim.done()
         elif not self._stops.is_set():
             self._silent[title] = self._due[name] = claim.put_off().due
+            if is_old:
+                _give_up(claim)
 
     def _deliver(self, transaction: Transaction) -> bool:
         """Whether the asker has its report. Logs why not."""
@@ -138,6 +140,9 @@ class Reporter:
             return self._tell(node, transaction)
         except (Stopping, PutOff):
             pass
+        except NoAssociation as error:
+            words = "commitment not reported: %s; it is tried again later"
+            _LOG.warning(words, error)
         except _TRANSIENT as error:
             why = str(error) or type(error).__name__
             _LOG.warning("commitment not reported: %s: %s; it is tried again later", node, why)
@@ -174,7 +179,17 @@ class Reporter:
             data = report.data_set(syntax, settings)
             answer = association.channel.request(_CONTEXT, report.command(1), 1, [data])
         report.log()
-        return report.taken(answer, node)
+        if not report.taken(answer, node):
+            return False
+        report.record(self._archive.audit)
+        self._archive.audit.flush()
+        return True
+
+
+def _give_up(claim: Claim) -> None:
+    transaction = claim.transaction
+    _LOG.error("commitment given up, of %s: %s", transaction.uid, _caller(transaction))
+    claim.done()
 
 
 def _caller(transaction: Transaction) -> Caller:

@@ -29,6 +29,7 @@ from peer import (
 from pydicom import Dataset
 from pynetdicom import AE, build_role, evt
 from running import Running, Start, wait_until
+from serving import Serve
 from support import CT_IMAGE_STORAGE as CT
 from support import MODALITY, data_set, part10, store
 
@@ -295,6 +296,45 @@ def test_the_same_request_again_and_another_under_its_uid(running: Running) -> N
             (2, [], {ONE: 0x0131, TWO: 0x0131}),
             (2, [], {"1.5": 0x0112}),
         ]
+
+
+def test_it_is_given_up_after_a_week(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    """Not before it was tried once more."""
+    root = os.open(running.root, os.O_RDONLY)
+    ago = time.time() - 8 * 24 * 3600.0
+    references = (Reference(CT, ONE),)
+    commitments.put(root, commitments.Transaction("1.9", "CT1", "DRDCM", references, ago, ago, 9))
+    os.close(root)
+    with reporting(running, nodes=("CT1@127.0.0.1:1",)):
+        wait_until(lambda: not waiting(running))
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith(
+        "commitment not reported: CT1@127.0.0.1:1: connect: Connection refused;"
+    )
+    assert "given up, of 1.9" in said[1]
+
+
+def test_a_whole_service_reports(serve: Serve) -> None:
+    """Several receivers, one reporter; also after a kill."""
+    modality = Modality()
+    with modality.listening():
+        arguments = ("--receivers", "2", "--nodes", f"CT1@127.0.0.1:{modality.port}")
+        service = serve(*arguments)
+        for uid in ("1.9.1", "1.9.2"):
+            with Asker(service.port) as asker:
+                assert asker.ask("1.5", transaction=uid) == 0
+                asker.release()
+            if uid == "1.9.1":
+                assert modality.report() == (2, [], {"1.5": 0x0112})
+        service.process.kill()
+        service.process.wait()
+        again = serve(*arguments, root=service.root)
+        assert modality.report() == (2, [], {"1.5": 0x0112})
+        assert again.stop() == 0
+    audit = (service.root / ".plainpacs" / "audit").glob("*")
+    lines = [json.loads(line) for path in audit for line in path.read_text().splitlines()]
+    told = [line["TransactionUID"] for line in lines if line["event"] == "commitment"]
+    assert told == ["1.9.1", "1.9.2"]
 
 
 def test_a_damaged_or_strange_file_in_the_queue_hurts_nobody(running: Running) -> None:
