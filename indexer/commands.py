@@ -17,7 +17,7 @@ from plainpacs.archive.errors import InUse
 from plainpacs.archive.root import open_root, stamp
 from plainpacs.archive.settings import Settings
 from plainpacs.archive.signals import waiting_for_stop
-from plainpacs.indexer.hook_book import Kind
+from plainpacs.indexer.hook_history import Kind
 from plainpacs.indexer.hooks import HookSettings
 from plainpacs.indexer.pending import REQUEST_REBUILD, REQUEST_RECONCILE, Pending
 from plainpacs.indexer.service import Indexer

@@ -11,7 +11,8 @@ from plainpacs.archive.context import Context
 from plainpacs.archive.errors import StorageUnavailable
 from plainpacs.archive.root import open_root
 from plainpacs.indexer import output
-from plainpacs.indexer.hook_book import HookBook, Kind
+from plainpacs.indexer.hook_book import HookBook
+from plainpacs.indexer.hook_history import Kind
 
 
 @click.command()

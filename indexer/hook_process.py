@@ -33,7 +33,8 @@ from plainpacs.archive.hook_words import (
     LooksLikeAnOption,
 )
 from plainpacs.archive.root import stamp
-from plainpacs.indexer.hook_book import HookBook, Kind, Level, Study, given_line, ran_line
+from plainpacs.indexer.hook_book import HookBook, Study
+from plainpacs.indexer.hook_history import Kind, Level, given_line, ran_line
 from plainpacs.indexer.study_files import InstanceFacts, best_line, read_manifest, study_files
 from plainpacs.indexer.visible import visible
 

@@ -6,8 +6,8 @@ waits until a study has had no new instance for the while, records that it settl
 processes that run the commands (``hook_process``), in the order in which the studies settled, not
 more than a few at once, and again after a while when they fail.
 
-What is to be done is decided from the tree and the study's log alone (``hook_book``), so a kill at
-any moment forgets nothing and runs nothing twice. Times are of the monotonic clock; how long a
+What is to be done is decided from the tree and the study's log alone (``hook_history``), so a kill
+at any moment forgets nothing and runs nothing twice. Times are of the monotonic clock; how long a
 study has been quiet when the indexer starts is told by its folders, in the file system's own time.
 """
 
@@ -27,7 +27,8 @@ from fcntl import LOCK_EX
 from plainpacs.archive import layout
 from plainpacs.archive.errors import PlainpacsError
 from plainpacs.archive.root import file_system_now, stamp, try_lock
-from plainpacs.indexer.hook_book import HookBook, Kind, Level, Verdict, settled_line
+from plainpacs.indexer.hook_book import HookBook
+from plainpacs.indexer.hook_history import Kind, Level, Verdict, settled_line
 from plainpacs.indexer.rebuild import Study
 from plainpacs.indexer.records import StudyRecord, study_record
 

@@ -32,8 +32,8 @@ from plainpacs.archive.hook_words import STUDY_PLACES, HookWords, LooksLikeAnOpt
 from plainpacs.archive.manifest import Provenance
 from plainpacs.archive.root import stamp
 from plainpacs.archive.settings import load
-from plainpacs.indexer import hook_book
-from plainpacs.indexer.hook_book import BACK_OFF, History, Kind, Level, Tries, Verdict
+from plainpacs.indexer import hook_book, hook_history
+from plainpacs.indexer.hook_history import BACK_OFF, History, Kind, Level, Tries, Verdict
 from plainpacs.indexer.hook_process import HookRun
 from plainpacs.indexer.hooks import HookSettings
 from plainpacs.indexer.service import Indexer
@@ -276,7 +276,7 @@ def test_what_is_imported_and_restored(path: str, script: Script, memory: Path) 
 def test_a_command_that_fails_is_tried_again_and_then_listed(
     path: str, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hook_book, "BACK_OFF", (0.05, 0.05))
+    monkeypatch.setattr(hook_history, "BACK_OFF", (0.05, 0.05))
     script = Script(memory, f"test -e {memory}/well")
     stored(path)
     with at_work(path, settings(str(script))):
@@ -291,7 +291,7 @@ def test_a_command_that_fails_is_tried_again_and_then_listed(
 def test_what_failed_for_good_can_be_tried_again(
     path: str, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hook_book, "BACK_OFF", ())
+    monkeypatch.setattr(hook_history, "BACK_OFF", ())
     script = Script(memory, f"test -e {memory}/well")
     stored(path, 1)
     stored(path, 2)
@@ -342,7 +342,7 @@ def test_the_limit_and_the_order(path: str, memory: Path) -> None:
     root = hook_book.HookBook(os.open(path, os.O_RDONLY))
     for number, study in enumerate(studies):
         at = f"2024-01-01T00:00:0{number}.000Z"
-        root.append(("202401", study), hook_book.settled_line(at, Level(1, "9999")))
+        root.append(("202401", study), hook_history.settled_line(at, Level(1, "9999")))
     with at_work(path, settings(str(script), at_once=1)):
         eventually(lambda: len(script.calls()) == 5 and idle(path))
     assert not (memory / "two").exists()
@@ -361,7 +361,7 @@ def run(*arguments: str) -> str:
 def test_status_and_hooks_name_what_failed(
     path: str, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hook_book, "BACK_OFF", ())
+    monkeypatch.setattr(hook_history, "BACK_OFF", ())
     stored(path)
     with at_work(path, settings("/nowhere/at/all", str(script), at_once=1)):
         eventually(lambda: waiting(path) == ["failed/study~202401~1.2.3"])
