@@ -37,6 +37,7 @@ class Pacs:
     cannot_send: frozenset[str] = frozenset()
     vanishes_after: int = -1
     destinations: dict[str, int] = field(default_factory=dict)
+    aborts_queries: bool = False
     asked: list[str] = field(default_factory=list)
     port: int = 0
 
@@ -72,6 +73,9 @@ class Pacs:
         asked = event.identifier
         level = asked.QueryRetrieveLevel
         self.asked.append(f"FIND {level}")
+        if self.aborts_queries:
+            event.assoc.abort()
+            return
         if level not in self.levels:
             yield 0xA900, None
             return

@@ -221,3 +221,10 @@ def test_a_refused_query_is_said_with_its_status(run: Run) -> None:
         done = run("find", at(other.port, "PACS"))
     assert done.code == 3
     assert "context: the peer does not answer queries of the Study Root model" in done.err
+
+
+def test_a_peer_that_ends_the_association_amid_a_query(run: Run) -> None:
+    with pacs(aborts_queries=True) as other:
+        done = run("find", at(other.port, "PACS"))
+    assert done.code == 3
+    assert "association: the peer ended it before it had answered" in done.err
