@@ -34,7 +34,7 @@ LOST = (Ended, ConnectionLost, PeerTimeout, ProtocolError, OSError)
 
 
 class Failed(PlainpacsError):
-    """A peer could not do what was asked. ``step``: context, status, or association."""
+    """A peer could not do what was asked. ``step``: context, status, answer, or association."""
 
     exit_code = 3
 
