@@ -22,7 +22,7 @@ _REMEMBERED = 200_000  # values; more of them would take a lot of memory
 # A value as it stands in the bytes, without what ends a text or an array.
 _VALUE = rb'("[^"\n]*|\[[^\]\n]*|[^,}\]\n]*)'
 # The rest of a text with more in it than plain ASCII without "=" and backslashes.
-_ODD = rb"[ !#-<>-\[\]-~]*[^ -<>-\[\]-~\n]"
+_ODD = rb"[ !#-<>-\[\]-~]*+[^ -<>-\[\]-~\n]"
 
 
 class Column:
@@ -93,8 +93,16 @@ def within(text: str) -> bytes:
     """For texts with ``text`` (lower case) in them, or in what a person name is shown as."""
     if not text.isascii():
         return b"(?!)"  # in no plain text
-    spelled = re.escape(text).replace(",\\ ", r"(?:,\ |\^)").replace("\\ ", r"[ \^]")
-    return rb'[^"\n]*?(?i:' + spelled.encode() + b")"
+    first, rest = (
+        re.escape(part).replace(",\\ ", r"(?:,\ |\^)").replace("\\ ", r"[ \^]")
+        for part in (text[0], text[1:])
+    )
+    if not text[0].isalnum():
+        return rb'[^"\n]*?(?i:' + (first + rest).encode() + b")"
+    # From one first letter to the next, and never back, as it is looked for in every value.
+    one = f"[{first}{first.upper()}]"
+    others = f'[^"\\n{first}{first.upper()}]*'
+    return f"(?>{others}(?:{one}(?!(?i:{rest})){others})*){one}(?i:{rest})".encode()
 
 
 def from_on(first: str) -> bytes:
