@@ -4,8 +4,8 @@ The peer sends each instance in the transfer syntax it has it in, if that has a 
 what shares a context with others is the peer's choice. As there are 128 contexts at most, syntaxes
 share when there are many SOP Classes.
 
->>> [len(one.transfer_syntaxes) for one in storage_contexts(["1.2.3"], 3, most=5)][:4]
-[2, 1, 1, 1]
+>>> [len(one.transfer_syntaxes) for one in storage_contexts(["1.2.3"], 3, most=4)][:3]
+[2, 1, 1]
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from plainpacs.scp.negotiation import (
 from plainpacs.scp.registry import REGISTERED
 
 MOST_CONTEXTS = 128
+_FEW = 5
 _JPEG = "1.2.840.10008.1.2.4."
 _COMPRESSED = (
     *(_JPEG + "70", _JPEG + "57", _JPEG + "50", _JPEG + "51", _JPEG + "80", _JPEG + "81"),
@@ -74,15 +75,13 @@ def storage_contexts(
 
 def _groups(share: int) -> Iterator[tuple[str, ...]]:
     """The transfer syntaxes of one SOP Class, as ``share`` contexts or fewer."""
-    if share == 1:
-        yield (*_UNCOMPRESSED, *_OTHERS)
-        return
-    if share >= len(_UNCOMPRESSED) + len(_OTHERS):
-        yield from ((syntax,) for syntax in (*_UNCOMPRESSED, *_OTHERS))
-        return
-    yield _UNCOMPRESSED
-    yield from ((syntax,) for syntax in _OTHERS[: share - 2])
-    yield _OTHERS[share - 2 :]
+    # Where there are but few, the uncompressed ones share one, so that the others have more.
+    few = share < _FEW
+    groups: list[tuple[str, ...]] = [_UNCOMPRESSED] if few else [(uid,) for uid in _UNCOMPRESSED]
+    groups += [(uid,) for uid in _OTHERS]
+    yield from groups[: share - 1]
+    if rest := tuple(uid for group in groups[share - 1 :] for uid in group):
+        yield rest
 
 
 def roles(contexts: Collection[ProposedContext]) -> dict[str, Role]:
