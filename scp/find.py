@@ -20,14 +20,9 @@ from plainpacs.indexer.query import Condition, Query, values_of
 from plainpacs.scp.answers import Template
 from plainpacs.scp.dimse import Element, response
 from plainpacs.scp.identifiers import BadIdentifier, read
+from plainpacs.scp.model import UNIQUE_KEYS, NotOfThisModel
 from plainpacs.scp.negotiation import EXPLICIT_VR_LITTLE_ENDIAN
-from plainpacs.scp.question import (
-    UNIQUE_KEYS,
-    CannotMatch,
-    NotOfThisModel,
-    Question,
-    read_question,
-)
+from plainpacs.scp.question import CannotMatch, Question, read_question
 from plainpacs.scp.services import Asked
 from plainpacs.scp.status import LONGEST_COMMENT
 

@@ -14,27 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from plainpacs.archive.attributes import REQUESTED, Level
 from plainpacs.archive.errors import BadQuery
-from plainpacs.indexer.keys import ALIASES, DATE_TIMES, LEVELS, SEQUENCE, fields_at, keys_at
+from plainpacs.indexer.keys import ALIASES, DATE_TIMES, SEQUENCE, fields_at, keys_at
 from plainpacs.indexer.query import Asked as Wanted
 from plainpacs.indexer.query import Query
 from plainpacs.indexer.query import asked as query_of
 from plainpacs.scp.answers import Column
 from plainpacs.scp.dictionary import keyword_of, tag_of
 from plainpacs.scp.identifiers import CHARACTER_SET, LEVEL, DataSet, terms_of
+from plainpacs.scp.model import LEVELS, UNIQUE_KEYS, NotOfThisModel, level_of, levels_down_to
 from plainpacs.scp.repertoire import Repertoire
 
-UNIQUE_KEYS: Mapping[Level, str] = MappingProxyType(
-    {
-        Level.PATIENT: "PatientID",
-        Level.STUDY: "StudyInstanceUID",
-        Level.SERIES: "SeriesInstanceUID",
-        Level.INSTANCE: "SOPInstanceUID",
-    }
-)
 _ANSWERED_BY_US = ("QueryRetrieveLevel", "RetrieveAETitle", "InstanceAvailability")
 _OTHER_NAMES = {"AvailableTransferSyntaxUID": "transfer_syntax"}
 """What the records of instances have under names of their own."""
@@ -42,17 +34,9 @@ _IN_ITEMS = frozenset(kept.keyword for kept in REQUESTED)
 _MOST_KEYS = 1000
 
 
-class NotOfThisModel(Exception):
-    """The identifier does not match the SOP Class. ``tag``: of the element that is wrong. The words
-    have nothing of what was sent; so too those of CannotMatch."""
-
-    def __init__(self, words: str, tag: int) -> None:
-        super().__init__(words)
-        self.tag = tag
-
-
 class CannotMatch(Exception):
-    """A key has a value that none can be compared with."""
+    """A key has a value that none can be compared with. ``tag``: of that key. The words have
+    nothing of what was sent."""
 
     def __init__(self, words: str, tag: int) -> None:
         super().__init__(words)
@@ -96,7 +80,7 @@ def read_question(
 ) -> Question:
     """``title``: the AE title that instances can be retrieved from. Raises NotOfThisModel and
     CannotMatch."""
-    level = _level_of(identifier, patient_root=patient_root)
+    level = level_of(identifier, patient_root=patient_root)
     if len(identifier.elements) > _MOST_KEYS:
         raise CannotMatch(f"more than {_MOST_KEYS} keys", LEVEL)
     if not relational:
@@ -117,23 +101,9 @@ def read_question(
     )
 
 
-def _level_of(identifier: DataSet, *, patient_root: bool) -> Level:
-    text = identifier.text_at(LEVEL)
-    for level in LEVELS:
-        if text == level.value and (patient_root or level is not Level.PATIENT):
-            return level
-    words = "Query/Retrieve Level is " + ("none of this SOP Class" if text else "missing")
-    raise NotOfThisModel(words, LEVEL)
-
-
-def levels_above(level: Level, *, patient_root: bool) -> tuple[Level, ...]:
-    """Those of the model, from the top down."""
-    return LEVELS[0 if patient_root else 1 : LEVELS.index(level)]
-
-
 def _check_unique_keys(identifier: DataSet, level: Level, *, patient_root: bool) -> None:
     """Those of the levels above have one value each (PS3.4 C.4.1.2.1)."""
-    for above in levels_above(level, patient_root=patient_root):
+    for above in levels_down_to(level, patient_root=patient_root)[:-1]:
         keyword = UNIQUE_KEYS[above]
         value = identifier.text(keyword)
         if not value or any(sign in value for sign in "*?\\"):
@@ -219,8 +189,8 @@ def _check(wanted: Mapping[str, Wanted], level: Level, *, combined: bool) -> Non
 def _columns(identifier: DataSet, level: Level, *, patient_root: bool) -> tuple[list[Column], bool]:
     """An element for each key, and the unique keys; and whether the answers can have a value for
     each of them."""
-    unique = (*levels_above(level, patient_root=patient_root), level)
-    tags = {tag_of(UNIQUE_KEYS[one]) for one in unique} | set(identifier.elements)
+    here = levels_down_to(level, patient_root=patient_root)
+    tags = {tag_of(UNIQUE_KEYS[one]) for one in here} | set(identifier.elements)
     tags -= {CHARACTER_SET, LEVEL, *map(tag_of, _ANSWERED_BY_US)}
     columns = [_column(identifier, tag, level) for tag in tags]
     return columns, all(one.source or one.constant or one.beyond for one in columns)

@@ -21,6 +21,7 @@ from plainpacs.scp import nodes
 from plainpacs.scp.converting import Converter
 from plainpacs.scp.dimse import Element, ProtocolError, Reason, response
 from plainpacs.scp.identifiers import BadIdentifier, encode, read
+from plainpacs.scp.model import NotOfThisModel
 from plainpacs.scp.negotiation import PATIENT_ROOT_GET
 from plainpacs.scp.outgoing import Outgoing
 from plainpacs.scp.reading import Limits
@@ -29,7 +30,7 @@ from plainpacs.scp.sending import BrokenFile, Sender, Sent, deliver
 from plainpacs.scp.services import Asked
 from plainpacs.scp.status import LONGEST_COMMENT
 from plainpacs.scp.suboperations import Course, RetrieveStatus
-from plainpacs.scp.wanted import NotOfThisModel, instances, read_wanted
+from plainpacs.scp.wanted import instances, read_wanted
 
 _LOG = logging.getLogger("plainpacs.scp")
 

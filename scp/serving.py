@@ -53,7 +53,8 @@ _NAMES_SHOWN = 5
 
 _WHY = {
     Result.USER_REJECTION: "the peer would be SCP, and asks for no C-GET",
-    Result.ABSTRACT_SYNTAX_NOT_SUPPORTED: "not Verification, nor the storage of an instance",
+    Result.ABSTRACT_SYNTAX_NOT_SUPPORTED: "not Verification, the storage of an instance, nor a "
+    "service that is on (query_retrieve)",
     Result.TRANSFER_SYNTAXES_NOT_SUPPORTED: "no transfer syntax that can be kept",
 }
 

@@ -26,22 +26,14 @@ from plainpacs.indexer.matching import Test
 from plainpacs.indexer.query import Condition, Query, values_of
 from plainpacs.scp import outgoing
 from plainpacs.scp.dictionary import tag_of
-from plainpacs.scp.identifiers import LEVEL, DataSet
+from plainpacs.scp.identifiers import DataSet
+from plainpacs.scp.model import NotOfThisModel, level_of
 from plainpacs.scp.outgoing import Outgoing
 
 Note = Callable[[str], None]
 
 _FEW = 16
 """Instances whose own files are as quick to read as the manifest of their series."""
-
-
-class NotOfThisModel(Exception):
-    """The identifier does not match the SOP Class. ``tag``: of the element that is wrong. The words
-    have nothing of what was sent."""
-
-    def __init__(self, words: str, tag: int) -> None:
-        super().__init__(words)
-        self.tag = tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +49,7 @@ class Wanted:
 
 def read_wanted(identifier: DataSet, *, patient_root: bool) -> Wanted:
     """Raises NotOfThisModel."""
-    text = identifier.text_at(LEVEL)
-    level = next((one for one in Level if one.value == text), None)
-    if level is None or (level is Level.PATIENT and not patient_root):
-        words = "Query/Retrieve Level is " + ("none of this SOP Class" if text else "missing")
-        raise NotOfThisModel(words, LEVEL)
+    level = level_of(identifier, patient_root=patient_root)
     patient = identifier.text("PatientID") if patient_root else ""
     if level is Level.PATIENT:
         if not patient:
