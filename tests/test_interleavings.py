@@ -6,7 +6,7 @@ be killed at any of its stops. Whatever the order: what was acknowledged is ther
 partial has a final name; what the indexer then finds pending is all it needs; and after a start
 nothing is left over, a second one changes nothing, and the indexes are what a rebuild makes.
 
-``PLAINPACS_SWITCHES=N`` tries all orders with at most N switches, and many more random ones.
+``PLAINPACS_TEST_SWITCHES=N`` tries all orders with at most N switches, and many more random ones.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from plainpacs.archive.targets import Target, present
 from plainpacs.archive.writer import Writer
 from plainpacs.indexer.service import Indexer
 
-WANTED = int(os.environ.get("PLAINPACS_SWITCHES", "0"))
+WANTED = int(os.environ.get("PLAINPACS_TEST_SWITCHES", "0"))
 SWITCHES, AT_MOST, LUCKY = (WANTED, 10**9, 1000) if WANTED else (2, 130, 20)
 FEWEST = {"service_and_a_start": 30}
 """Orders of a scenario; fewer, and there are fewer stops than there were. Of all others: 120."""

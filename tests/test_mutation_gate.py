@@ -11,7 +11,7 @@ which nothing breaks is needless, or the model has a hole, or it stands in ``NEE
 reason.
 
 
-``PLAINPACS_POWER_STATES=0`` looks at every state before it calls a site needless.
+``PLAINPACS_TEST_POWER_STATES=0`` looks at every state before it calls a site needless.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from test_power_loss import quiet, wrong_after_recovery, wrong_in_memory
 
 __all__ = ["quiet"]
 
-TRIED = 10**9 if os.environ.get("PLAINPACS_POWER_STATES") == "0" else 60
+TRIED = 10**9 if os.environ.get("PLAINPACS_TEST_POWER_STATES") == "0" else 60
 """States recovered of a site in each order before it is called needless."""
 
 FEW = {"pairs": 0, "random_each": 3}

@@ -6,7 +6,7 @@ promised is there whole. A sample of them is put into a folder, on which plainpa
 boot: everything promised is there byte for byte, nothing partial has a final name, no unfinished
 work is left, a second recovery changes nothing, and the indexes are what a rebuild makes.
 
-``PLAINPACS_POWER_STATES=N`` recovers up to N states of each order (the default is DEFAULT; 0: all,
+``PLAINPACS_TEST_POWER_STATES=N`` recovers up to N states of each order (the default is DEFAULT; 0: all,
 with more pairs and random subsets).
 """
 
@@ -28,7 +28,7 @@ from recovery import Checker, Said, partial, quick_folder, unkept
 from plainpacs.archive import durable
 
 DEFAULT = 60
-WANTED = int(os.environ.get("PLAINPACS_POWER_STATES", DEFAULT))
+WANTED = int(os.environ.get("PLAINPACS_TEST_POWER_STATES", DEFAULT))
 FEWEST = 4
 """Different states for each moment of an order; fewer, and the model has shrunk."""
 
