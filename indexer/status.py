@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 from dataclasses import asdict, dataclass, field
+from heapq import nlargest
 from typing import Any
 
 import orjson
@@ -56,13 +57,15 @@ def status_of(path: str, note: Note) -> Status:
     """The status of the archive at ``path``. Raises NotAnArchive."""
     status = Status(path, free=shutil.disk_usage(path).free)
     last: list[tuple[str, str]] = []
-    for found in search.search(path, Query(), note):
+    for found in search.studies(path, Query(), note):
         record = orjson.loads(found.line)
         status.studies += 1
         status.series += count(record, "NumberOfStudyRelatedSeries")
         status.instances += count(record, "NumberOfStudyRelatedInstances")
         status.bytes += count(record, "bytes")
         last.append((str(record.get("last_stored", "")), found.study))
+        if len(last) > 1000:  # of a million studies, these are enough to hold
+            last = nlargest(_LAST, last)
     last.sort(reverse=True)
     status.last_stored = [{"time": t, "StudyInstanceUID": study} for t, study in last[:_LAST]]
     status.pending = count_pending(path)
