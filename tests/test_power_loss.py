@@ -6,8 +6,8 @@ promised is there whole. A sample of them is put into a folder, on which plainpa
 boot: everything promised is there byte for byte, nothing partial has a final name, no unfinished
 work is left, a second recovery changes nothing, and the indexes are what a rebuild makes.
 
-``PLAINPACS_TEST_POWER_STATES=N`` recovers up to N states of each order (the default is DEFAULT; 0: all,
-with more pairs and random subsets).
+``PLAINPACS_TEST_POWER_STATES=N`` recovers up to N states of each order (the default is DEFAULT; 0:
+all, with more pairs and random subsets).
 """
 
 from __future__ import annotations
