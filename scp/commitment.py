@@ -141,7 +141,13 @@ def _transaction(asked: Asked) -> Transaction:
         raise _Refused(ActionStatus.INVALID_ARGUMENT_VALUE, words)
     caller, now = asked.caller, time.time()
     return Transaction(
-        uid, caller.calling_ae, caller.called_ae, references, now, now + _OURS_SECONDS
+        uid,
+        caller.calling_ae,
+        caller.called_ae,
+        caller.peer,
+        references,
+        asked=now,
+        due=now + _OURS_SECONDS,
     )
 
 
@@ -164,7 +170,7 @@ class Report:
         if transaction.is_duplicate:
             why = Verdict(FailureReason.DUPLICATE_TRANSACTION_UID, "its Transaction UID is in use")
         elif settings.sync != "on":
-            words = "nothing is synced; flag to change it: --sync"
+            words = "nothing is synced; flag to change it: --sync on"
             why = Verdict(FailureReason.PROCESSING_FAILURE, words)
         else:
             found = judge(root, transaction.references, interrupted, thorough=thorough)

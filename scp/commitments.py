@@ -34,7 +34,7 @@ class Full(Exception):
 @dataclass(frozen=True, slots=True)
 class Transaction:
     """A request. Times in seconds since 1970: when it was ``asked``, and from when on it is
-    ``due`` to be tried again. AE titles as the asker wrote them.
+    ``due`` to be tried again. AE titles as the asker wrote them; ``peer`` is its address.
 
     ``is_duplicate``: the same AE title has another request with this Transaction UID waiting.
     """
@@ -42,6 +42,7 @@ class Transaction:
     uid: str
     calling_ae: str
     called_ae: str
+    peer: str
     references: tuple[Reference, ...]
     asked: float
     due: float
@@ -65,6 +66,7 @@ class Transaction:
                 "TransactionUID": self.uid,
                 "calling_ae": self.calling_ae,
                 "called_ae": self.called_ae,
+                "peer": self.peer,
                 "asked": self.asked,
                 "due": self.due,
                 "tries": self.tries,
@@ -83,6 +85,7 @@ class Transaction:
                 str(told["TransactionUID"]),
                 str(told["calling_ae"]),
                 str(told["called_ae"]),
+                str(told["peer"]),
                 tuple(Reference(str(one), str(other)) for one, other in told["references"]),
                 float(told["asked"]),
                 float(told["due"]),

@@ -155,7 +155,8 @@ class Reporter:
         self._strangers.add(title)
         shown = title if title.isascii() and title.isprintable() else "?"
         _LOG.warning(
-            "commitment waits: its asker is no node here; flag to add it: --nodes %s@HOST:PORT",
+            "commitment waits: its asker is no node here: %s; flag to add it: --nodes %s@HOST:PORT",
+            _caller(transaction),
             shown,
         )
 
@@ -193,4 +194,4 @@ def _give_up(claim: Claim) -> None:
 
 
 def _caller(transaction: Transaction) -> Caller:
-    return Caller("its node", transaction.calling_ae, transaction.called_ae)
+    return Caller(transaction.peer, transaction.calling_ae, transaction.called_ae)

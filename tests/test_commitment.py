@@ -303,7 +303,9 @@ def test_it_is_given_up_after_a_week(running: Running, caplog: pytest.LogCapture
     root = os.open(running.root, os.O_RDONLY)
     ago = time.time() - 8 * 24 * 3600.0
     references = (Reference(CT, ONE),)
-    commitments.put(root, commitments.Transaction("1.9", "CT1", "DRDCM", references, ago, ago, 9))
+    commitments.put(
+        root, commitments.Transaction("1.9", "CT1", "DRDCM", "10.0.0.5", references, ago, ago, 9)
+    )
     os.close(root)
     with reporting(running, nodes=("CT1@127.0.0.1:1",)):
         wait_until(lambda: not waiting(running))
@@ -320,16 +322,22 @@ def test_a_whole_service_reports(serve: Serve) -> None:
     with modality.listening():
         arguments = ("--receivers", "2", "--nodes", f"CT1@127.0.0.1:{modality.port}")
         service = serve(*arguments)
-        for uid in ("1.9.1", "1.9.2"):
+        queued = service.root / ".plainpacs" / "commitments"
+
+        def ask(transaction: str) -> None:
             with Asker(service.port) as asker:
-                assert asker.ask("1.5", transaction=uid) == 0
+                assert asker.ask("1.5", transaction=transaction) == 0
                 asker.release()
-            if uid == "1.9.1":
-                assert modality.report() == (2, [], {"1.5": 0x0112})
+
+        ask("1.9.1")
+        assert modality.report() == (2, [], {"1.5": 0x0112})
+        wait_until(lambda: not list(queued.iterdir()))
+        ask("1.9.2")
         service.process.kill()
         service.process.wait()
         again = serve(*arguments, root=service.root)
         assert modality.report() == (2, [], {"1.5": 0x0112})
+        wait_until(lambda: not list(queued.iterdir()))
         assert again.stop() == 0
     audit = (service.root / ".plainpacs" / "audit").glob("*")
     lines = [json.loads(line) for path in audit for line in path.read_text().splitlines()]
@@ -353,7 +361,8 @@ def test_one_at_a_time(running: Running) -> None:
     root = os.open(running.root, os.O_RDONLY)
     now = time.time()
     kept = commitments.put(
-        root, commitments.Transaction("1.9", "CT1", "DRDCM", (Reference(CT, ONE),), now, now)
+        root,
+        commitments.Transaction("1.9", "CT1", "DRDCM", "10.0.0.5", (Reference(CT, ONE),), now, now),
     )
     first = commitments.claim(root, kept.name)
     assert first is not None
