@@ -52,6 +52,7 @@ def request(
     calling_ae: str,
     contexts: Iterable[ProposedContext],
     announced_pdu: int,
+    *,
     roles: Mapping[str, Role] | None = None,
     extended: Mapping[str, bytes] | None = None,
 ) -> bytes:

@@ -98,7 +98,12 @@ class Requestor:
         )
         try:
             asked = associating.request(
-                node.ae_title, calling_ae, contexts, limits.announced_pdu, roles, extended
+                node.ae_title,
+                calling_ae,
+                contexts,
+                limits.announced_pdu,
+                roles=roles,
+                extended=extended,
             )
             connection.send(asked, limits.pdu_timeout)
             accepted = _answer(node, reader, contexts)

@@ -162,7 +162,7 @@ def test_a_peer_that_vanishes_or_stalls_is_not_waited_for(scripted, said, raised
 
 
 def test_a_role_is_asked_for_and_read():
-    asked = associating.request("CALLED", "CALLING", CONTEXTS, 4096, {CT: Role(False, True)})
+    asked = associating.request("CALLED", "CALLING", CONTEXTS, 4096, roles={CT: Role(False, True)})
     said = pdu.read_request(asked[HEADER.size :])
     assert said.proposal.roles == {CT: Role(False, True)}
     assert said.proposal.contexts == CONTEXTS
