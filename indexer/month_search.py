@@ -19,7 +19,6 @@ from plainpacs.indexer.matching import plain_date
 from plainpacs.indexer.merging import Record
 from plainpacs.indexer.query import Query
 
-
 _NO_DATE = " "  # sorts before every date
 
 

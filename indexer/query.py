@@ -11,11 +11,9 @@ True
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import product
 from typing import Any
 
 from plainpacs.archive.attributes import Level
@@ -23,6 +21,15 @@ from plainpacs.archive.errors import BadQuery
 from plainpacs.archive.identity import UNDATED, is_month
 from plainpacs.indexer import columns, matching
 from plainpacs.indexer.columns import Column
+from plainpacs.indexer.conditions import (
+    Condition,
+    ItemCondition,
+    Word,
+    shown,
+    texts_of,
+    values_of,
+    word_keys,
+)
 from plainpacs.indexer.keys import ALIASES, DATE_TIMES, SEQUENCE, Key, key_named, keys_at
 from plainpacs.indexer.matching import Test, fold
 from plainpacs.indexer.stored import END, period
@@ -36,80 +43,10 @@ Asked = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 """What a key is to be: one value (or range, or wildcard), any of several, or, for a sequence, what
 its item's keys are to be. Empty: anything at all."""
 
-_WORD_KEYS = ("PatientName", "PatientID", "AccessionNumber", "StudyDescription", "StudyInstanceUID")
-_MORE_WORD_KEYS: Mapping[Level, tuple[str, ...]] = {
-    Level.PATIENT: (),
-    Level.STUDY: (),
-    Level.SERIES: ("SeriesDescription", "ProtocolName", "SeriesInstanceUID"),
-    Level.INSTANCE: ("SeriesDescription", "ProtocolName", "SeriesInstanceUID", "SOPInstanceUID"),
-}
 # What a study must have when a series or instance of it is to have it.
 _OF_THE_STUDY = {"Modality": "ModalitiesInStudy", "SOPClassUID": "SOPClassesInStudy"}
 # A shorter needle (with its quotes) is found in nearly every line.
 _SHORTEST_NEEDLE = 5
-_BETWEEN = "\0"  # in no argument of a command
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """One key; a record meets it when a value of its passes any of the tests.
-
-    ``keywords``: one; two for a date and its time, whose pairs are tested.
-    """
-
-    keywords: tuple[str, ...]
-    tests: tuple[Test, ...]
-    level: Level = Level.STUDY
-
-    def met_by(self, record: Mapping[str, Any]) -> bool:
-        values = values_of(record, self.keywords[0]) or [""]
-        if len(self.keywords) > 1:
-            times = values_of(record, self.keywords[1]) or [""]
-            values = list(product(values, times))
-        return any(test.passes(value) for test in self.tests for value in values)
-
-    def met_by_one_of(self, values: list[Any]) -> bool:
-        """Whether a record with these values for the one keyword meets it."""
-        return self.met_by({self.keywords[0]: values})
-
-    def likely(self) -> bytes | None:
-        """An expression for the texts that pass any of the tests; None when that is not known."""
-        patterns = [test.pattern for test in self.tests if test.pattern is not None]
-        return columns.whole("|".join(patterns)) if len(patterns) == len(self.tests) else None
-
-
-@dataclass(frozen=True, slots=True)
-class ItemCondition:
-    """A sequence; a record meets it when one item of it meets all the conditions (PS3.4
-    C.2.2.2.6). A record without an item has an empty one."""
-
-    keyword: str
-    conditions: tuple[Condition, ...]
-    level: Level = Level.SERIES
-
-    @property
-    def keywords(self) -> tuple[str, ...]:
-        return (self.keyword,)
-
-    def met_by(self, record: Mapping[str, Any]) -> bool:
-        value = record.get(self.keyword)
-        found = value if isinstance(value, list) else []
-        items = [item for item in found if isinstance(item, dict)] or [{}]
-        return any(all(one.met_by(item) for one in self.conditions) for item in items)
-
-
-@dataclass(frozen=True, slots=True)
-class Word:
-    """A word of the user's, folded, or the expression for one with wildcards."""
-
-    text: str | None
-    expression: re.Pattern[str] | None = None
-
-    def is_in(self, texts: str) -> bool:
-        """Whether one of the ``texts`` of ``_shown`` has it."""
-        if self.expression is None:
-            return self.text is not None and self.text in texts
-        return any(self.expression.fullmatch(text) for text in texts.split(_BETWEEN))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +78,7 @@ class Query:
                 return False
         if not self.words:
             return True
-        texts = _texts(record, self.level)
+        texts = texts_of(record, self.level)
         return all(word.is_in(texts) for word in self.words)
 
     def of_studies(self) -> Query:
@@ -211,9 +148,9 @@ class Query:
                 return [Column(one.keywords[0], one.met_by_one_of, one.likely())]
         if self.words:
             word = self.words[0]
-            keys = _WORD_KEYS + _MORE_WORD_KEYS[self.level]
+            keys = word_keys(self.level)
             likely = columns.within(word.text) if word.text else None
-            return [Column(key, lambda values: word.is_in(_shown(values)), likely) for key in keys]
+            return [Column(key, lambda values: word.is_in(shown(values)), likely) for key in keys]
         return []
 
     def needles(self) -> tuple[bytes, ...] | None:
@@ -231,32 +168,6 @@ class Query:
 
 def _any_between(values: Iterable[Any], since: str, until: str) -> bool:
     return any(since <= str(value) < until for value in values)
-
-
-def values_of(record: Mapping[str, Any], keyword: str) -> list[Any]:
-    """Every value the study has for ``keyword``, those on which instances disagree included."""
-    found: list[Any] = []
-    conflicting = record.get("conflicting")
-    others = conflicting.get(keyword) if isinstance(conflicting, dict) else None
-    for value in (record.get(keyword), others):
-        for item in value if isinstance(value, list) else [value]:
-            found += item if isinstance(item, list) else [] if item in (None, "") else [item]
-    return found
-
-
-def _texts(record: Mapping[str, Any], level: Level) -> str:
-    keys = _WORD_KEYS + _MORE_WORD_KEYS[level]
-    if record.get("conflicting"):
-        return _shown([value for keyword in keys for value in values_of(record, keyword)])
-    return _shown([record.get(key) for key in keys])  # the same, faster
-
-
-def _shown(values: Iterable[Any]) -> str:
-    """What words are looked for in."""
-    texts = [value if isinstance(value, str) else str(value) for value in values if value]
-    # A name is also found as the table shows it: "Doe, John".
-    texts += [text.replace("^", ", ", 1).replace("^", " ") for text in texts if "^" in text]
-    return fold(_BETWEEN.join(texts))
 
 
 def parse(

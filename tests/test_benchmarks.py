@@ -51,3 +51,23 @@ def test_a_receiver_that_fails_is_named_and_the_rest_goes_on(tmp_path: Path) -> 
     assert "No such option" in done.stdout
     for receiver in ("raw floor", "stock pynetdicom"):
         assert re.search(rf"{receiver} +[\d.]+ \(", done.stdout), done.stdout
+
+
+def test_finding_is_measured_beside_grep(tmp_path: Path) -> None:
+    small = ("--studies", "3000", "--instances", "2560", "--runs", "1", "--dir", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.lookup", *small],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    for row in (
+        "floor: grep for the PatientID │ 2 ",
+        "one PatientID +│ 2 ",
+        "all, jsonl +│ 3,000 ",
+    ):
+        assert re.search(row, done.stdout), done.stdout
+    assert not list(tmp_path.iterdir()), "nothing is left behind"

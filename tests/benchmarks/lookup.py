@@ -95,7 +95,7 @@ def make_shard(root: Path, count: int) -> str:
     kept = ""
     for number in range(max(1, count // len(instances.SHARDS))):
         uid = f"1.2.840.113619.2.55.3.{chance.randrange(10**27, 10**28)}.{number}"
-        key = InstanceKey(MONTH, f"{uid}.8", f"{uid}.9", uid)
+        key = InstanceKey(MONTHS[0], f"{uid}.8", f"{uid}.9", uid)
         lines.append(f'{{"SOPInstanceUID":"{uid}","path":"{instance_path(key)}"}}\n')
         if not kept:
             kept, file = uid, root / instance_path(key)
