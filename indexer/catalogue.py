@@ -41,7 +41,7 @@ _LINE = re.compile(rb'\{"StudyInstanceUID":"([^"\\/.\x80-\xff][^"\\/\x80-\xff]*)
 _NO_NAME = ("", ".")
 _HEADS = re.compile(rb'\n\{"StudyInstanceUID":"([^"\n]*)"')
 # Beyond so many, looking for further lines of each costs more than looking at every line.
-_FEW_HITS = 24
+_FEW_HITS = 12
 
 
 # --- writing: the indexer alone, which holds the root's lock -----------------------------------

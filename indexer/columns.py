@@ -13,7 +13,7 @@ disagree, in ``conflicting`` as ``"PatientID":["A","B"]``. A quote within a text
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -38,7 +38,7 @@ class Column:
         self._passes = passes
         self._key = orjson.dumps(keyword) + b":"
         self._narrow = likely is not None
-        ahead = rb'(?="(?:' + likely + b"|" + _ODD + rb')|[^"])' if likely is not None else b""
+        ahead = rb'(?="(?:' + likely + rb')|[^"])' if likely is not None else b""
         self._values = re.compile(re.escape(self._key) + ahead + _VALUE)
         self._judged: dict[bytes, bool] = {}
 
@@ -83,26 +83,35 @@ def _end_of(raw: bytes) -> bytes:
     return {b'"': b'"', b"[": b"]"}.get(raw[:1], b"")
 
 
-def whole(pattern: str) -> bytes:
-    """For texts that an expression (ASCII, without quotes and newlines) matches as a whole,
-    whatever their case and but for ``^`` and blanks at the end."""
-    return b"(?i:" + pattern.encode("ascii") + rb')[\^ ]*"'
+def whole(patterns: Sequence[str]) -> bytes:
+    """For texts that one of these expressions (ASCII, without quotes and newlines) matches as a
+    whole, whatever their case and but for ``^`` and blanks at the end; and for odd ones that may
+    be the same but for accents, or in a component group of theirs."""
+    odd = _ODD
+    firsts = "".join(pattern[:1] for pattern in patterns)
+    if len(firsts) == len(patterns) and firsts.isalnum():
+        # What begins with another plain letter is another text, whatever follows.
+        begins = f"(?=[{firsts}{firsts.upper()}]|[^ -~])".encode() + _ODD
+        odd = begins + rb'|[^"\n=\\]*+[=\\]'
+    return b"(?i:" + "|".join(patterns).encode("ascii") + rb')[\^ ]*"|' + odd
 
 
 def within(text: str) -> bytes:
-    """For texts with ``text`` (lower case) in them, or in what a person name is shown as."""
+    """For texts with ``text`` (lower case) in them, or in what a person name is shown as; and for
+    odd ones."""
     if not text.isascii():
-        return b"(?!)"  # in no plain text
+        return _ODD  # in no plain text
     first, rest = (
         re.escape(part).replace(",\\ ", r"(?:,\ |\^)").replace("\\ ", r"[ \^]")
         for part in (text[0], text[1:])
     )
     if not text[0].isalnum():
-        return rb'[^"\n]*?(?i:' + (first + rest).encode() + b")"
+        return rb'[^"\n]*?(?i:' + (first + rest).encode() + b")|" + _ODD
     # From one first letter to the next, and never back, as it is looked for in every value.
     one = f"[{first}{first.upper()}]"
     others = f'[^"\\n{first}{first.upper()}]*'
-    return f"(?>{others}(?:{one}(?!(?i:{rest})){others})*){one}(?i:{rest})".encode()
+    found = f"(?>{others}(?:{one}(?!(?i:{rest})){others})*){one}(?i:{rest})"
+    return found.encode() + b"|" + _ODD
 
 
 def from_on(first: str) -> bytes:
@@ -113,4 +122,4 @@ def from_on(first: str) -> bytes:
         for at, character in enumerate(day)
         if character < "~"
     ]
-    return "|".join([*later, re.escape(day)]).encode("ascii")
+    return "|".join([*later, re.escape(day)]).encode("ascii") + b"|" + _ODD

@@ -47,7 +47,7 @@ class Condition:
     def likely(self) -> bytes | None:
         """An expression for the texts that pass any of the tests; None when that is not known."""
         patterns = [test.pattern for test in self.tests if test.pattern is not None]
-        return columns.whole("|".join(patterns)) if len(patterns) == len(self.tests) else None
+        return columns.whole(patterns) if len(patterns) == len(self.tests) else None
 
 
 @dataclass(frozen=True, slots=True)
