@@ -21,6 +21,8 @@ from plainpacs.scp.status import Rejection
 
 _LOG = logging.getLogger("plainpacs.scp")
 
+_MESSAGES_BETWEEN_LOOKS = 64
+
 
 @dataclass(frozen=True, slots=True)
 class _End:
@@ -122,12 +124,16 @@ class Association:
     def _serve(self) -> _End:
         channel = self._channel
         while True:
-            message = self._reader.read()
-            if isinstance(message, PDU):
-                return _ended_by_peer(message)
-            answer = self._session.serve(message, channel)
-            if answer is not None:
-                channel.send(message.context_id, answer)
+            # Else a stop is noticed only in waiting, and who has sent thousands of requests ahead
+            # keeps us from it.
+            channel.heed_stop()
+            for _ in range(_MESSAGES_BETWEEN_LOOKS):
+                message = self._reader.read()
+                if isinstance(message, PDU):
+                    return _ended_by_peer(message)
+                answer = self._session.serve(message, channel)
+                if answer is not None:
+                    channel.send(message.context_id, answer)
 
     def _send(self, encoded: bytes) -> None:
         self._connection.send(encoded, self._limits.pdu_timeout)

@@ -148,6 +148,11 @@ class Channel:
                 return True
         return False
 
+    def heed_stop(self) -> None:
+        """Raises Stopping once the receiver stops; does not wait."""
+        with contextlib.suppress(TimeoutError):
+            self._connection.wait(0.0)
+
     def is_cancelled(self, message_id: int) -> bool:
         """Whether the peer cancelled its request ``message_id`` (C-CANCEL, PS3.7 9.3.2.3).
 
@@ -156,8 +161,7 @@ class Channel:
         """
         while message_id not in self._cancelled and self._reader.has_begun():
             self._take(self.read())
-        with contextlib.suppress(TimeoutError):
-            self._connection.wait(0.0)
+        self.heed_stop()
         with contextlib.suppress(KeyError):
             self._cancelled.remove(message_id)
             return True

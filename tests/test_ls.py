@@ -68,6 +68,7 @@ def path(tmp_path: Path) -> str:
 
 def run(path: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PLAINPACS_ARCHIVE": path, **variables}
+    env.pop("COLUMNS", None)
     done = subprocess.run(
         [*COMMAND, *arguments], capture_output=True, text=True, env=env, check=False
     )
