@@ -209,6 +209,9 @@ class Checker:
         """The derived files below ``top`` that are not as a fresh rebuild makes them."""
         files = files_in(top)
         root = f"{top}/{ARCHIVE}"
+        now = several.by_looking(root, catalogue.months(root))
+        if several.recorded(root) not in (None, now):
+            return [f"studies in several months: {several.recorded(root)}, not {now}"]
         key = frozenset(item for item in files.items() if not _is_volatile(item[0]))
         wanted = self._rebuilt.get(key)
         if wanted is None:
@@ -216,9 +219,6 @@ class Checker:
             wanted = {name: data for name, data in files_in(top).items() if _is_derived(name)}
             self._rebuilt[key] = wanted
         have = {name: data for name, data in files.items() if _is_derived(name)}
-        now = several.by_looking(root, catalogue.months(root))
-        if several.recorded(root) not in (None, now):
-            return [f"studies in several months: {several.recorded(root)}, not {now}"]
         return [
             f"not as a rebuild makes it: {name}"
             for name in sorted(have.keys() | wanted.keys())

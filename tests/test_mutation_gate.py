@@ -41,9 +41,7 @@ NEEDLESS = {
     "sync_folder: replace_file < _replace < rewrite": "it was right before, unless damaged by hand",
     "sync_file: replace_file < _replace": "a study that the catalogue lacks is indexed again",
     "sync_folder: replace_file < Several.make_anew": "where it is missing, it is made anew",
-    "sync_file: replace_file < Several.make_anew": "the model asks no queries: a hole of it",
     "sync_folder: settle < Several.settle": "lines were added; its name is not new",
-    "sync_file: settle < Several.settle": "the model asks no queries: a hole of it",
     "sync_file: replace_file < record_seen": "what does not parse was not seen",
     "sync_folder: replace_file < record_seen": "what was not seen is looked at again",
 }
