@@ -13,7 +13,7 @@ import marshal
 import os
 import signal
 import threading
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from plainpacs.archive import layout
@@ -32,21 +32,27 @@ def scan(
     root: str, months: Sequence[str], finder: Finder, several: Container[str], note: Note
 ) -> Iterator[list[Found]]:
     """``in_month`` of each of the ``months``, in their order."""
+
+    def look(month: str, note: Note) -> list[Found]:
+        return in_month(root, month, finder, several, note)
+
     sizes = [_size(root, month) for month in months]
     alone = 0
     while alone < len(months) and sum(sizes[:alone]) < _ALONE:
-        yield in_month(root, months[alone], finder, several, note)
+        yield look(months[alone], note)
         alone += 1
     left = months[alone:]
     # Everything is more to hand over than to search.
     large = not finder.everything and sum(sizes[alone:]) >= _WORTH_IT
     count = _processes() if large else 1
-    workers = [_worker(root, left[n::count], finder, several) for n in range(count) if count > 1]
+    workers: list[_Worker] = []
     try:
+        for number in range(count if count > 1 else 0):
+            workers.append(_worker(left[number::count], look, workers))
         for position, month in enumerate(left):
             answer = workers[position % count].receive() if workers else None
             if answer is None:  # searched by nobody else
-                yield in_month(root, month, finder, several, note)
+                yield look(month, note)
                 continue
             notes, found = answer
             for line in notes:
@@ -103,7 +109,9 @@ class _Worker(NamedTuple):
         os.waitpid(self.pid, 0)
 
 
-def _worker(root: str, months: Sequence[str], finder: Finder, several: Container[str]) -> _Worker:
+def _worker(
+    months: Sequence[str], look: Callable[[str, Note], list[Found]], elders: Sequence[_Worker]
+) -> _Worker:
     """A process that searches these months."""
     reading, writing = os.pipe()
     pid = os.fork()
@@ -111,10 +119,13 @@ def _worker(root: str, months: Sequence[str], finder: Finder, several: Container
         os.close(writing)
         return _Worker(pid, reading)
     try:
+        # Nobody but the parent reads: when it is killed, writing ends in an error.
+        for pipe in (reading, *(elder.pipe for elder in elders)):
+            os.close(pipe)
         gc.disable()  # a short run that makes many objects, none of them in cycles
         for month in months:
             notes: list[str] = []
-            found = in_month(root, month, finder, several, notes.append)
+            found = look(month, notes.append)
             answer = marshal.dumps((notes, [tuple(one) for one in found]))
             _send(writing, len(answer).to_bytes(_LENGTH) + answer)
     finally:

@@ -6,6 +6,9 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -367,6 +370,31 @@ def test_a_process_that_is_killed_is_made_up_for(
     monkeypatch.setattr(scanning, "in_month", dies)
     found = [one.study for one in studies(root, asked({"PatientID": "A"}), print)]
     assert found == ["202402.1", "202401.1", "202312.1", "undated.1"]
+
+
+def test_no_process_outlives_the_one_that_searches(root: str) -> None:
+    lines = {
+        month: [
+            orjson.dumps({"StudyInstanceUID": f"1.{n}", "PatientID": "A" * 5000}) for n in range(99)
+        ]
+        for month in MONTHS
+    }
+    write(root, lines, set(), known=False)
+    script = (
+        "import os, signal, sys\n"
+        "from plainpacs.indexer import scanning, search\n"
+        "from plainpacs.indexer.query import asked\n"
+        "scanning._ALONE = scanning._WORTH_IT = 0\n"
+        "scanning._processes = lambda: 3\n"
+        "found = search.studies(sys.argv[1], asked({'PatientID': 'A*'}), print)\n"
+        "next(found)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    # They hold standard output as well: it ends when the last of them has.
+    done = subprocess.run(
+        [sys.executable, "-c", script, root], stdout=subprocess.PIPE, timeout=60, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
 
 
 VALUES = st.one_of(
