@@ -339,7 +339,8 @@ def test_who_stops_early_leaves_no_process_behind(
     # More than a pipe holds, so that the others wait.
     lines = {
         month: [
-            orjson.dumps({"StudyInstanceUID": f"1.{n}", "PatientID": "A" * 5000}) for n in range(99)
+            orjson.dumps({"StudyInstanceUID": f"{month}.{n}", "PatientID": "A" * 5000})
+            for n in range(99)
         ]
         for month in MONTHS
     }
@@ -375,7 +376,8 @@ def test_a_process_that_is_killed_is_made_up_for(
 def test_no_process_outlives_the_one_that_searches(root: str) -> None:
     lines = {
         month: [
-            orjson.dumps({"StudyInstanceUID": f"1.{n}", "PatientID": "A" * 5000}) for n in range(99)
+            orjson.dumps({"StudyInstanceUID": f"{month}.{n}", "PatientID": "A" * 5000})
+            for n in range(99)
         ]
         for month in MONTHS
     }
