@@ -190,6 +190,7 @@ def test_without_sync_nothing_is_promised(start: Start) -> None:
     modality = Modality()
     with modality.asking(running, [(CT, ONE)]):
         assert modality.report() == (2, [], {ONE: 0x0110})
+        wait_until(lambda: not waiting(running))
 
 
 # --- byte by byte ---------------------------------------------------------------------------------

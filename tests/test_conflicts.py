@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ FIRST = data_set()
 SECOND = data_set(PatientName="Other^One")
 THIRD = data_set(PixelData=b"\1\3" * 64)
 MODALITY = Provenance("CT1", "DRDCM", "10.0.0.5")
+TICK = 0.02  # more than the step of a file system's clock: which variant is the latest shall be clear
 CORRECTING = Provenance("QC9", "DRDCM", "10.0.0.9")
 
 
@@ -44,7 +46,9 @@ def path(tmp_path: Path) -> str:
     path = new_archive(tmp_path / "a")
     with Archive.open(path) as archive:
         archive.store(FIRST, EXPLICIT_LITTLE_ENDIAN, MODALITY)
+        time.sleep(TICK)
         archive.store(SECOND, EXPLICIT_LITTLE_ENDIAN, CORRECTING)
+        time.sleep(TICK)
         archive.store(THIRD, EXPLICIT_LITTLE_ENDIAN, CORRECTING)
         store(archive, SOPInstanceUID="1.2.3.4.6")
     index(path)
