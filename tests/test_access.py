@@ -337,7 +337,7 @@ def hang_up(service: Service, words: str) -> str:
 @pytest.mark.parametrize("receivers", ["1", "2"])
 def test_the_rules_are_read_anew_at_a_hangup(serve: Serve, tmp_path: Path, receivers: str) -> None:
     config = tmp_path / "plainpacs.toml"
-    config.write_text("max_associations = 3\n")
+    config.write_text("max_associations = 20\n")
     service = serve("--config", str(config), "--receivers", receivers, "--bind", "127.0.0.1")
 
     def answers(calling: str = "TESTER") -> set[bytes]:
