@@ -31,7 +31,8 @@ def mounted(*arguments: str | Path, at: Path) -> Iterator[Path]:
         yield at
     finally:
         # `ismount` cannot tell a bind mount within one file system. Mounted twice, it goes twice.
-        while subprocess.run(["umount", "-l", at], capture_output=True, check=False).returncode == 0:
+        unmount = ["umount", "-l", at]
+        while subprocess.run(unmount, capture_output=True, check=False).returncode == 0:
             pass
 
 

@@ -36,7 +36,7 @@ FIRST = data_set()
 SECOND = data_set(PatientName="Other^One")
 THIRD = data_set(PixelData=b"\1\3" * 64)
 MODALITY = Provenance("CT1", "DRDCM", "10.0.0.5")
-TICK = 0.02  # more than the step of a file system's clock: which variant is the latest shall be clear
+TICK = 0.02  # more than a step of a file system's clock: it is clear which variant is the latest
 CORRECTING = Provenance("QC9", "DRDCM", "10.0.0.9")
 
 
