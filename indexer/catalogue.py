@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -39,9 +40,8 @@ _FIRST_LINE = re.compile(_LISTED)
 _NEXT_LINE = re.compile(rb"\}\n" + _LISTED)
 _LINE = re.compile(rb'\{"StudyInstanceUID":"([^"\\/.\x80-\xff][^"\\/\x80-\xff]*)"')
 _NO_NAME = ("", ".")
-_HEADS = re.compile(rb'\n\{"StudyInstanceUID":"([^"\n]*)"')
 # Beyond so many, looking for further lines of each costs more than looking at every line.
-_FEW_HITS = 12
+_FEW_HITS = 4
 
 
 # --- writing: the indexer alone, which holds the root's lock -----------------------------------
@@ -244,21 +244,8 @@ def live_at(data: bytes, hits: Iterable[int]) -> list[Line]:
     """
     starts = sorted({data.rfind(b"\n", 0, at) + 1 for at in hits})
     found = {start: match[1] for start in starts if (match := _LINE.match(data, start))}
-    # A study with a line further on may be said otherwise by that.
-    if len(found) <= _FEW_HITS:
-        several = {
-            study
-            for start, study in found.items()
-            if data.find(_START + study + b'"', start + len(_START)) >= 0
-        }
-    else:
-        heads = _HEADS.findall(data)
-        if data.startswith(_START):
-            heads += [match[1] for match in [_LINE.match(data)] if match]
-        several = set()
-        if len(set(heads)) < len(heads):
-            counted = Counter(heads)
-            several = {study for study in found.values() if counted[study] > 1}
+    # A study with another line may be said otherwise by that.
+    several = _with_several_lines(data, found)
     lines = [
         line
         for start, study in found.items()
@@ -269,6 +256,25 @@ def live_at(data: bytes, hits: Iterable[int]) -> list[Line]:
         return lines + [line for line in last if line is not None]
     names = {study.decode() for study in several}
     return lines + [line for line in live(data) if line[0] in names]
+
+
+def _with_several_lines(data: bytes, found: Mapping[int, bytes]) -> set[bytes]:
+    """The studies ``found``, by where in ``data`` each has a line, that have a further one."""
+    starts = {study: _START + study + b'"' for study in found.values()}
+    if len(found) <= _FEW_HITS:
+        return {
+            study for at, study in found.items() if data.find(starts[study], at + len(_START)) >= 0
+        }
+    lines = data.split(b"\n")
+    # Sorted, as compaction leaves it, but for what was appended since: so a study's lines in the
+    # sorted part lie together.
+    unsorted = (at for at, less in enumerate(map(lt, lines, lines[1:]), 1) if not less)
+    appended = next(unsorted, len(lines))
+    counted = Counter(line[: line.find(b'"', len(_START)) + 1] for line in lines[appended:])
+    for start in starts.values():
+        at = bisect_left(lines, start, hi=appended)
+        counted[start] += sum(line.startswith(start) for line in lines[at : min(at + 2, appended)])
+    return {study for study, start in starts.items() if counted[start] > 1}
 
 
 def _line_at(data: bytes, start: int) -> Line | None:

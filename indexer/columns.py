@@ -13,7 +13,7 @@ disagree, in ``conflicting`` as ``"PatientID":["A","B"]``. A quote within a text
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -29,13 +29,19 @@ class Column:
     """One key, and what is asked of it: ``passes`` takes all values that one occurrence holds.
 
     ``likely``: an expression for texts, see ``whole``, ``within`` and ``from_on``, which saves
-    asking for each value where most are different.
+    asking for each value where most are different. So does ``only``: the texts of which one must be
+    among the values.
     """
 
     def __init__(
-        self, keyword: str, passes: Callable[[list[Any]], bool], likely: bytes | None = None
+        self,
+        keyword: str,
+        passes: Callable[[list[Any]], bool],
+        likely: bytes | None = None,
+        only: Collection[str] | None = None,
     ) -> None:
         self._passes = passes
+        self._only = None if only is None else {orjson.dumps(text)[:-1] for text in only}
         self._key = orjson.dumps(keyword) + b":"
         self._narrow = likely is not None
         ahead = rb'(?="(?:' + likely + rb')|[^"])' if likely is not None else b""
@@ -50,7 +56,10 @@ class Column:
             matches = self._values.finditer(data)
             return (found.start() for found in matches if self._may_pass(found[1]))
         values = self._values.findall(data)
-        wanted = {raw for raw in set(values) if self._may_pass(raw)}
+        wanted = set(values)
+        if self._only is not None:
+            wanted = {raw for raw in wanted if raw in self._only or not _is_plain(raw)}
+        wanted = {raw for raw in wanted if self._may_pass(raw)}
         if not all(map(_end_of, wanted)):  # numbers, of which one may begin as another does
             return (m.start() for m in self._values.finditer(data) if m[1] in wanted)
         return self._find(data, [raw for raw in values if raw in wanted] if wanted else [])
@@ -76,6 +85,11 @@ class Column:
         except ValueError:  # a quote or bracket within the text, or no JSON
             return True
         return self._passes(value if isinstance(value, list) else [value])
+
+
+def _is_plain(raw: bytes) -> bool:
+    """Whether this is a text that is spelled in one way only."""
+    return raw[:1] == b'"' and b"\\" not in raw
 
 
 def _end_of(raw: bytes) -> bytes:

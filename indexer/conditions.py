@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -32,9 +32,18 @@ class Condition:
     keywords: tuple[str, ...]
     tests: tuple[Test, ...]
     level: Level = Level.STUDY
+    exactly: frozenset[str] | None = field(init=False, repr=False, compare=False)
+    """The only texts that meet it; None when that cannot be said."""
+
+    def __post_init__(self) -> None:
+        texts = frozenset(test.exact for test in self.tests if test.exact is not None)
+        only = len(self.keywords) == 1 and all(test.exact is not None for test in self.tests)
+        object.__setattr__(self, "exactly", texts if only else None)
 
     def met_by(self, record: Mapping[str, Any]) -> bool:
         values = values_of(record, self.keywords[0]) or [""]
+        if self.exactly is not None:  # of which there may be thousands
+            return any(isinstance(value, str) and value in self.exactly for value in values)
         if len(self.keywords) > 1:
             times = values_of(record, self.keywords[1]) or [""]
             values = list(product(values, times))

@@ -96,6 +96,11 @@ def identifier(keyword: str, wanted: str) -> Test:
     if has_wildcard(wanted):
         passes = wildcard(wanted).fullmatch
         return Test(lambda value: passes(str(value)) is not None, pattern=_plain(wanted))
+    return to_the_letter(wanted)
+
+
+def to_the_letter(wanted: str) -> Test:
+    """This text and no other, asterisks included."""
     return Test(lambda value: value == wanted, needle=orjson.dumps(wanted), exact=wanted)
 
 

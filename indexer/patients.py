@@ -19,10 +19,10 @@ from plainpacs.indexer.query import Condition, Query
 from plainpacs.indexer.search import studies
 from plainpacs.indexer.sorting import sort_value
 
-_KEPT = (*sorted(PATIENT), "conflicting", "first_stored", "last_stored", "bytes")
+_OWN = tuple(sorted(PATIENT))
+_KEPT = (*_OWN, "conflicting", "first_stored", "last_stored", "bytes")
 _COUNTS = ("NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances")
-# So many patients are asked for by their IDs; for more of them every study is read.
-_FEW = 40
+_TIMES = (("first_stored", min), ("last_stored", max))
 
 Whose = tuple[str, ...]
 
@@ -31,13 +31,15 @@ def find(root: str, query: Query, note: Note) -> Iterator[Record]:
     """The patients who have a study that matches, by name; each with all their studies counted:
     NumberOfPatientRelatedStudies, NumberOfPatientRelatedSeries, NumberOfPatientRelatedInstances.
     """
-    matched: set[Whose] = set()
-    for found in studies(root, query.of_studies(), note):
-        matched.add(_whose(orjson.loads(found.line)))
+    wanted = query.of_studies()
+    matched: set[Whose] | None = None
+    if not wanted.is_empty():
+        matched = {_whose(orjson.loads(found.line)) for found in studies(root, wanted, note)}
     patients: dict[Whose, Record] = {}
     for found in studies(root, _all_of(matched), note):
         record = orjson.loads(found.line)
-        if (whose := _whose(record)) in matched:
+        whose = _whose(record)
+        if matched is None or whose in matched:
             before = patients.get(whose)
             patients[whose] = _with(before, record) if before else _of(record)
     for record in sorted(patients.values(), key=lambda one: sort_value(one, "PatientName")):
@@ -59,12 +61,12 @@ def _whose(record: Record) -> Whose:
     return "", "", matching.fold(text("PatientName")), text("PatientBirthDate")
 
 
-def _all_of(matched: set[Whose]) -> Query:
-    """The studies of these patients, and perhaps of others."""
-    ids = {whose[0] for whose in matched}
-    if len(ids) > _FEW or "" in ids or any(matching.has_wildcard(one) for one in ids):
+def _all_of(matched: set[Whose] | None) -> Query:
+    """The studies of these patients, and perhaps of others; of all patients for None."""
+    ids = {whose[0] for whose in matched or ()}
+    if matched is None or "" in ids:
         return Query()
-    tests = tuple(matching.identifier("PatientID", one) for one in sorted(ids))
+    tests = tuple(matching.to_the_letter(one) for one in sorted(ids))
     return Query((Condition(("PatientID",), tests),))
 
 
@@ -81,10 +83,27 @@ def _of(record: Record) -> Record:
 
 def _with(before: Record, record: Record) -> Record:
     """One more study. What they disagree on is settled as between the parts of a study."""
-    both: list[tuple[str, dict[str, Any]]] = [("0", before), ("1", _of(record))]
+    other = _of(record)
+    if _agree(before, other):  # as nearly always, and 20 times as quick
+        for key in (*_COUNTS, "bytes"):
+            before[key] = count(before, key) + count(other, key)
+        for key, choose in _TIMES:
+            before[key] = choose(before[key], other[key])
+        before["NumberOfPatientRelatedStudies"] += 1
+        return before
+    both: list[tuple[str, dict[str, Any]]] = [("0", before), ("1", other)]
     merged = merge(both)
     for key in ("ModalitiesInStudy", "SOPClassesInStudy"):
         merged.pop(key, None)
     merged["NumberOfPatientRelatedStudies"] = before["NumberOfPatientRelatedStudies"] + 1
     merged["conflicting"].pop("NumberOfPatientRelatedStudies", None)
     return merged
+
+
+def _agree(one: Record, other: Record) -> bool:
+    """Whether nothing is to be settled between them."""
+    return (
+        not (one.get("conflicting") or other.get("conflicting"))
+        and all(one.get(key) == other.get(key) for key in _OWN)
+        and all(isinstance(r.get(key), str) for key, _ in _TIMES for r in (one, other))
+    )

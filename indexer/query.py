@@ -47,6 +47,8 @@ its item's keys are to be. Empty: anything at all."""
 _OF_THE_STUDY = {"Modality": "ModalitiesInStudy", "SOPClassUID": "SOPClassesInStudy"}
 # A shorter needle (with its quotes) is found in nearly every line.
 _SHORTEST_NEEDLE = 5
+# For each of them the bytes are gone through once.
+_MOST_NEEDLES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +103,12 @@ class Query:
     def exactly(self, keyword: str) -> list[str] | None:
         """The only values that ``keyword`` may have; None when it may have others."""
         for one in self.conditions:
-            if isinstance(one, Condition) and one.keywords == (keyword,):
-                values = [test.exact for test in one.tests if test.exact is not None]
-                if len(values) == len(one.tests):
-                    return values
+            if (
+                isinstance(one, Condition)
+                and one.keywords == (keyword,)
+                and one.exactly is not None
+            ):
+                return sorted(one.exactly)
         return None
 
     def by_another_value(self, record: Mapping[str, Any]) -> list[str]:
@@ -145,7 +149,8 @@ class Query:
         ranked = sorted(self.conditions, key=lambda one: "StudyDate" in one.keywords)
         for one in ranked:
             if isinstance(one, Condition) and len(one.keywords) == 1 and not one.met_by({}):
-                return [Column(one.keywords[0], one.met_by_one_of, one.likely())]
+                keyword, only = one.keywords[0], one.exactly
+                return [Column(keyword, one.met_by_one_of, one.likely(), only)]
         if self.words:
             word = self.words[0]
             keys = word_keys(self.level)
@@ -161,7 +166,7 @@ class Query:
                 continue
             found = tuple(test.needle for test in condition.tests if test.needle)
             long = all(len(needle) >= _SHORTEST_NEEDLE for needle in found)
-            if len(found) == len(condition.tests) and long:
+            if len(found) == len(condition.tests) <= _MOST_NEEDLES and long:
                 return found
         return None
 

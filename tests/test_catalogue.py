@@ -93,10 +93,33 @@ def found_by(data: bytes, needles: list[bytes]) -> list[catalogue.Line]:
     return catalogue.live_at(data, catalogue.hits(data, needles))
 
 
-@given(LINES, st.sampled_from([b'"A"', b'"1.2"', b'"J\xc3\xb6rg"']))
-def test_searching_bytes_finds_what_reading_all_finds(lines: list[bytes], needle: bytes) -> None:
+SAID_OTHERWISE = st.lists(
+    st.builds(
+        lambda uid, patient: orjson.dumps({"StudyInstanceUID": uid, "PatientID": patient}),
+        st.sampled_from(["1.2", "1.20", "2.1"]),
+        st.sampled_from("AB"),
+    ),
+    min_size=2,
+    max_size=6,
+)
+
+
+@pytest.mark.parametrize("few", [0, 4])
+@given(
+    st.one_of(LINES, SAID_OTHERWISE),
+    st.sampled_from([b'"A"', b'"1.2"', b'"J\xc3\xb6rg"']),
+    st.booleans(),
+)
+def test_searching_bytes_finds_what_reading_all_finds(
+    few: int, lines: list[bytes], needle: bytes, tidy: bool
+) -> None:
+    if tidy:  # the first half is sorted
+        half = len(lines) // 2
+        lines = [*sorted(lines[:half]), *lines[half:]]
     data = b"\n".join(lines)
-    found = {study: line for study, _, line in found_by(data, [needle])}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalogue, "_FEW_HITS", few)
+        found = {study: line for study, _, line in found_by(data, [needle])}
     everything = naive(lines)
     assert found.items() <= everything.items()
     assert found.keys() >= {study for study, line in everything.items() if needle in line}

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from support import new_archive
 
 from plainpacs.archive.root import open_root
-from plainpacs.indexer import catalogue, columns, matching, scanning
+from plainpacs.indexer import catalogue, columns, matching, query, scanning
 from plainpacs.indexer.columns import Column
 from plainpacs.indexer.merging import merge
 from plainpacs.indexer.query import Query, asked, parse
@@ -239,7 +239,14 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(scanning, "_processes", lambda: 2)
 
 
-@pytest.mark.usefixtures("way")
+@pytest.fixture(params=["few hits", "many hits"])
+def amount(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "many hits":
+        monkeypatch.setattr(catalogue, "_FEW_HITS", 0)
+        monkeypatch.setattr(query, "_MOST_NEEDLES", 0)
+
+
+@pytest.mark.usefixtures("way", "amount")
 @settings(deadline=None, max_examples=60)
 @given(
     months_of_lines(),
@@ -404,11 +411,14 @@ VALUES = st.one_of(
 )
 
 
+@pytest.mark.parametrize("only", [None, ["a"], ["a", "b", '"']])
 @given(st.lists(st.dictionaries(st.sampled_from(["K", "L", "K2"]), VALUES), max_size=6))
-def test_a_column_hits_every_line_whose_value_passes(records: list[Record]) -> None:
+def test_a_column_hits_every_line_whose_value_passes(
+    only: list[str] | None, records: list[Record]
+) -> None:
     lines = [orjson.dumps(record) for record in records]
     data = b"".join(line + b"\n" for line in lines)
-    column = Column("K", lambda found: "a" in found)
+    column = Column("K", lambda found: "a" in found, only=only)
     hits = {data.count(b"\n", 0, at) for at in column.hits(data)}
     for number, record in enumerate(records):
         own = record.get("K")
