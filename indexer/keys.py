@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 
 from plainpacs.archive.attributes import KEPT, REQUESTED, Level
@@ -114,14 +115,15 @@ _BYTES = {
 _ALL = {key.keyword: key for key in [*_kept(), *_facts(), *_joined(), *_requested()]}
 
 
-def keys_at(level: Level) -> dict[str, Key]:
+@cache
+def keys_at(level: Level) -> Mapping[str, Key]:
     """The keys that a query at ``level`` takes, by keyword: its own and those of the levels above.
 
     The patient level takes those of studies, too: it means the patients who have such a study.
     """
     reach = LEVELS[: max(2, LEVELS.index(level) + 1)]
     found = {name: key for name, key in _ALL.items() if key.level in reach}
-    return found | {"bytes": _BYTES[level]}
+    return MappingProxyType(found | {"bytes": _BYTES[level]})
 
 
 def key_named(text: str, level: Level) -> Key:
@@ -129,8 +131,10 @@ def key_named(text: str, level: Level) -> Key:
 
     Raises BadQuery, which names the level that has it, or the nearest key.
     """
-    lower = text.strip().lower()
     at_hand = keys_at(level)
+    if text in at_hand:
+        return at_hand[text]
+    lower = text.strip().lower()
     names = {name.lower(): name for name in at_hand}
     if level in (Level.PATIENT, Level.STUDY):
         names |= {alias.lower(): name for alias, name in ALIASES.items()}
@@ -149,13 +153,14 @@ def key_named(text: str, level: Level) -> Key:
     )
 
 
-def fields_at(level: Level) -> dict[str, None]:
+@cache
+def fields_at(level: Level) -> Mapping[str, None]:
     """What a record at ``level`` may hold, by keyword, in the order of the levels."""
     reach = LEVELS[: LEVELS.index(level) + 1]
     found = [kept.keyword for at in reach for kept in KEPT if kept.level is at]
     for at in reach:
         found += _RECORDED[at]
-    return dict.fromkeys(found)
+    return MappingProxyType(dict.fromkeys(found))
 
 
 def field_named(text: str, level: Level) -> str:

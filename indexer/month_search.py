@@ -40,14 +40,18 @@ class Finder:
 
     def __init__(self, query: Query) -> None:
         self.everything = query.is_empty()
+        self.bytes = 0
+        """Of the catalogues that it was given."""
         self.matches = query.matches
         self._needles = query.needles()
         self._columns = [] if self._needles else query.columns()
 
     def lines(self, data: bytes) -> Iterable[Line]:
         """At least the lines of a catalogue's bytes that match, of those that count."""
+        self.bytes += len(data)
         if self._needles is not None:
-            return catalogue.live_at(data, catalogue.hits(data, self._needles))
+            found = list(catalogue.hits(data, self._needles))
+            return catalogue.live_at(data, found) if found else ()
         if self._columns:
             return catalogue.live_at(data, (at for one in self._columns for at in one.hits(data)))
         return catalogue.live(data)
@@ -58,7 +62,11 @@ def in_month(
 ) -> list[Found]:
     """The studies of the month that match, in order, but for those in ``several`` months."""
     where = (month,)
-    if finder.everything and month != UNDATED and (seen := _glance(root, month)) is not None:
+    if (
+        finder.everything
+        and month != UNDATED
+        and (seen := _glance(root, month, finder)) is not None
+    ):
         return in_order(
             [
                 make_found((when, study, where, line))
@@ -77,17 +85,21 @@ def in_month(
 
 def in_order(found: list[Found]) -> list[Found]:
     """Newest first, then by UID; sorted in place."""
-    found.sort(key=itemgetter(1))
-    found.sort(key=itemgetter(0), reverse=True)
+    if len(found) > 1:
+        found.sort(key=itemgetter(1))
+        found.sort(key=itemgetter(0), reverse=True)
     return found
 
 
-def _glance(root: str, month: str) -> list[tuple[str, str, bytes]] | None:
+def _glance(root: str, month: str, finder: Finder) -> list[tuple[str, str, bytes]] | None:
     try:
         data = catalogue.read(root, month)
     except OSError:
         return None
-    return catalogue.glance(data) if data is not None else None
+    if data is None:
+        return None
+    finder.bytes += len(data)
+    return catalogue.glance(data)
 
 
 def _lines(root: str, month: str, finder: Finder, note: Note) -> Iterable[Line]:

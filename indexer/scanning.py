@@ -36,14 +36,13 @@ def scan(
     def look(month: str, note: Note) -> list[Found]:
         return in_month(root, month, finder, several, note)
 
-    sizes = [_size(root, month) for month in months]
     alone = 0
-    while alone < len(months) and sum(sizes[:alone]) < _ALONE:
+    while alone < len(months) and finder.bytes < _ALONE:
         yield look(months[alone], note)
         alone += 1
     left = months[alone:]
     # Everything is more to hand over than to search.
-    large = not finder.everything and sum(sizes[alone:]) >= _WORTH_IT
+    large = not finder.everything and sum(_size(root, month) for month in left) >= _WORTH_IT
     count = _processes() if large else 1
     workers: list[_Worker] = []
     try:

@@ -10,6 +10,7 @@ import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from plainpacs.scp.beyond import attributes_in
@@ -51,6 +52,13 @@ class Column:
 _Compiled = tuple[str, bytes, bytes, bytes]
 
 
+@cache
+def _lengths(explicit: bool) -> list[bytes]:
+    """The lengths of nearly all values, to be looked up."""
+    length = struct.Struct("<H" if explicit else "<L")
+    return [length.pack(number) for number in range(_LENGTHS)]
+
+
 class Template:
     """How the records of one query become answers, in the order of their tags.
 
@@ -65,10 +73,9 @@ class Template:
         self._repertoires = (repertoire, UTF8)
         self._columns = (Column(CHARACTER_SET), *sorted(columns, key=lambda column: column.tag))
         self._beyond = [place for place, one in enumerate(self._columns) if one.beyond]
-        length = struct.Struct("<H" if explicit else "<L")
-        # The lengths of nearly all values, to be looked up.
-        self._lengths = [length.pack(number) for number in range(_LENGTHS)]
-        self._compiled = [self._compile(column, length.size) for column in self._columns]
+        self._lengths = _lengths(explicit)
+        length_size = len(self._lengths[0])
+        self._compiled = [self._compile(column, length_size) for column in self._columns]
 
     def _compile(self, column: Column, length_size: int) -> _Compiled:
         vr, explicit = vr_of(column.tag), self._explicit

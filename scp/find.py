@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 
 from plainpacs.archive.errors import NotAnArchive
-from plainpacs.indexer import levels
+from plainpacs.indexer import catalogue, levels
 from plainpacs.indexer.merging import Record
 from plainpacs.indexer.query import Condition, Query, values_of
 from plainpacs.scp.answers import Template
@@ -65,6 +65,7 @@ class _Refused(Exception):
 
 def serve(asked: Asked) -> bytes:
     """Answers a C-FIND; see ``services.Service``."""
+    catalogue.remember()
     began = time.monotonic()
     try:
         question = _understood(asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import os
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 import orjson
@@ -285,3 +286,62 @@ def test_a_compacted_catalogue_is_taken_as_it_is_and_no_other() -> None:
 def test_anything_else_is_not_taken_for_compacted(data: bytes) -> None:
     studies = catalogue.compacted(data)
     assert studies is None or len(studies) == data.count(b"\n")
+
+
+# --- remembering what was read --------------------------------------------------------------------
+
+
+@pytest.fixture
+def remembering(root: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths whose files were opened since."""
+    opened: list[str] = []
+    monkeypatch.setattr(catalogue, "_memory", None)
+    catalogue.remember()
+    really = catalogue._open
+
+    def watched(path: str, folder: int | None = None) -> FileIO | None:
+        opened.append(path)
+        return really(path, folder)
+
+    monkeypatch.setattr(catalogue, "_open", watched)
+    return opened
+
+
+def test_a_catalogue_that_stays_the_same_is_read_once(root: int, remembering: list[str]) -> None:
+    above = str(path_of(root).parent.parent)
+    assert catalogue.read(above, "202401") is None
+    path_of(root).write_bytes(b"1\n")
+    assert [catalogue.read(above, "202401") for _ in range(3)] == [b"1\n"] * 3
+    assert len(remembering) == 2
+    with path_of(root).open("ab") as file:
+        file.write(b"2\n")
+    assert catalogue.read(above, "202401") == b"1\n2\n"
+    catalogue.rewrite(root, "202401", [b'{"StudyInstanceUID":"1.2"}\n'])
+    assert catalogue.read(above, "202401") == b'{"StudyInstanceUID":"1.2"}\n'
+    path_of(root).unlink()
+    assert catalogue.read(above, "202401") is None
+
+
+def test_no_more_is_remembered_than_there_is_room_for(
+    root: int, remembering: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    above = path_of(root).parent.parent
+    monkeypatch.setattr(catalogue, "_memory", None)
+    monkeypatch.setattr(catalogue, "_MOST_REMEMBERED", 10)
+    catalogue.remember()
+    for month, size in (("202401", 6), ("202402", 6), ("202403", 4)):
+        (above / month).mkdir(exist_ok=True)
+        (above / month / "studies.jsonl").write_bytes(b"x" * size)
+    for _ in range(2):
+        for month, size in (("202401", 6), ("202402", 6), ("202403", 4)):
+            assert catalogue.read(str(above), month) == b"x" * size
+    assert [path.split("/")[-2] for path in remembering] == [
+        *("202401", "202402", "202403"),
+        "202402",
+    ]
+    (above / "202401" / "studies.jsonl").write_bytes(b"x" * 11)
+    assert len(catalogue.read(str(above), "202401") or b"") == 11
+    del remembering[:]
+    for _ in range(2):
+        assert catalogue.read(str(above), "202402") == b"x" * 6
+    assert len(remembering) == 1, "what grew beyond the room has left some"
