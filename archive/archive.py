@@ -257,7 +257,8 @@ class Spool:
         self._command = command
         self._transfer_syntax = transfer_syntax
         self._provenance = provenance
-        self._head = b""
+        self._begun = False
+        self._attributes: Attributes | None = None
 
     def __enter__(self) -> Spool:
         return self
@@ -271,17 +272,24 @@ class Spool:
 
     def write(self, data: Buffer) -> None:
         """Adds bytes of the data set; faster in large pieces. Raises StorageUnavailable."""
-        if not self._head:
-            self._head = bytes(memoryview(data)[:_HEAD])
         with _as_unavailable():
             self._archive.check(len(data), files=0)
             self._file.write(data)
+        if not self._begun:
+            # Nearly every header lies in the first bytes; read now, while the rest is on its way.
+            self._begun = True
+            with contextlib.suppress(UnreadableDataSet):
+                head = memoryview(data)[:_HEAD]
+                self._attributes = read_header(head, self._transfer_syntax, complete=False)
 
     def store(self) -> Stored:
         """Keeps the instance, as ``Archive.store`` does and with its errors."""
         with _as_unavailable(), self:
             self._archive.check(files=0)
-            attributes = self._header()
+            attributes = self._attributes
+            if attributes is None:
+                data_set = self._file.view()[self._offset :]
+                attributes = read_header(data_set, self._transfer_syntax)
             key = InstanceKey.of_attributes(attributes)
             for keyword, uid in self._command.items():
                 _agree(keyword, attributes, uid)
@@ -293,13 +301,6 @@ class Spool:
                 syntax=self._transfer_syntax,
                 provenance=self._provenance,
             )
-
-    def _header(self) -> Attributes:
-        # Nearly every header lies in the first bytes; what does not is read from the file.
-        if len(self._head) < self._file.size - self._offset:
-            with contextlib.suppress(UnreadableDataSet):
-                return read_header(self._head, self._transfer_syntax, complete=False)
-        return read_header(self._file.view()[self._offset :], self._transfer_syntax)
 
 
 def _header_of_file(data_set: memoryview, found: part10.Part10) -> Attributes:
