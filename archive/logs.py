@@ -50,6 +50,8 @@ def set_up(level: str, form: str = "text") -> None:
     for name in ("pynetdicom", "pydicom", "py.warnings"):
         logging.getLogger(name).setLevel(quiet)
     logging.captureWarnings(True)
+    # What no line says need not be found out for each.
+    logging.logThreads = logging.logMultiprocessing = False
     threading.excepthook = _thread_died
     sys.excepthook = _program_died
 

@@ -16,6 +16,7 @@ import struct
 import tempfile
 import threading
 from collections.abc import Iterator
+from functools import lru_cache
 
 _SLOT = 1 << 16
 _HEAD = struct.Struct("<LLL")
@@ -159,6 +160,7 @@ class Board:
         return os.pread(self.fd, self._head(slot)[2], slot * _SLOT + _HEAD.size)
 
 
+@lru_cache(maxsize=256)
 def _packed(address: str) -> bytes:
     """An IP address as 16 bytes, of IPv4 the mapped form (RFC 4291 2.5.5.2)."""
     found = ipaddress.ip_address(address)
