@@ -24,6 +24,7 @@ from plainpacs.archive.errors import (
     UnreadableDataSet,
 )
 from plainpacs.archive.header import Attributes, read_header
+from plainpacs.archive.header_alike import HeaderReader
 from plainpacs.archive.identity import InstanceKey, as_name, strip_padding
 from plainpacs.archive.manifest import FileFacts, Provenance
 from plainpacs.archive.reserve import NO_RESERVE, Reserve
@@ -52,6 +53,7 @@ class Archive:
         self._shelf = Shelf(writer, sync=sync, on_conflict=on_conflict)
         self.audit = AuditLog(writer.root, writer.node, sync=sync)
         self._numbers = itertools.count()
+        self.headers = HeaderReader()
 
     @classmethod
     def open(
@@ -124,7 +126,7 @@ class Archive:
         StorageUnavailable; then nothing of it is in the tree, or (StorageUnavailable only) the
         whole file is and a retry finds it.
         """
-        attributes = read_header(data_set, transfer_syntax)
+        attributes = self.headers.read(data_set, transfer_syntax)
         key = InstanceKey.of_attributes(attributes)
         _agree("SOPClassUID", attributes, sop_class)
         _agree("SOPInstanceUID", attributes, sop_instance)
@@ -280,7 +282,9 @@ class Spool:
             self._begun = True
             with contextlib.suppress(UnreadableDataSet):
                 head = memoryview(data)[:_HEAD]
-                self._attributes = read_header(head, self._transfer_syntax, complete=False)
+                self._attributes = self._archive.headers.read(
+                    head, self._transfer_syntax, complete=False
+                )
 
     def store(self) -> Stored:
         """Keeps the instance, as ``Archive.store`` does and with its errors."""

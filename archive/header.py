@@ -131,7 +131,7 @@ def read_header(
 
 def _read(data: Buffer, syntax: str, whole: bool, complete: bool) -> Attributes:
     little_endian = syntax != EXPLICIT_BIG_ENDIAN
-    implicit = _is_implicit(data, syntax)
+    implicit = is_implicit(data, syntax)
     if little_endian:
         try:
             return _walk(data, implicit, whole, complete)
@@ -143,7 +143,7 @@ def _read(data: Buffer, syntax: str, whole: bool, complete: bool) -> Attributes:
     return PydicomWalk.read(data, implicit, little_endian, whole=whole, complete=complete)
 
 
-def _is_implicit(data: Buffer, syntax: str) -> bool:
+def is_implicit(data: Buffer, syntax: str) -> bool:
     vr = bytes(data[4:6])
     if len(vr) < 2:
         return syntax == IMPLICIT_LITTLE_ENDIAN
@@ -151,14 +151,14 @@ def _is_implicit(data: Buffer, syntax: str) -> bool:
 
 
 def _walk(data: Buffer, implicit: bool, whole: bool, complete: bool) -> Attributes:
-    walk = _StructWalk(data)
+    walk = StructWalk(data)
     after = (_walk_implicit if implicit else _walk_explicit)(walk, complete)
     if whole and after is not None:
         walk.top_level(after, implicit, whole=True, complete=True)
     return walk.attributes()
 
 
-class _StructWalk(Walk):
+class StructWalk(Walk):
     """Little endian by ``struct``."""
 
     def element(self, pos: int, implicit: bool) -> tuple[int, str, int, int]:
@@ -178,7 +178,7 @@ class _StructWalk(Walk):
         raise NotUnderstood
 
 
-def _walk_explicit(walk: _StructWalk, complete: bool) -> int | None:
+def _walk_explicit(walk: StructWalk, complete: bool) -> int | None:
     """Collects; the position of the first element after the kept ones, None when there is none."""
     data, found, short = walk.data, walk.collected.found, _SHORT
     unpack = _EXPLICIT
@@ -217,7 +217,7 @@ def _walk_explicit(walk: _StructWalk, complete: bool) -> int | None:
     return None
 
 
-def _long(walk: _StructWalk, pos: int) -> int:
+def _long(walk: StructWalk, pos: int) -> int:
     """Where the element at ``pos``, in explicit VR but in none of the short ones, ends."""
     tag, vr, length, value = walk.element(pos, False)
     if tag in WANTED_SEQUENCES and vr in HOLDS_ITEMS:
@@ -233,7 +233,7 @@ def _long(walk: _StructWalk, pos: int) -> int:
     return after
 
 
-def _walk_implicit(walk: _StructWalk, complete: bool) -> int | None:
+def _walk_implicit(walk: StructWalk, complete: bool) -> int | None:
     """As ``_walk_explicit``."""
     data, found = walk.data, walk.collected.found
     unpack = _IMPLICIT
