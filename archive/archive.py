@@ -11,7 +11,7 @@ import contextlib
 import errno
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from plainpacs.archive import durable, layout, part10
 from plainpacs.archive.audit import AuditLog
@@ -137,7 +137,7 @@ class Archive:
             calling_ae=provenance.calling_ae,
             called_ae=provenance.called_ae,
         )
-        with _as_unavailable():
+        with _as_unavailable:
             self.check(len(data_set))
             with self._unfinished() as file:
                 file.write(meta, data_set)
@@ -165,7 +165,7 @@ class Archive:
             calling_ae=provenance.calling_ae,
             called_ae=provenance.called_ae,
         )
-        with _as_unavailable():
+        with _as_unavailable:
             self.check()
             file = self._unfinished()
             try:
@@ -185,7 +185,7 @@ class Archive:
         The whole of it is read: one that was cut short is refused.
         Raises as ``store`` does, and NotDICOM.
         """
-        with _as_unavailable():
+        with _as_unavailable:
             self.check(os.fstat(source).st_size)
             with self._unfinished() as file:
                 file.copy(source)
@@ -274,7 +274,7 @@ class Spool:
 
     def write(self, data: Buffer) -> None:
         """Adds bytes of the data set; faster in large pieces. Raises StorageUnavailable."""
-        with _as_unavailable():
+        with _as_unavailable:
             self._archive.check(len(data), files=0)
             self._file.write(data)
         if not self._begun:
@@ -288,7 +288,7 @@ class Spool:
 
     def store(self) -> Stored:
         """Keeps the instance, as ``Archive.store`` does and with its errors."""
-        with _as_unavailable(), self:
+        with _as_unavailable, self:
             self._archive.check(files=0)
             attributes = self._attributes
             if attributes is None:
@@ -326,16 +326,21 @@ def _agree(keyword: str, attributes: Attributes, command: str | None) -> None:
         raise DataSetMismatch(f"the data set has another {keyword} than the request")
 
 
-@contextlib.contextmanager
-def _as_unavailable() -> Iterator[None]:
+class _AsUnavailable:
     """Turns what the system says into what the sender is told."""
-    try:
-        yield
-    except IsADirectoryError as error:
-        raise StorageUnavailable(
-            "a folder lies where the instance belongs; move it away"
-        ) from error
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raised = OutOfSpace if full else StorageUnavailable
-        raise raised(error.strerror or str(error)) from error
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, IsADirectoryError):
+            raise StorageUnavailable(
+                "a folder lies where the instance belongs; move it away"
+            ) from error
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raised = OutOfSpace if full else StorageUnavailable
+            raise raised(error.strerror or str(error)) from error
+
+
+_as_unavailable = _AsUnavailable()

@@ -152,9 +152,11 @@ def make_path(path: str) -> None:
 def write_all(fd: int, buffers: Iterable[Buffer]) -> int:
     """Writes all of ``buffers``, of any number; returns their length. Raises OSError."""
     rest = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
-    total = sum(len(view) for view in rest)
+    total = sum(map(len, rest))
     while rest:
         taken = write(fd, rest[:64])
+        if taken == total:  # as nearly always
+            break
         while rest and taken >= len(rest[0]):
             taken -= len(rest.pop(0))
         if taken:

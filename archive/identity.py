@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from plainpacs.archive.errors import InvalidUID, UnreadableDataSet
 
@@ -110,8 +109,7 @@ def is_month(name: str) -> bool:
     return name == UNDATED or _MONTH.fullmatch(name) is not None
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class InstanceKey:
+class InstanceKey(NamedTuple):
     """What places an instance in the tree. Its fields are names: checked before it is made."""
 
     month: str

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -146,8 +147,12 @@ _MARKER_STYLE = orjson.OPT_APPEND_NEWLINE | orjson.OPT_INDENT_2
 def stamp(nanoseconds: int) -> str:
     """Nanoseconds since 1970 as ``2024-02-28T02:38:10.123Z``; below milliseconds is cut off."""
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
-    date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    return f"{date}.{rest // 1_000_000:03d}Z"
+    return f"{_second(seconds)}.{rest // 1_000_000:03d}Z"
+
+
+@lru_cache(maxsize=16)  # many instances come in one
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def make_internal_folders(root: int, path: str) -> None:

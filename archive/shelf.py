@@ -18,8 +18,8 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from io import FileIO
+from typing import NamedTuple
 
 import blake3
 
@@ -55,8 +55,7 @@ class StoreOutcome(enum.Enum):
     ``on_conflict = replace``, these are published and the first is kept there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """The outcome, the instance's key and the path, relative to ROOT, of the bytes kept."""
 
     outcome: StoreOutcome
@@ -64,8 +63,7 @@ class Stored:
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A finished temporary file in ``incoming``, about to be published as ``key``."""
 
     name: str
@@ -126,8 +124,8 @@ class Shelf:
         path = f"{self._conflicts(key)}/{self._aside_name(candidate)}"
         if self._publisher.publish(candidate.name, self._writer.incoming, path):
             folder = f"{layout.CONFLICTS}/{layout.study_folder(key.month, key.study)}"
-            facts = replace(candidate.facts, file=path.rpartition("/")[2])
-            self._append_line(folder, replace(candidate, facts=facts))
+            facts = candidate.facts._replace(file=path.rpartition("/")[2])
+            self._append_line(folder, candidate._replace(facts=facts))
         elif not self._holds_same(path, candidate):
             raise StorageUnavailable(f"{path} does not hold what its name says; move it away")
         return Stored(StoreOutcome.CONFLICT, key, path)
@@ -222,7 +220,7 @@ class Shelf:
             durable.set_time(file.fileno(), moment)
             if self._sync:
                 durable.sync_file(file.fileno())
-        return replace(candidate, facts=replace(facts, stored=stamp(moment)))
+        return candidate._replace(facts=facts._replace(stored=stamp(moment)))
 
     def _drop_variant(self, candidate: Candidate) -> None:
         """The published candidate's twin among the conflicts, if there is one, is not needed."""

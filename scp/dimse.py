@@ -10,8 +10,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from plainpacs.archive.identity import is_name, strip_padding
 
@@ -99,8 +98,7 @@ RESPONSE = 0x8000
 """Set in the Command Field of every response."""
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """A command set. The UIDs are as sent, less their padding, and may be anything."""
 
     field: int
@@ -147,8 +145,7 @@ class Drain:
         pass
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A whole message. ``data`` is the encoded data set; the ``Spill`` that took it when it came in
     pieces; None when the command announced none.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from plainpacs.archive.archive import Archive, Provenance, Spool, Stored
 from plainpacs.archive.errors import UnreadableDataSet
@@ -19,8 +19,7 @@ from plainpacs.scp.status import RefusedSOPClass, StoreStatus, answer_for, comme
 _LOG = logging.getLogger("plainpacs.scp")
 
 
-@dataclass(frozen=True, slots=True)
-class StoreRequest:
+class StoreRequest(NamedTuple):
     """What is known of an instance before its data set is read: the C-STORE command and context.
 
     ``sop_class`` and ``sop_instance`` are as the peer sent them, and may be anything.
@@ -34,8 +33,7 @@ class StoreRequest:
     provenance: Provenance
 
 
-@dataclass(frozen=True, slots=True)
-class StoreAnswer:
+class StoreAnswer(NamedTuple):
     """``stored`` is None when the answer is a failure; then ``error`` says why, for the log."""
 
     status: StoreStatus
