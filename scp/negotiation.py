@@ -18,6 +18,7 @@ import enum
 import re
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from plainpacs.archive.identity import strip_padding
 from plainpacs.scp.registry import REGISTERED
@@ -221,6 +222,12 @@ def is_storage(sop_class: str, declared_service: str | None = None) -> bool:
     >>> is_storage("1.2.840.10008.5.1.4.1.1.2"), is_storage("1.2.840.10008.5.1.4.1.2.2.1")
     (True, False)
     """
+    # Longer ones are none, and are not to be remembered.
+    return len(sop_class) <= 64 and _is_storage(sop_class, declared_service == STORAGE_SERVICE)
+
+
+@lru_cache(maxsize=1024)
+def _is_storage(sop_class: str, declared: bool) -> bool:
     if not _UID.fullmatch(sop_class) or f"{sop_class}." == _DICOM:
         return False
     if not sop_class.startswith(_DICOM):
@@ -229,7 +236,7 @@ def is_storage(sop_class: str, declared_service: str | None = None) -> bool:
         return sop_class not in _NOT_A_PATIENTS
     if sop_class in _STORAGE_ELSEWHERE:
         return True
-    return declared_service == STORAGE_SERVICE and sop_class not in REGISTERED
+    return declared and sop_class not in REGISTERED
 
 
 def choose_transfer_syntax(offered: Iterable[str]) -> str | None:

@@ -11,6 +11,7 @@ import enum
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from plainpacs.archive.identity import strip_padding
 from plainpacs.scp.dimse import ProtocolError, Reason
@@ -30,6 +31,7 @@ _VALUE = struct.Struct(">LB")
 _DATA = struct.Struct(">BxLLBB")
 
 _PROTOCOL_VERSION_BIT = 1
+_MOST_REMEMBERED = 8 << 10  # bytes of a request
 
 
 class Item(enum.IntEnum):
@@ -76,8 +78,12 @@ class Request:
 def read_request(body: bytes) -> Request:
     """The A-ASSOCIATE-RQ with the variable field ``body``. Items unknown here are passed over.
 
-    Raises ProtocolError when it is malformed.
+    Raises ProtocolError when it is malformed. What it gives is shared: not to be changed.
     """
+    return _read_again(body) if len(body) <= _MOST_REMEMBERED else _read_request(body)
+
+
+def _read_request(body: bytes) -> Request:
     if len(body) < _REQUEST.size:
         raise ProtocolError("a request for an association ends early")
     version, called, calling = _REQUEST.unpack_from(body)
@@ -110,6 +116,10 @@ def read_request(body: bytes) -> Request:
     )
     echoed = body[4 : _REQUEST.size]
     return Request(proposal, bool(version & _PROTOCOL_VERSION_BIT), longest, echoed)
+
+
+# Who opens an association for each instance asks the same each time.
+_read_again = lru_cache(maxsize=64)(_read_request)
 
 
 def items(data: bytes, at: int) -> Iterator[tuple[int, bytes]]:

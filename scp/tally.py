@@ -17,6 +17,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import orjson
 
@@ -88,6 +89,7 @@ class Course:
         return {**self.counts, "bytes": self.bytes, "seconds": round(self.seconds, 3)}
 
 
+@lru_cache(maxsize=256)  # AE titles and addresses: short ones
 def _printable(text: str) -> str:
     return "".join(c if " " <= c <= "~" else "?" for c in text)
 
