@@ -10,7 +10,7 @@ import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from plainpacs.scp.beyond import attributes_in
@@ -59,6 +59,20 @@ def _lengths(explicit: bool) -> list[bytes]:
     return [length.pack(number) for number in range(_LENGTHS)]
 
 
+def _compiled(tag: int, source: str, constant: str, explicit: bool) -> _Compiled:
+    vr = vr_of(tag)
+    # What is constant has no text of people.
+    raw = constant.encode("ascii", "replace")
+    whole = element(tag, vr, raw, explicit=explicit)
+    if vr in LONG_VRS or vr in BINARY:
+        return source, b"", b"", whole
+    before = head(tag, vr, 0, explicit=explicit)[: -len(_lengths(explicit)[0])]
+    return source, before, b"\0" if vr == "UI" else b" ", whole
+
+
+_compiled_again = lru_cache(maxsize=4096)(_compiled)  # who asks again wants the same returned
+
+
 class Template:
     """How the records of one query become answers, in the order of their tags.
 
@@ -74,20 +88,15 @@ class Template:
         self._columns = (Column(CHARACTER_SET), *sorted(columns, key=lambda column: column.tag))
         self._beyond = [place for place, one in enumerate(self._columns) if one.beyond]
         self._lengths = _lengths(explicit)
-        length_size = len(self._lengths[0])
-        self._compiled = [self._compile(column, length_size) for column in self._columns]
-
-    def _compile(self, column: Column, length_size: int) -> _Compiled:
-        vr, explicit = vr_of(column.tag), self._explicit
-        if column.tag == CHARACTER_SET:
-            return "", b"", b"", self._naming(self._repertoires[0])
-        # What is constant has no text of people.
-        raw = column.constant.encode("ascii", "replace")
-        whole = element(column.tag, vr, raw, explicit=explicit)
-        if vr in LONG_VRS or vr in BINARY:
-            return column.source, b"", b"", whole
-        before = head(column.tag, vr, 0, explicit=explicit)[:-length_size]
-        return column.source, before, b"\0" if vr == "UI" else b" ", whole
+        naming = self._naming(self._repertoires[0])
+        self._compiled: list[_Compiled] = [
+            ("", b"", b"", naming)
+            if one.tag == CHARACTER_SET
+            else _compiled(one.tag, one.source, one.constant, explicit)
+            if one.constant
+            else _compiled_again(one.tag, one.source, "", explicit)
+            for one in self._columns
+        ]
 
     def _naming(self, repertoire: Repertoire) -> bytes:
         """The element that names the character set, if there is to be one."""
