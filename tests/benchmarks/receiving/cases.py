@@ -101,4 +101,16 @@ CASES = (
         "indexer-small", "one sender, --sync off", SMALL, 8000, "plainpacs-off", ("no-indexer",),
         {"no-indexer": 0.9},
     ),
+    Case(
+        "services", "one sender, --sync off", CT, 1600, "plainpacs-off", ("no-services",),
+        {"no-services": 0.97},
+    ),
+    Case(
+        "services-small", "one sender, --sync off", SMALL, 3200, "plainpacs-off", ("no-services",),
+        {"no-services": 0.97},
+    ),
+    Case(
+        "services-associations", "one association (4 contexts) for each, --sync off", CT, 1600,
+        "plainpacs-off", ("no-services",), {"no-services": 0.97}, contexts=4,
+    ),
 )  # fmt: skip

@@ -187,6 +187,12 @@ def receivers(serve: tuple[str, ...] = ()) -> dict[str, Receiver]:
         Plainpacs("plainpacs-off", "plainpacs --sync off", off, indexer=True),
         Plainpacs("plainpacs", "plainpacs", serve, indexer=True),
         Plainpacs("no-indexer", "the same, no indexer", off, indexer=False),
+        Plainpacs(
+            "no-services",
+            "the same, queries and retrieves off",
+            (*off, "--no-query-retrieve"),
+            indexer=True,
+        ),
         Storescp("storescp", "storescp +B", ("+B",)),
         Storescp("storescp-fork", "storescp +B --fork", ("+B", "--fork")),
         Storescp("storescp-pdu", "storescp +B -pdu 131072", ("+B", "-pdu", "131072")),
