@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from finding import index
+from orthanc import orthanc
 from peer import (
     DATA,
     RELEASE_RP,
@@ -191,6 +192,34 @@ def test_without_sync_nothing_is_promised(start: Start) -> None:
     with modality.asking(running, [(CT, ONE)]):
         assert modality.report() == (2, [], {ONE: 0x0110})
         wait_until(lambda: not waiting(running))
+
+
+# --- real peers: Orthanc --------------------------------------------------------------------------
+
+
+def test_orthanc_asks_and_is_reported_to(running: Running, tmp_path: Path) -> None:
+    with orthanc(tmp_path / "orthanc", {}, DicomAet="ORTHANC") as peer:
+        with contextlib.suppress(ValueError):  # it answers with nothing, which is no JSON
+            peer.call("PUT", "/modalities/us", ["DRDCM", "127.0.0.1", running.port])
+
+        def ask(*references: tuple[str, str]) -> Any:
+            """What Orthanc knows of it once it was reported to."""
+            asked = [{"SOPClassUID": one, "SOPInstanceUID": uid} for one, uid in references]
+            path = "/modalities/us/storage-commitment"
+            where = peer.call("POST", path, {"DicomInstances": asked})["Path"]
+            wait_until(lambda: peer.call("GET", where)["Status"] != "Pending")
+            return peer.call("GET", where)
+
+        with reporting(running, nodes=(f"ORTHANC@127.0.0.1:{peer.port}",)):
+            kept = ask((CT, ONE), (CT, TWO))
+            lost = ask((CT, ONE), (MR, TWO), (CT, "1.2.3.4.7"))
+            wait_until(lambda: not waiting(running))
+    assert kept["Status"] == "Success"
+    assert sorted(one["SOPInstanceUID"] for one in kept["Success"]) == [ONE, TWO]
+    assert lost["Status"] == "Failure"
+    assert [one["SOPInstanceUID"] for one in lost["Success"]] == [ONE]
+    reasons = {one["SOPInstanceUID"]: one["FailureReason"] for one in lost["Failures"]}
+    assert reasons == {TWO: 0x0119, "1.2.3.4.7": 0x0112}
 
 
 # --- byte by byte ---------------------------------------------------------------------------------
