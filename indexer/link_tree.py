@@ -18,65 +18,30 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-import orjson
 
 from plainpacs.archive import durable, layout
-from plainpacs.archive.errors import NotALinkTree
-from plainpacs.archive.identity import is_month
 from plainpacs.archive.root import locked
+from plainpacs.indexer.link_facts import (
+    LOCK,
+    OWN,
+    STUDIES,
+    Facts,
+    Linked,
+    begin,
+    facts_of,
+    line_of,
+    new_name,
+    read_studies,
+    refuse_another,
+    refuse_place,
+    replace,
+)
 from plainpacs.indexer.link_names import DEPTH, By, is_link_name
 
-OWN = ".plainpacs-links"
-_FACTS = f"{OWN}/tree.json"
-_STUDIES = f"{OWN}/studies.jsonl"
-_LOCK = f"{OWN}/lock"
-_FORMAT = 1
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 Wanted = Mapping[str, Mapping[str, str]]
 """The instance (its path in the archive) of each link, by series' folder and link's name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Linked:
-    """A study that has links. ``facts``: what its part of the archive looked like when they were
-    made, empty when that is not known, as while they are being made."""
-
-    folder: str
-    facts: str = ""
-
-
-@dataclass(slots=True)
-class _Facts:
-    """``tree.json``. ``archive``: the way from DIR to ROOT; ``before``: other ways that links may
-    still lead, as the tree or the archive was moved since they were made."""
-
-    by: By
-    archive: str
-    before: list[str] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, folder: int) -> _Facts | None:
-        """None when there is none. Raises ValueError, OSError."""
-        try:
-            fd = os.open(_FACTS, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-        except FileNotFoundError:
-            return None
-        with open(fd, "rb") as file:
-            found: Any = orjson.loads(file.read())
-        try:
-            if found["format"] != _FORMAT:
-                raise ValueError(f"its format is not {_FORMAT}")
-            return cls(By(found["by"]), str(found["archive"]), list(map(str, found["before"])))
-        except (LookupError, TypeError) as error:
-            raise ValueError("something is lacking") from error
-
-    def write(self, folder: int) -> None:
-        facts = {"format": _FORMAT, "by": self.by.value, "archive": self.archive}
-        _replace(folder, _FACTS, orjson.dumps({**facts, "before": self.before}) + b"\n")
 
 
 class LinkTree:
@@ -85,9 +50,9 @@ class LinkTree:
     ``studies``: what has links, by StudyInstanceUID. Methods raise OSError.
     """
 
-    def __init__(self, path: str, folder: int, facts: _Facts) -> None:
+    def __init__(self, path: str, folder: int, facts: Facts) -> None:
         self.path = path
-        self.studies = _read_studies(folder)
+        self.studies = read_studies(folder)
         self.in_the_way: list[str] = []
         """Paths where something else lies that was left alone."""
         self._folder = folder
@@ -106,17 +71,17 @@ class LinkTree:
             durable.make_path(path)
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _begin(path, folder, make)
-            with locked(folder, _LOCK):
+            begin(path, folder, make)
+            with locked(folder, LOCK):
                 way = os.path.relpath(os.path.realpath(root), os.path.realpath(path))
-                facts = _facts_of(path, folder)
+                facts = facts_of(path, folder)
                 if facts is None:
                     # Killed before it was written; or nothing was ever made here.
-                    facts = _Facts(make or By.PATIENT, way)
+                    facts = Facts(make or By.PATIENT, way)
                     facts.write(folder)
                 if facts.archive != way:
-                    facts = _Facts(facts.by, way, sorted({facts.archive, *facts.before} - {way}))
-                    _refuse_another(path, root, facts)
+                    facts = Facts(facts.by, way, sorted({facts.archive, *facts.before} - {way}))
+                    refuse_another(path, root, facts)
                     facts.write(folder)
                 _sweep(folder)
                 yield cls(path, folder, facts)
@@ -141,7 +106,7 @@ class LinkTree:
         self.studies.update((study, Linked(folder)) for study, folder in folders.items())
         if folders:
             self._put_down(folders)
-            durable.settle(self._folder, _STUDIES)
+            durable.settle(self._folder, STUDIES)
 
     def made(self, facts: Mapping[str, str]) -> None:
         """Puts down that these studies have all their links."""
@@ -150,19 +115,19 @@ class LinkTree:
         self._put_down(facts)
 
     def _put_down(self, studies: Iterable[str]) -> None:
-        lines = b"".join(_line(study, self.studies[study]) for study in studies)
+        lines = b"".join(line_of(study, self.studies[study]) for study in studies)
         if lines:
-            durable.append_lines(self._folder, _STUDIES, lines)
+            durable.append_lines(self._folder, STUDIES, lines)
 
     def save(self) -> None:
         """Leaves one line for each study that has links, and none of others."""
-        lines = b"".join(_line(study, self.studies[study]) for study in sorted(self.studies))
-        _replace(self._folder, _STUDIES, lines)
+        lines = b"".join(line_of(study, self.studies[study]) for study in sorted(self.studies))
+        replace(self._folder, STUDIES, lines)
 
     def complete(self, by: By) -> None:
         """Puts down that all links there are lead the right way, and are arranged ``by``."""
         if self._facts.before or by is not self._facts.by:
-            self._facts = _Facts(by, self._facts.archive)
+            self._facts = Facts(by, self._facts.archive)
             self._facts.write(self._folder)
 
     # --- links ----------------------------------------------------------------------------------
@@ -252,14 +217,14 @@ class LinkTree:
         return blocked
 
     def _put_in_place(self, name: str, path: str, folder: int) -> None:
-        temporary = _aside()
+        temporary = new_name()
         durable.symlink(self._to(path), temporary, folder=self._folder)
         durable.rename(temporary, name, folder=self._folder, to_folder=folder)
 
     def _make(self, folder: str, wanted: Wanted) -> None:
         """A study's folder, whole at once."""
         top, _, name = folder.partition("/")
-        aside = _aside()
+        aside = new_name()
         durable.make_folder(aside, folder=self._folder)
         with _open(aside, self._folder) as made:
             self._change(made, "", wanted)
@@ -316,62 +281,6 @@ class LinkTree:
             yield folder
 
 
-# --- where a tree may be --------------------------------------------------------------------------
-
-
-def refuse_place(path: str) -> None:
-    """Raises NotALinkTree where links would lie among an archive's own files, or another tree's."""
-    whole = os.path.realpath(path)
-    if os.path.lexists(os.path.join(whole, layout.MARKER)):
-        raise NotALinkTree(f"{path} is an archive; name a folder of its own for the links")
-    above, name = os.path.split(whole)
-    while name:
-        if os.path.lexists(os.path.join(above, OWN)):
-            raise NotALinkTree(f"{path} lies in another tree of links, {above}; name another")
-        if os.path.lexists(os.path.join(above, layout.MARKER)) and (
-            is_month(name) or name == layout.INTERNAL
-        ):
-            raise NotALinkTree(
-                f"{path} lies in {name}, among the files of the archive {above}; name a folder "
-                "beside those, or outside"
-            )
-        above, name = os.path.split(above)
-
-
-def _begin(path: str, folder: int, make: By | None) -> None:
-    """Sees to it that the folder is a tree, or an empty one becomes one."""
-    names = os.listdir(folder)
-    if OWN in names:
-        return
-    if make is None:
-        raise NotALinkTree(f"{path} is no tree of links")
-    if names:
-        raise NotALinkTree(
-            f"{path} is not empty, and no tree of links: name a new folder, or an empty one"
-        )
-    with contextlib.suppress(FileExistsError):
-        durable.make_folder(OWN, 0o700, folder=folder)
-
-
-def _facts_of(path: str, folder: int) -> _Facts | None:
-    try:
-        return _Facts.read(folder)
-    except ValueError as error:
-        raise NotALinkTree(
-            f"{path}/{_FACTS} cannot be used ({error}): delete the whole folder, then make it anew"
-        ) from None
-
-
-def _refuse_another(path: str, root: str, facts: _Facts) -> None:
-    """A way that leads to another archive was not ours."""
-    for way in facts.before:
-        other = os.path.join(path, way)
-        if os.path.lexists(os.path.join(other, layout.MARKER)) and not os.path.samefile(
-            other, root
-        ):
-            raise NotALinkTree(f"{path} has the links of another archive, {other}; name another")
-
-
 # --- pieces ---------------------------------------------------------------------------------------
 
 
@@ -400,11 +309,6 @@ def _remove_if_empty(name: str, folder: int) -> None:
             raise
 
 
-def _aside() -> str:
-    """A new name for what is not finished."""
-    return f"{OWN}/new.{os.urandom(6).hex()}"
-
-
 def _sweep(folder: int) -> None:
     """Clears away what was being made when its maker died."""
     with _open(OWN, folder) as own:
@@ -421,41 +325,3 @@ def _remove_tree(name: str, folder: int) -> None:
         for entry in os.listdir(below):
             _remove_tree(entry, below)
     durable.remove_folder(name, folder=folder)
-
-
-def _line(study: str, linked: Linked) -> bytes:
-    line = {"StudyInstanceUID": study, "folder": linked.folder, "facts": linked.facts}
-    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
-
-
-def _read_studies(folder: int) -> dict[str, Linked]:
-    try:
-        fd = os.open(_STUDIES, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-    except FileNotFoundError:
-        return {}
-    found: dict[str, Linked] = {}
-    with open(fd, "rb") as file:
-        for raw in file:
-            try:
-                line: Any = orjson.loads(raw)
-                linked = Linked(str(line["folder"]), str(line["facts"]))
-            except (ValueError, LookupError, TypeError):
-                continue  # torn by a crash
-            # Two names, neither of which leads anywhere else.
-            if linked.folder.count("/") == 1 and not {"", ".", ".."} & {*linked.folder.split("/")}:
-                found[str(line["StudyInstanceUID"])] = linked
-    return found
-
-
-def _replace(folder: int, path: str, data: bytes) -> None:
-    """Puts ``data`` at ``path`` at once and for good."""
-    temporary = _aside()
-    fd = durable.create(temporary, folder=folder)
-    try:
-        durable.write_all(fd, [data])
-        durable.sync_file(fd)
-    finally:
-        os.close(fd)
-    durable.rename(temporary, path, folder=folder, to_folder=folder)
-    with _open(OWN, folder) as own:
-        durable.sync_folder(own)
