@@ -37,8 +37,7 @@ ELSEWHERE = {
     ("indexer/scanning.py", "write"): "a pipe to a process of ours",
     ("indexer/verify_commands.py", "open"): "the file of --resume, which the user names",
     ("scp/answered.py", "open"): "the file of --resume, which the user names",
-    ("scp/board.py", "ftruncate"): "anonymous memory that receiver processes share",
-    ("scp/board.py", "pwrite"): "the same memory",
+    ("scp/board.py", "write"): "anonymous memory that receiver processes share",
     ("scp/child.py", "write"): "a pipe to a process of ours",
     ("scp/registry.py", "Path"): "where pynetdicom lies",
 }
