@@ -15,16 +15,8 @@ from typing import Any
 
 from plainpacs.scp.beyond import attributes_in
 from plainpacs.scp.dictionary import vr_of
-from plainpacs.scp.identifiers import (
-    BINARY,
-    CHARACTER_SET,
-    LONG_VRS,
-    DataSet,
-    element,
-    head,
-    value_bytes,
-    written_anew,
-)
+from plainpacs.scp.identifier_writing import element, head, value_bytes, written_anew
+from plainpacs.scp.identifiers import BINARY, CHARACTER_SET, LONG_VRS, DataSet
 from plainpacs.scp.repertoire import UTF8, Repertoire
 
 _LENGTHS = 1024

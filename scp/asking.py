@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from plainpacs.archive.attributes import Level
 from plainpacs.scp.calling import LOST, UNCOMPRESSED, Failed, saying_what_was_lost
 from plainpacs.scp.dimse import RESPONSE, Command, CommandField, Element, cancel, request
-from plainpacs.scp.identifiers import BadIdentifier, DataSet, Value, encode, read
+from plainpacs.scp.identifier_writing import Value, encode
+from plainpacs.scp.identifiers import BadIdentifier, DataSet, read
 from plainpacs.scp.meanings import PENDING, PENDING_KEYS_NOT_SUPPORTED, told
 from plainpacs.scp.negotiation import ContextResult, ProposedContext
 from plainpacs.scp.reading import Limits

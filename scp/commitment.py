@@ -24,7 +24,8 @@ from plainpacs.scp import commitments
 from plainpacs.scp.commitments import Claim, Full, Transaction
 from plainpacs.scp.committed import FailureReason, Interrupted, PutOff, Reference, Verdict, judge
 from plainpacs.scp.dimse import Command, CommandField, Element, request, response
-from plainpacs.scp.identifiers import BadIdentifier, Value, encode, read
+from plainpacs.scp.identifier_writing import Value, encode
+from plainpacs.scp.identifiers import BadIdentifier, read
 from plainpacs.scp.services import Asked
 from plainpacs.scp.status import LONGEST_COMMENT
 from plainpacs.scp.tally import Caller

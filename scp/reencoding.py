@@ -24,7 +24,8 @@ from plainpacs.archive.elements import (
     spell,
 )
 from plainpacs.archive.flatten import MOST_ELEMENTS
-from plainpacs.scp.identifiers import LONG_VRS, SHORT_VRS, head
+from plainpacs.scp.identifier_writing import head
+from plainpacs.scp.identifiers import LONG_VRS, SHORT_VRS
 from plainpacs.scp.representations import vrs_of
 
 _PIXEL_REPRESENTATION = 0x00280103

@@ -17,7 +17,8 @@ from plainpacs.archive.attributes import BY_KEYWORD, REQUESTED, Level
 from plainpacs.indexer.keys import SEQUENCE
 from plainpacs.indexer.merging import Record
 from plainpacs.scp.asking import Finder
-from plainpacs.scp.identifiers import DataSet, Value
+from plainpacs.scp.identifier_writing import Value
+from plainpacs.scp.identifiers import DataSet
 from plainpacs.scp.remote_terms import COUNTS, Question, Terms
 
 _TOLD = ("RetrieveAETitle", "InstanceAvailability")

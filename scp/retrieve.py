@@ -20,7 +20,8 @@ from plainpacs.archive.errors import BadSettings, PlainpacsError
 from plainpacs.scp import nodes
 from plainpacs.scp.converting import Converter
 from plainpacs.scp.dimse import Element, ProtocolError, Reason, response
-from plainpacs.scp.identifiers import BadIdentifier, encode, read
+from plainpacs.scp.identifier_writing import encode
+from plainpacs.scp.identifiers import BadIdentifier, read
 from plainpacs.scp.model import NotOfThisModel
 from plainpacs.scp.negotiation import PATIENT_ROOT_GET
 from plainpacs.scp.outgoing import Outgoing

@@ -21,7 +21,8 @@ from plainpacs.scp.dimse import (
     ProtocolError,
     request,
 )
-from plainpacs.scp.identifiers import BadIdentifier, Value, encode, read
+from plainpacs.scp.identifier_writing import Value, encode
+from plainpacs.scp.identifiers import BadIdentifier, read
 from plainpacs.scp.meanings import told
 from plainpacs.scp.negotiation import ContextResult
 from plainpacs.scp.requestor import Requestor

@@ -13,7 +13,8 @@ from running import Running
 from plainpacs.archive.archive import Provenance
 from plainpacs.indexer.service import Indexer
 from plainpacs.scp.dimse import Element, read_command
-from plainpacs.scp.identifiers import EXPLICIT, IMPLICIT, DataSet, Value, encode, read
+from plainpacs.scp.identifier_writing import Value, encode
+from plainpacs.scp.identifiers import EXPLICIT, IMPLICIT, DataSet, read
 from plainpacs.scp.repertoire import Repertoire
 
 PATIENT_ROOT = "1.2.840.10008.5.1.4.1.2.1.1"

@@ -38,7 +38,8 @@ from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN
 from plainpacs.scp import commitments
 from plainpacs.scp.committed import FailureReason, PutOff, Reference, judge
 from plainpacs.scp.dimse import Element, read_command
-from plainpacs.scp.identifiers import EXPLICIT, encode, read
+from plainpacs.scp.identifier_writing import encode
+from plainpacs.scp.identifiers import EXPLICIT, read
 from plainpacs.scp.reporting import Reporter
 
 pytestmark = pytest.mark.filterwarnings("ignore:::pydicom", "ignore:::pynetdicom")

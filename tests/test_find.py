@@ -37,7 +37,8 @@ from peer import (
 )
 from running import Running, Start, wait_until
 
-from plainpacs.scp.identifiers import EXPLICIT, IMPLICIT, Value, encode
+from plainpacs.scp.identifier_writing import Value, encode
+from plainpacs.scp.identifiers import EXPLICIT, IMPLICIT
 from plainpacs.scp.repertoire import Repertoire
 
 LEVEL = 0x00080052

@@ -15,16 +15,15 @@ from peer import element
 from pydicom.filereader import read_dataset
 
 from plainpacs.scp import dictionary, identifiers, repertoire
+from plainpacs.scp.identifier_writing import encode, written_anew
 from plainpacs.scp.identifiers import (
     EXPLICIT,
     IMPLICIT,
     BadIdentifier,
     DataElement,
     DataSet,
-    encode,
     read,
     read_until,
-    written_anew,
 )
 from plainpacs.scp.repertoire import UTF8, Repertoire
 

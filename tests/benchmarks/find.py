@@ -40,7 +40,8 @@ from plainpacs.scp import pdu
 from plainpacs.scp.associating import request
 from plainpacs.scp.dimse import CommandField, Element
 from plainpacs.scp.dimse import request as dimse_request
-from plainpacs.scp.identifiers import EXPLICIT, encode
+from plainpacs.scp.identifier_writing import encode
+from plainpacs.scp.identifiers import EXPLICIT
 from plainpacs.scp.negotiation import ProposedContext
 from tests.benchmarks.ls import make_archive, record
 from tests.benchmarks.receiving import machine

@@ -13,7 +13,8 @@ import threading
 from plainpacs.scp.associating import request as associate
 from plainpacs.scp.dimse import CommandField, Element, command_set
 from plainpacs.scp.dimse import request as dimse_request
-from plainpacs.scp.identifiers import EXPLICIT, encode
+from plainpacs.scp.identifier_writing import encode
+from plainpacs.scp.identifiers import EXPLICIT
 from plainpacs.scp.negotiation import ProposedContext, Role
 from tests.benchmarks.receiving.receivers import Failed
 
