@@ -61,7 +61,7 @@ def marked(name: str, key: str, digits: int = _SHORT_MARK) -> str:
     """The ``name`` with what tells ``key`` apart from other keys.
 
     >>> marked("lung", "1.2.3")
-    'lung ~a2f22e3a'
+    'lung ~711247d8'
     """
     return f"{name} {MARK}{blake3.blake3(key.encode('utf-8', 'replace')).hexdigest()[:digits]}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import os
 from collections.abc import Iterator
 from io import FileIO
@@ -72,10 +71,6 @@ def root(tmp_path: Path) -> Iterator[int]:
 
 def path_of(root: int, month: str = "202401") -> Path:
     return Path(os.readlink(f"/proc/self/fd/{root}")) / month / "studies.jsonl"
-
-
-def test_its_examples() -> None:
-    assert doctest.testmod(catalogue) == (0, 2)
 
 
 @given(LINES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import os
 import shutil
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from support import CT_IMAGE_STORAGE, new_archive, real_folders
 from plainpacs.archive.archive import Archive, Provenance
 from plainpacs.archive.importing import import_all, sources
 from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN
-from plainpacs.indexer import columns, keys, lookup, sorting
+from plainpacs.indexer import lookup, sorting
 from plainpacs.indexer.levels import Level, find
 from plainpacs.indexer.query import Query, asked, parse
 from plainpacs.indexer.service import Indexer
@@ -156,11 +155,6 @@ UID = {
 
 def uids(path: str, level: Level, query: Query) -> list[str]:
     return [str(record.get(UID[level], "")) for record in find(path, query, lambda _: None)]
-
-
-@pytest.mark.parametrize("module", [columns, keys, sorting])
-def test_their_examples(module: Any) -> None:
-    assert doctest.testmod(module).failed == 0
 
 
 def test_without_terms_it_is_everything_in_order(path: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import doctest
 import io
 import json
 import os
@@ -21,7 +20,6 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from plainpacs.indexer import output, readable, table
-from plainpacs.indexer import visible as visible_module
 from plainpacs.indexer.table import Column
 from plainpacs.indexer.visible import visible
 
@@ -37,13 +35,6 @@ ROWS = [
     ["2024-01-30", "山田 太郎 (やまだ)", "x" * 40, "1.2.3"],
     ["", "e\u0301" * 9, "", "1.2.826.0.1.3680043.8.498.12406831542731051035295345080039845114"],
 ]
-
-
-@pytest.mark.parametrize("module", [readable, visible_module])
-def test_their_examples(module: Any) -> None:
-    result = doctest.testmod(module)
-    assert result.failed == 0
-    assert result.attempted > 0
 
 
 UNSEEN = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import itertools
 import time
 from datetime import UTC, datetime, timedelta, timezone
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from plainpacs.archive.attributes import PATIENT_AND_STUDY
 from plainpacs.archive.errors import BadQuery
 from plainpacs.archive.identity import UNDATED, month_of
-from plainpacs.indexer import matching, query
+from plainpacs.indexer import matching
 from plainpacs.indexer.query import KEYS, Query, parse
 
 STUDY: dict[str, Any] = {
@@ -37,13 +36,6 @@ STUDY: dict[str, Any] = {
     "conflicting": {"PatientID": ["Ab12", "Zz9"], "PatientName": ["Doe^Jane", "Müller^Jörg"]},
     "last_stored": "2024-02-28T02:38:10.123Z",
 }
-
-
-@pytest.mark.parametrize("module", [matching, query])
-def test_their_examples(module: Any) -> None:
-    result = doctest.testmod(module)
-    assert result.failed == 0
-    assert result.attempted > 0
 
 
 def test_every_patient_and_study_attribute_is_a_key() -> None:

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 
 from plainpacs.archive.attributes import Level
-from plainpacs.scp import meanings, missing, offering, remote_terms
+from plainpacs.scp import missing, offering, remote_terms
 from plainpacs.scp.retrieving import Wanted
-
-
-@pytest.mark.parametrize("module", [meanings, offering, remote_terms])
-def test_the_examples_hold(module: object) -> None:
-    result = doctest.testmod(module)  # type: ignore[arg-type]  # a module
-    assert result.attempted
-    assert not result.failed
 
 
 @pytest.mark.parametrize(
