@@ -141,25 +141,13 @@ def test_a_missing_path_is_named(path: str) -> None:
     assert "/nowhere/at/all does not exist" in str(done.exception)
 
 
-# Takes ten seconds for all of them, so that however busy the machine is, we come in the middle.
-SLOWLY = """
-import os, runpy, time
-link = os.link
-def slow(*args, **options):
-    time.sleep(0.03)
-    link(*args, **options)
-os.link = slow
-runpy.run_module("plainpacs.archive.cli", run_name="__main__")
-"""
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_interrupted_and_repeated(path: str, tmp_path: Path, number: int) -> None:
     disc = tmp_path / "disc"
     disc.mkdir()
     for index in range(1500):
         (disc / f"{index:05}").write_bytes(part10(SOPInstanceUID=f"1.2.{index + 1}"))
-    command = [sys.executable, "-c", SLOWLY, "import", "-a", path, str(disc)]
+    command = [sys.executable, "-m", "plainpacs.archive.cli", "import", "-a", path, str(disc)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     folder = Path(path, "202401/1.2.3/1.2.3.4")
     eventually(lambda: folder.is_dir() and len(os.listdir(folder)) > 50)

@@ -193,8 +193,8 @@ def test_it_goes_on_where_it_was_interrupted(path: Path, tmp_path: Path) -> None
 def test_how_far_it_got_is_kept_when_it_is_interrupted(path: Path, tmp_path: Path) -> None:
     """By Ctrl-C, at a rate that takes minutes for it all."""
     with Archive.open(str(path)) as archive:
-        for number in range(10, 40):
-            store(archive, StudyInstanceUID=f"1.{number}", SOPInstanceUID=f"1.50.{number}",
+        for number in range(4):
+            store(archive, StudyInstanceUID=f"1.0{number}", SOPInstanceUID=f"1.50.{number}",
                   PixelData=bytes(300_000), StudyDate="20990101")  # fmt: skip
     index(path)
     state = tmp_path / "state"
@@ -213,7 +213,7 @@ def test_how_far_it_got_is_kept_when_it_is_interrupted(path: Path, tmp_path: Pat
     assert process.returncode == 130
     assert "the same command again goes on" in words
     after = orjson.loads(state.read_bytes())["after"]
-    assert re.fullmatch("209901/1.[123][0-9]", after)
+    assert re.fullmatch("209901/1.0[0123]", after)
 
 
 def test_reading_is_held_back(path: Path) -> None:
