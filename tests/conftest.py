@@ -1,5 +1,7 @@
 """Fixtures that several test modules use."""
 
+import signal
+
 import pausing
 from running import start
 from serving import serve
@@ -7,3 +9,7 @@ from serving import serve
 __all__ = ["serve", "start"]
 
 pausing.mend()
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A job in a script's background ignores it, and so would all that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)

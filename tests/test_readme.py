@@ -175,7 +175,7 @@ def test_every_flag_named_exists() -> None:
         assert isinstance(command, Command)
         known |= {flag for option in command.params for flag in option.opts}
     of_others = {"--fork", "--delete", "--exclude", "--dist"}
-    of_others |= {"--quick", "--case", "--markdown", "--peers"}  # the benchmarks'
+    of_others |= {"--quick", "--case", "--markdown", "--peers", "--dir"}  # the benchmarks'
     of_others |= {"--minutes", "--cases"}  # of the soak and the fuzzer
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT)) - of_others
     assert named <= known
