@@ -11,16 +11,18 @@ from typing import Any
 
 import click
 
-from plainpacs.archive import logs, settings
+from plainpacs.archive import layout, logs, settings
 from plainpacs.archive.context import Context
 from plainpacs.archive.errors import InUse
-from plainpacs.archive.root import open_root, stamp
+from plainpacs.archive.root import is_locked, open_root, stamp
 from plainpacs.archive.settings import Settings
 from plainpacs.archive.signals import waiting_for_stop
 from plainpacs.indexer.hook_history import Kind
 from plainpacs.indexer.hooks import HookSettings
 from plainpacs.indexer.pending import REQUEST_REBUILD, REQUEST_RECONCILE, Pending
 from plainpacs.indexer.service import Indexer
+
+_POLL = 0.1
 
 
 @click.command()
@@ -126,24 +128,38 @@ def reindex(context: Context, /, full: bool, config: str | None, **flags: Any) -
     """
     chosen = settings.load(flags, config)
     path = context.archive_path()
-    try:
-        with Indexer.open(path, node=chosen.node, digest=chosen.digest) as indexer:
-            count = indexer.once(full=full)
-        click.echo(f"{count} studies indexed", err=True)
-    except InUse:
-        ask(path, REQUEST_REBUILD if full else REQUEST_RECONCILE)
+    request = REQUEST_REBUILD if full else REQUEST_RECONCILE
+    count = index_all(path, chosen, full=full, request=request)
+    click.echo("done" if count is None else f"{count} studies indexed", err=True)
 
 
-def ask(path: str, request: str) -> None:
-    """Has the indexer that is at work do it, and waits until it has."""
+def index_all(path: str, chosen: Settings, *, full: bool, request: str) -> int | None:
+    """Indexes what is pending or changed, or (``full``) everything; how many studies that was.
+
+    None when an indexer at work did what ``request`` means in our stead. If that one ends before
+    it has, we do. Raises StorageUnavailable and what ``Indexer.open`` raises, but InUse.
+    """
+    while True:
+        try:
+            with Indexer.open(path, node=chosen.node, digest=chosen.digest) as indexer:
+                return indexer.once(full=full)
+        except InUse:
+            if _ask(path, request):
+                return None
+
+
+def _ask(path: str, request: str) -> bool:
+    """Has the indexer that is at work do it, and waits; False when it ended before."""
     click.echo("an indexer is at work on the archive; it does this now", err=True)
     root = open_root(path)
     pending = Pending(root)
     try:
         pending.request(request)
         while pending.requested(request):
-            time.sleep(0.1)
+            if not is_locked(root, layout.INDEXER_LOCK):
+                return False
+            time.sleep(_POLL)
+        return True
     finally:
         pending.close()
         os.close(root)
-    click.echo("done", err=True)

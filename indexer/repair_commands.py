@@ -9,16 +9,14 @@ import click
 
 from plainpacs.archive import settings
 from plainpacs.archive.context import Context
-from plainpacs.archive.errors import InUse
 from plainpacs.archive.finding import Finding
 from plainpacs.archive.repair import INDEXES, LEFT, Mender, plan
 from plainpacs.archive.settings import Settings
 from plainpacs.archive.verify import Options, Verification
 from plainpacs.indexer import output
-from plainpacs.indexer.commands import ask
+from plainpacs.indexer.commands import index_all
 from plainpacs.indexer.output import note
 from plainpacs.indexer.pending import REQUEST_REBUILD, REQUEST_RECONCILE
-from plainpacs.indexer.service import Indexer
 from plainpacs.indexer.verify_commands import (
     checks,
     format_option,
@@ -87,12 +85,9 @@ def _apply(root: str, chosen: Settings, findings: list[Finding], form: str) -> i
             mended += done.words != LEFT
             left += done.left
             rebuild |= done.rebuild
-    try:
-        with Indexer.open(root, node=chosen.node, digest=chosen.digest) as indexer:
-            indexer.once(full=rebuild)
-    except InUse:
-        # An indexer at work trusts what it wrote itself, unless it makes everything again.
-        index = any(finding.kind in INDEXES for finding in findings)
-        ask(root, REQUEST_REBUILD if rebuild or index else REQUEST_RECONCILE)
+    # An indexer at work trusts what it wrote itself, unless it makes everything again.
+    index = any(finding.kind in INDEXES for finding in findings)
+    request = REQUEST_REBUILD if rebuild or index else REQUEST_RECONCILE
+    index_all(root, chosen, full=rebuild, request=request)
     note(f"{mended:,} mended, {left:,} for you to look at")
     return left

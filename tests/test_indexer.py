@@ -30,10 +30,10 @@ from support import (
     tree,
 )
 
-from plainpacs.archive import cli, durable
+from plainpacs.archive import cli, durable, layout
 from plainpacs.archive.archive import Archive
 from plainpacs.archive.errors import InUse
-from plainpacs.archive.root import open_root
+from plainpacs.archive.root import is_locked, open_root
 from plainpacs.indexer import catalogue, heal, instances, service
 from plainpacs.indexer.pending import Pending
 from plainpacs.indexer.reconcile import reconcile
@@ -465,6 +465,42 @@ def test_requests_are_answered_by_the_indexer_at_work(path: str) -> None:
         done = run("reindex", "-a", path)
         assert "does this now" in done.stderr
         assert "1.2" not in listed(path)
+
+
+@pytest.mark.parametrize("full", [(), ("--full",)], ids=["reindex", "full"])
+def test_a_request_is_done_by_whoever_asked_when_the_indexer_dies(
+    path: str, full: tuple[str, ...]
+) -> None:
+    fill(path)
+    once(path)
+    shutil.rmtree(Path(path, "202401/1.2"))
+    root = open_root(path)
+    command = [sys.executable, "-m", "plainpacs.archive.cli"]
+    indexer = subprocess.Popen([*command, "index", path], stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: is_locked(root, layout.INDEXER_LOCK))
+        indexer.send_signal(signal.SIGSTOP)
+        asking = subprocess.Popen(
+            [*command, "reindex", *full, "-a", path], stderr=subprocess.PIPE, text=True
+        )
+        try:
+            pending = Path(path, ".plainpacs/pending")
+            asked = "rebuild" if full else "reconcile"
+            eventually((pending / asked).exists)
+            assert asking.poll() is None
+            indexer.kill()
+            _, words = asking.communicate(timeout=30)
+        finally:
+            asking.kill()
+    finally:
+        indexer.kill()
+        indexer.wait()
+        os.close(root)
+    assert asking.returncode == 0
+    assert "does this now" in words
+    assert "studies indexed" in words
+    assert "1.2" not in listed(path)
+    assert not os.listdir(pending)
 
 
 def test_a_study_that_cannot_be_read_does_not_stop_the_rest(
