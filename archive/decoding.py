@@ -88,8 +88,9 @@ class _Image:
 
     def frames(self) -> Iterator[bytes]:
         """Decoded, little endian, samples of a pixel side by side. Raises what pydicom raises."""
-        from pydicom.pixels.decoders.base import get_decoder  # loaded in the child alone  # noqa: PLC0415
-        from pydicom.uid import UID  # noqa: PLC0415
+        # pydicom is loaded in the child alone.
+        from pydicom.pixels.decoders.base import get_decoder  # noqa: PLC0415 - as just said
+        from pydicom.uid import UID  # noqa: PLC0415 - as just said
 
         leaf = self.leaf
         if leaf is None:

@@ -8,6 +8,7 @@ RecursionError, and bounded: in depth, and in the number of elements looked at.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -114,7 +115,7 @@ _Frame = tuple[bool, int, bool, bool, "Wanted | None"]
 latest; whether it ends just there; whether in implicit VR; what is wanted of the items)."""
 
 
-class Walk:
+class Walk(ABC):
     """The way through one data set. A reader says how an element's header is read."""
 
     last_judge = False
@@ -142,12 +143,12 @@ class Walk:
             raw = {slot: bytes(value) for slot, value in found.items()}
         return typed(raw, list(self.collected.references), self.collected.requests)
 
+    @abstractmethod
     def element(self, pos: int, implicit: bool) -> tuple[int, str, int, int]:
         """(tag, VR or '', length, position of the value) of the element at ``pos``.
 
         There are at least 8 bytes at ``pos``. Raises NotUnderstood or CutShort.
         """
-        raise NotImplementedError
 
     def after_opaque(self, pos: int) -> int:
         """Where content of undefined length that is not made of items ends."""

@@ -134,7 +134,7 @@ def _record(path: str, conflict: Conflict, *, verbose: bool) -> Record:
     record: Record = {"class": ALONE, **_uids(conflict.key)}
     if conflict.first is not None:
         # Loaded where there is something to compare: pydicom takes a while.
-        from plainpacs.archive.compare import compare  # noqa: PLC0415
+        from plainpacs.archive.compare import compare  # noqa: PLC0415 - as just said
 
         try:
             found = compare(path, conflict.first.path, conflict.second.path)
@@ -202,9 +202,9 @@ def _places(path: str, uids: list[str]) -> Iterator[Record]:
 
 def _decide(path: str, uids: list[str], keep: str, digest: str, chosen: Settings) -> None:
     # Only here: listing does without what writes.
-    from plainpacs.archive.deciding import Decider  # noqa: PLC0415
-    from plainpacs.archive.removal import Removal  # noqa: PLC0415
-    from plainpacs.indexer.refresh import refresh_alone  # noqa: PLC0415
+    from plainpacs.archive.deciding import Decider  # noqa: PLC0415 - as just said
+    from plainpacs.archive.removal import Removal  # noqa: PLC0415 - as just said
+    from plainpacs.indexer.refresh import refresh_alone  # noqa: PLC0415 - as just said
 
     try:
         with Removal.open(path, node=chosen.node, digest=chosen.digest) as removal:
