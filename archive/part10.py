@@ -100,9 +100,11 @@ def _text(element: int, vr: bytes, value: str) -> bytes:
 def read_part10(head: Buffer) -> Part10:
     """What the first bytes of a file (``LONGEST_META`` of them, or all) say of its data set.
 
-    The File Meta is read element by element until the first of another group: its group length
-    is often wrong and not needed. A file that is a bare data set is recognised by its first
-    element. Raises UnreadableDataSet for what is neither.
+    The File Meta ends where its group length says (PS3.10 7.1): a data set of a broken sender
+    may begin with elements of group 0002, too, and those are its own. A group length that is
+    missing, or that leads past what is needed of the File Meta or into an element, is wrong: it
+    then ends at the first element of another group. A file that is a bare data set is recognised
+    by its first element. Raises UnreadableDataSet for what is neither.
     """
     view = memoryview(head)
     if bytes(view[_PREAMBLE : _PREAMBLE + 4]) == b"DICM":
@@ -125,7 +127,10 @@ def read_part10(head: Buffer) -> Part10:
 def _read_meta(view: memoryview, offset: int) -> tuple[dict[int, str], int]:
     values: dict[int, str] = {}
     size = len(view)
+    stated_end = -1
     while offset + 8 <= size and bytes(view[offset : offset + 2]) == b"\2\0":
+        if offset == stated_end and 0x0010 in values:
+            break
         _, element, vr, length = _SHORT.unpack_from(view, offset)
         start = offset + 8
         if vr in _LONG_VRS:
@@ -135,7 +140,9 @@ def _read_meta(view: memoryview, offset: int) -> tuple[dict[int, str], int]:
             start = offset + 12
         if start + length > size:
             raise UnreadableDataSet("the file ends within its File Meta Information")
-        if element in (0x0002, 0x0003, 0x0010):
+        if element == 0x0000 and length == 4 and stated_end < 0:
+            stated_end = start + length + int.from_bytes(view[start : start + 4], "little")
+        elif element in (0x0002, 0x0003, 0x0010):
             value = bytes(view[start : start + length]).decode("ascii", "replace").strip("\0 ")
             values[element] = value if len(value) <= _LONGEST_UID else ""
         offset = start + length
