@@ -81,7 +81,7 @@ def kept(root: str) -> list[bytes]:
     found = []
     for folder, _, names in os.walk(root):
         for name in names:
-            if name.endswith(".dcm") or "/conflicts/" in folder and "~" in name:
+            if name.endswith(".dcm") or ("/conflicts/" in folder and "~" in name):
                 found.append(Path(folder, name).read_bytes())
     return found
 
@@ -125,7 +125,7 @@ def _is_our_meta(header: bytes, syntax: str) -> bool:
     return header[128:132] == b"DICM" and len(header) == 144 + length and syntax.encode() in header
 
 
-@pytest.mark.parametrize("syntax", (EXPLICIT, IMPLICIT, BIG_ENDIAN))
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN])
 def test_a_data_set_that_begins_with_group_2_is_a_duplicate_of_itself_alone(
     syntax: str, tmp_path: Path
 ) -> None:
