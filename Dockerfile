@@ -12,6 +12,7 @@
 FROM python:3.12-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
+COPY .src ./.src
 COPY archive ./archive
 COPY indexer ./indexer
 COPY scp ./scp

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -439,26 +440,28 @@ def test_the_image_is_made_of_what_is_there_and_nothing_else(tmp_path: Path) -> 
     context = tmp_path / "src"
     for source, to in copied():
         if (HERE / source).is_dir():
-            leave = shutil.ignore_patterns("__pycache__", ".*")
-            shutil.copytree(HERE / source, context / to, ignore=leave)
+            leave = shutil.ignore_patterns("__pycache__", ".mypy_cache", ".ruff_cache")
+            shutil.copytree(HERE / source, context / to, symlinks=True, ignore=leave)
         else:
             context.mkdir(exist_ok=True)
             shutil.copy(HERE / source, context)
-    pytest.importorskip("setuptools")
-    # pip would fetch its own setuptools; ours is asked for what pip asks it for.
-    asked = [sys.executable, "-c", "import setuptools; setuptools.setup()", "build_py"]
     done = subprocess.run(
-        [*asked, "--build-lib", str(tmp_path / "opt")],
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")],
         check=False,
         capture_output=True,
         text=True,
         cwd=context,
     )
     assert done.returncode == 0, done.stderr
+    [wheel] = (tmp_path / "dist").glob("*.whl")
+    made = set(zipfile.ZipFile(wheel).namelist())
     for name in ("archive", "indexer", "scp"):
-        made = {path.name for path in (tmp_path / "opt/plainpacs" / name).glob("*.py")}
-        assert made == {path.name for path in (HERE / name).glob("*.py")}
-    assert (tmp_path / "opt/plainpacs/scp/deploy/plainpacs.service").exists()
+        ours = {f"plainpacs/{path.relative_to(HERE)}" for path in (HERE / name).rglob("*.py")}
+        assert ours == {
+            path for path in made if path.startswith(f"plainpacs/{name}/") and path.endswith(".py")
+        }
+    assert {"plainpacs/__init__.py", "plainpacs/__main__.py", "plainpacs/py.typed"} <= made
+    assert {"plainpacs/archive/FORMAT.md", "plainpacs/scp/deploy/plainpacs.service"} <= made
     assert any("[metrics]" in rest for name, rest in instructions() if name == "RUN")
 
 
