@@ -1,9 +1,9 @@
 """What can go wrong, each with the exit status the command line gives it.
 
-Raised anywhere, caught once: by the root command (``archive/cli.py``), which prints the words on
-one line and exits with ``exit_code``, and by the receiver, which answers with the status that the
-table in ``scp/status.py`` has for the class. The words say what was wrong and what to do; those of
-errors that a peer can provoke carry no patient data.
+Raised anywhere, caught once: by the root command (``archive/app/cli.py``), which prints the words
+on one line and exits with ``exit_code``, and by the receiver, which answers with the status that
+the table in ``scp/network/answers.py`` has for the class. The words say what was wrong and what to
+do; those of errors that a peer can provoke carry no patient data.
 """
 
 from __future__ import annotations

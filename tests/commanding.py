@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from support import instances_in, new_archive
 
-from plainpacs.archive import cli
-from plainpacs.archive.part10 import read_part10
+from plainpacs.archive.app import cli
+from plainpacs.archive.dicom.part10 import read_part10
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from support import MODALITY, new_archive, part10, store
 
-from plainpacs.archive.archive import Archive, Provenance
-from plainpacs.archive.forbidden import forbid
-from plainpacs.archive.manifest import ORIGIN_IMPORT
-from plainpacs.archive.removal import Removal
-from plainpacs.archive.root import open_root
-from plainpacs.archive.targets import Target, present
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.removal.remove import Removal
+from plainpacs.archive.store.forbidden import forbid
+from plainpacs.archive.store.manifest import ORIGIN_IMPORT
+from plainpacs.archive.store.store import Archive, Provenance
+from plainpacs.archive.tree.root import open_root
+from plainpacs.archive.tree.targets import Target, present
+from plainpacs.indexer.service.indexer import Indexer
 
 STUDY = "202401/1.0"
 SERIES = f"{STUDY}/1.0.0"

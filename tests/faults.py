@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from plainpacs.archive import durable
+from plainpacs.archive.tree import durable
 
 ERRNOS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS),

@@ -10,12 +10,12 @@ from typing import Any
 from peer import APPLICATION, DATA, Peer, associate_rq, command, context_item, item, message
 from running import Running
 
-from plainpacs.archive.archive import Provenance
-from plainpacs.indexer.service import Indexer
-from plainpacs.scp.dimse import Element, read_command
-from plainpacs.scp.identifier_writing import Value, encode
-from plainpacs.scp.identifiers import EXPLICIT, IMPLICIT, DataSet, read
-from plainpacs.scp.repertoire import Repertoire
+from plainpacs.archive.dicom.charset_encoding import Repertoire
+from plainpacs.archive.dicom.identifier import EXPLICIT, IMPLICIT, DataSet, read
+from plainpacs.archive.dicom.identifier_writing import Value, encode
+from plainpacs.archive.store.store import Provenance
+from plainpacs.indexer.service.indexer import Indexer
+from plainpacs.scp.network.dimse import Element, read_command
 
 PATIENT_ROOT = "1.2.840.10008.5.1.4.1.2.1.1"
 STUDY_ROOT = "1.2.840.10008.5.1.4.1.2.2.1"

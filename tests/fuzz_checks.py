@@ -13,14 +13,16 @@ from pathlib import Path
 
 import orjson
 
-from plainpacs.archive import layout, manifest, part10
-from plainpacs.archive.archive import Archive, Stored
+from plainpacs.archive.dicom import part10
+from plainpacs.archive.dicom.header import read_header
 from plainpacs.archive.errors import PlainpacsError
-from plainpacs.archive.header import read_header
-from plainpacs.archive.identity import InstanceKey
-from plainpacs.archive.manifest import Provenance
-from plainpacs.archive.root import create_archive
-from plainpacs.archive.shelf import StoreOutcome
+from plainpacs.archive.store import manifest
+from plainpacs.archive.store.manifest import Provenance
+from plainpacs.archive.store.publish import StoreOutcome
+from plainpacs.archive.store.store import Archive, Stored
+from plainpacs.archive.tree import layout
+from plainpacs.archive.tree.identity import InstanceKey
+from plainpacs.archive.tree.root import create_archive
 
 _IMPORTS_PER_ARCHIVE = 500
 _PATH = re.compile(r"(\d{6}|undated)/[0-9a-z._-]{1,64}/[0-9a-z._-]{1,64}/[0-9a-z._-]{1,64}\.dcm")

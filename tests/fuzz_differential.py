@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from fuzz_seeds import BIG, EXPLICIT, IMPLICIT, Element, Seed, make_element, real_seeds
 from test_header import DIFFERENT, comparable, expected, parse
 
+from plainpacs.archive.dicom.header import read_header
 from plainpacs.archive.errors import UnreadableDataSet
-from plainpacs.archive.header import read_header
 
 _CHARACTER_SET = 0x00080005
 _LAST = 0x00400275

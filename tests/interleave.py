@@ -1,7 +1,7 @@
 """Running several actors in every order: one goes on at a time, from one primitive to the next.
 
 Each actor is a function in a thread of its own that stops before every primitive of
-``archive/durable.py`` that others may notice, and before some looks at the tree that they may
+``archive/tree/durable.py`` that others may notice, and before some looks at the tree that they may
 change; ``Stage`` lets one go on, to its next stop. ``explore`` runs the actors anew for each order:
 those with few switches first (away from an actor that could have gone on; few are needed to show
 what a race can do), then seeded random ones with any number.
@@ -31,8 +31,11 @@ from typing import Any
 import pytest
 from power import PRIMITIVES, SYNCS
 
-from plainpacs.archive import durable, manifest, root, shelf, writer
-from plainpacs.indexer import rebuild, service
+from plainpacs.archive.store import manifest, writer
+from plainpacs.archive.store import publish as shelf
+from plainpacs.archive.tree import durable, root
+from plainpacs.indexer.index import rebuild
+from plainpacs.indexer.service import indexer as service
 
 _OWN = re.compile(r"/\.plainpacs/incoming/[^/]*$|/\.plainpacs/incoming/.*/\d+$")
 _DERIVED = re.compile(

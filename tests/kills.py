@@ -33,19 +33,24 @@ from typing import Any, NoReturn
 from promises import data_set_of, digest_of
 from support import CT_IMAGE_STORAGE, MODALITY, data_set, new_archive, part10, store
 
-from plainpacs.archive import cli, importing, verify
-from plainpacs.archive.archive import Archive
+from plainpacs.archive.app import cli
+from plainpacs.archive.dicom.part10 import EXPLICIT_LITTLE_ENDIAN
 from plainpacs.archive.errors import NoMatch
-from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN
-from plainpacs.archive.root import open_root
-from plainpacs.indexer import (
-    catalogue,
-    conflict_commands,
-    instances,
-    removal_commands,
-    verify_commands,
+from plainpacs.archive.store import import_files
+from plainpacs.archive.store.store import Archive
+from plainpacs.archive.tree.root import open_root
+from plainpacs.archive.verify import verify
+from plainpacs.indexer.commands import (
+    conflicts as conflict_commands,
 )
-from plainpacs.indexer.service import Indexer
+from plainpacs.indexer.commands import (
+    rm as removal_commands,
+)
+from plainpacs.indexer.commands import (
+    verify as verify_commands,
+)
+from plainpacs.indexer.index import catalogue, instance_shards
+from plainpacs.indexer.service.indexer import Indexer
 
 LOADED = (conflict_commands, removal_commands, verify_commands)
 """What the command line loads when it is used: here before, for all forks."""
@@ -109,7 +114,7 @@ def much_appended(path: str) -> None:
     record = b'{"StudyInstanceUID":"1.0","bytes":1}\n'
     now = Path(path, "202401", "studies.jsonl").read_bytes().splitlines(keepends=True)
     catalogue.append(root, "202401", [record, *reversed(now), b'{"StudyInst\n'])
-    instances.append(root, [instances.series_line("202401", "1.0", "1.2.3.4")] * 3)
+    instance_shards.append(root, [instance_shards.series_line("202401", "1.0", "1.2.3.4")] * 3)
     os.close(root)
 
 
@@ -212,7 +217,7 @@ def compacting(path: str) -> Iterator[None]:
         yield
         catalogue.compact(root, "202401")
         for shard in sorted(os.listdir(Path(path, ".plainpacs", "instances"))):
-            instances.compact(root, shard)
+            instance_shards.compact(root, shard)
 
 
 class _AtOnce(ThreadPoolExecutor):
@@ -225,11 +230,11 @@ class _AtOnce(ThreadPoolExecutor):
 
 
 def importing_files(path: str) -> Iterator[None]:
-    importing.ThreadPoolExecutor = _AtOnce  # type: ignore[misc]  # in a process of its own
+    import_files.ThreadPoolExecutor = _AtOnce  # type: ignore[misc]  # in a process of its own
     with Archive.open(path) as archive:
         yield
-        for result in importing.import_all(
-            archive, importing.sources([str(Path(path).with_name("source"))])
+        for result in import_files.import_all(
+            archive, import_files.sources([str(Path(path).with_name("source"))])
         ):
             if result.stored:
                 acknowledge(data_set_of(Path(result.path).read_bytes()))

@@ -19,13 +19,15 @@ from power import Recorder
 from recovery import ARCHIVE, Checker, booted, has_line, kept
 from support import data_set, part10
 
-from plainpacs.archive import layout
-from plainpacs.archive.archive import Archive, Provenance, Stored, StoreOutcome
-from plainpacs.archive.importing import import_all, sources
-from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN
-from plainpacs.archive.root import create_archive
-from plainpacs.indexer import full, instances, reconcile
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.dicom.part10 import EXPLICIT_LITTLE_ENDIAN
+from plainpacs.archive.store.import_files import import_all, sources
+from plainpacs.archive.store.store import Archive, Provenance, Stored, StoreOutcome
+from plainpacs.archive.tree import layout
+from plainpacs.archive.tree.root import create_archive
+from plainpacs.indexer.index import instance_shards as instances
+from plainpacs.indexer.service import rebuild_all as full
+from plainpacs.indexer.service import reconcile
+from plainpacs.indexer.service.indexer import Indexer
 
 FROM_CT = Provenance("CT1", "DRDCM", "10.0.0.5")
 FIRST_BOOT = "boot-1"

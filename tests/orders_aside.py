@@ -9,12 +9,13 @@ from orders import FROM_CT, ORDERS, Disk, new, order
 from recovery import Files, Holds, gone, has_line, kept, kept_somewhere
 from support import data_set
 
-from plainpacs.archive import cli, layout
-from plainpacs.archive.archive import Archive, StoreOutcome
-from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN
-from plainpacs.archive.shelf import REPLACE
-from plainpacs.indexer import removing
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.app import cli
+from plainpacs.archive.dicom.part10 import EXPLICIT_LITTLE_ENDIAN
+from plainpacs.archive.store.publish import REPLACE
+from plainpacs.archive.store.store import Archive, StoreOutcome
+from plainpacs.archive.tree import layout
+from plainpacs.indexer.service import removal
+from plainpacs.indexer.service.indexer import Indexer
 
 __all__ = ["ORDERS"]
 
@@ -52,8 +53,8 @@ def _line(disk: Disk, folder: str, name: str, words: bytes) -> None:
 
 
 def _remove(disk: Disk, uid: str, *, erase: bool = False) -> None:
-    found = removing.find(disk.root, [uid], lambda _: None)
-    assert removing.remove(disk.root, found, erase=erase)
+    found = removal.find(disk.root, [uid], lambda _: None)
+    assert removal.remove(disk.root, found, erase=erase)
 
 
 @order(after=two_indexed)
@@ -82,7 +83,7 @@ def study_removed(disk: Disk) -> None:
 @order(after=study_removed)
 def restore_study(disk: Disk) -> None:
     _nothing_is_lost(disk, DOE, DOE_TOO)
-    removing.restore(disk.root, ["1.2.3"])
+    removal.restore(disk.root, ["1.2.3"])
     disk.promise("restored", kept(FIRST, DOE))
     disk.promise("restored too", kept(SECOND, DOE_TOO))
     _line(disk, "202401/1.2.3", "1.2.3.4.5.dcm", b'"restored":')

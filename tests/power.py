@@ -1,9 +1,9 @@
 """A disk that loses its power: what is asked of it is recorded, what it may then hold is built.
 
-``Recorder`` replaces the primitives of ``archive/durable.py`` with ones that do the same and note
-it: which directory got or lost which name, which inode got which bytes, what was synced (and by
-whom), and what was promised to somebody (``promise``). ``states`` gives, for every moment of such
-a record, what a disk may hold when the power fails there.
+``Recorder`` replaces the primitives of ``archive/tree/durable.py`` with ones that do the same and
+note it: which directory got or lost which name, which inode got which bytes, what was synced (and
+by whom), and what was promised to somebody (``promise``). ``states`` gives, for every moment of
+such a record, what a disk may hold when the power fails there.
 
 The model is as weak as POSIX lets a file system be:
 
@@ -37,7 +37,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from plainpacs.archive import durable
+from plainpacs.archive.tree import durable
 
 SYNCS = ("sync_file", "sync_folder")
 PRIMITIVES = (
@@ -327,7 +327,7 @@ def _copy_of(inode: Inode) -> Inode:
     return Inode(inode.mode, inode.folder, dict(inode.names), inode.data, inode.time)
 
 
-_ROOMS = ("archive", "indexer", "scp")
+_ROOMS = {"archive", "indexer", "scp"}
 
 
 _PASSING = ("_create_whole", "Publisher._sync_once", "Publisher.sync", "Publisher.sync_published")
@@ -342,7 +342,7 @@ def callers() -> list[str]:
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        if os.path.basename(os.path.dirname(code.co_filename)) in _ROOMS and (
+        if not _ROOMS.isdisjoint(code.co_filename.split("/")[-3:-1]) and (
             code.co_qualname not in (*_PASSING, *found[-1:])
             and not code.co_qualname.startswith(_WHOLES)
         ):

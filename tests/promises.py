@@ -15,10 +15,10 @@ from pathlib import Path
 from recovery import quick_folder
 from support import left_behind, tree
 
-from plainpacs.archive.archive import Archive
-from plainpacs.archive.root import open_root
-from plainpacs.indexer import catalogue, instances
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.store.store import Archive
+from plainpacs.archive.tree.root import open_root
+from plainpacs.indexer.index import catalogue, instance_shards
+from plainpacs.indexer.service.indexer import Indexer
 
 KEPT_ASIDE = (".plainpacs/conflicts", ".plainpacs/trash")
 
@@ -84,8 +84,8 @@ def compact(root: str | Path) -> None:
     try:
         for month in catalogue.months(str(root)):
             catalogue.compact(fd, month)
-        for shard in instances.SHARDS:
-            instances.compact(fd, shard)
+        for shard in instance_shards.SHARDS:
+            instance_shards.compact(fd, shard)
     finally:
         os.close(fd)
 

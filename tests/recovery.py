@@ -11,13 +11,23 @@ from types import SimpleNamespace
 
 import pytest
 
-from plainpacs.archive import layout, part10, writer
-from plainpacs.archive.archive import Archive
+from plainpacs.archive.dicom import part10
+from plainpacs.archive.dicom.header import read_header
 from plainpacs.archive.errors import PlainpacsError, RefusedInstance
-from plainpacs.archive.header import read_header
-from plainpacs.archive.identity import InstanceKey
-from plainpacs.indexer import catalogue, instances, several
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.store import writer
+from plainpacs.archive.store.store import Archive
+from plainpacs.archive.tree import layout
+from plainpacs.archive.tree.identity import InstanceKey
+from plainpacs.indexer.index import (
+    catalogue,
+)
+from plainpacs.indexer.index import (
+    instance_shards as instances,
+)
+from plainpacs.indexer.index import (
+    split_studies as several,
+)
+from plainpacs.indexer.service.indexer import Indexer
 
 Files = Mapping[str, bytes]
 """The bytes of files by path, from the folder on that stands for the disk; folders end in /."""

@@ -12,11 +12,11 @@ from typing import Protocol
 
 import pytest
 
-from plainpacs.archive.archive import Archive
-from plainpacs.archive.reserve import Reserve
-from plainpacs.archive.root import create_archive
-from plainpacs.archive.settings import Settings
-from plainpacs.scp.receiver import Receiver
+from plainpacs.archive.app.settings import Settings
+from plainpacs.archive.store.free_space import Reserve
+from plainpacs.archive.store.store import Archive
+from plainpacs.archive.tree.root import create_archive
+from plainpacs.scp.receiver.receiver import Receiver
 
 
 @dataclass

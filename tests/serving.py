@@ -15,7 +15,7 @@ from typing import Protocol
 import pytest
 from support import eventually
 
-COMMAND = [sys.executable, "-m", "plainpacs.archive.cli", "serve"]
+COMMAND = [sys.executable, "-m", "plainpacs.archive.app.cli", "serve"]
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Service:
         return int(eventually(lambda: self.children(b"index"))[0])
 
     def receivers(self) -> list[int]:
-        return self.children(b"plainpacs.scp.receivers")
+        return self.children(b"plainpacs.scp.daemon.workers")
 
     def children(self, word: bytes = b"") -> list[int]:
         """The processes it started, or those that have ``word`` as an argument."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from plainpacs.archive import durable
+from plainpacs.archive.tree import durable
 
 PRIMITIVES = (
     *("sync_file", "sync_folder", "link", "rename", "unlink", "make_folder", "remove_folder"),

@@ -13,9 +13,9 @@ from typing import Any
 import pydicom.data
 import pytest
 
-from plainpacs.archive.archive import Archive, Provenance, Stored
-from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN
-from plainpacs.archive.root import create_archive
+from plainpacs.archive.dicom.part10 import EXPLICIT_LITTLE_ENDIAN
+from plainpacs.archive.store.store import Archive, Provenance, Stored
+from plainpacs.archive.tree.root import create_archive
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 MODALITY = Provenance("CT1", "DRDCM", "10.0.0.5")
@@ -80,7 +80,7 @@ def new_archive(path: Path) -> str:
 
 def part10(**changes: Any) -> bytes:
     """A Part 10 file holding ``data_set(**changes)``."""
-    from plainpacs.archive.part10 import file_meta
+    from plainpacs.archive.dicom.part10 import file_meta
 
     body = data_set(**changes)
     uid = changes.get("SOPInstanceUID", "1.2.3.4.5") or ""

@@ -16,12 +16,13 @@ from running import Start, wait_until
 from serving import Serve, Service
 from support import eventually
 
+from plainpacs.archive.app.settings import TABLE, Settings, load
 from plainpacs.archive.errors import BadSettings
-from plainpacs.archive.settings import TABLE, Settings, load
-from plainpacs.scp import status
-from plainpacs.scp.access import APPLICATION_CONTEXT, RELOADED, Access, reloaded
-from plainpacs.scp.board import Admission, Board
-from plainpacs.scp.session import Proposal
+from plainpacs.scp.network import answers as status
+from plainpacs.scp.network.pdu import APPLICATION_CONTEXT
+from plainpacs.scp.network.session_protocol import Proposal
+from plainpacs.scp.receiver.access import RELOADED, Access, reloaded
+from plainpacs.scp.receiver.admission import Admission, Board
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "scp/deploy/plainpacs.toml"
 CALLER, ADDRESS = b"\1\1\3", b"\1\1\3"

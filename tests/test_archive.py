@@ -27,8 +27,7 @@ from support import (
     tree,
 )
 
-from plainpacs.archive import durable
-from plainpacs.archive.archive import Archive, Provenance, StoreOutcome
+from plainpacs.archive.dicom.part10 import EXPLICIT_LITTLE_ENDIAN
 from plainpacs.archive.errors import (
     DataSetMismatch,
     InvalidUID,
@@ -36,7 +35,8 @@ from plainpacs.archive.errors import (
     StorageUnavailable,
     UnreadableDataSet,
 )
-from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN
+from plainpacs.archive.store.store import Archive, Provenance, StoreOutcome
+from plainpacs.archive.tree import durable
 
 PATH = "202401/1.2.3/1.2.3.4/1.2.3.4.5.dcm"
 
@@ -77,7 +77,7 @@ def test_stored(archive: Archive, path: str) -> None:
 
 
 def stamp_of(file: Path) -> str:
-    from plainpacs.archive.root import stamp
+    from plainpacs.archive.tree.root import stamp
 
     assert file.stat().st_mtime_ns % 1_000_000 == 0
     return stamp(file.stat().st_mtime_ns)

@@ -43,10 +43,10 @@ from pynetdicom import AE, _config, evt
 from pynetdicom.presentation import build_context
 from running import Running, Start, wait_until
 
-from plainpacs.archive.part10 import read_part10
-from plainpacs.scp import reading
+from plainpacs.archive.dicom.part10 import read_part10
+from plainpacs.scp.network import reader
 
-LARGE = reading.MOST_GATHERED + (3 << 20)
+LARGE = reader.MOST_GATHERED + (3 << 20)
 
 
 def kept(running: Running) -> dict[str, bytes]:

@@ -3,8 +3,8 @@
 import pytest
 from pydicom.datadict import dictionary_VM, dictionary_VR, keyword_for_tag
 
-from plainpacs.archive import attributes
-from plainpacs.archive.attributes import BY_KEYWORD, KEPT, REQUESTED, KeptAttribute, Level
+from plainpacs.archive.dicom import attributes
+from plainpacs.archive.dicom.attributes import BY_KEYWORD, KEPT, REQUESTED, KeptAttribute, Level
 
 
 @pytest.mark.parametrize("kept", KEPT + REQUESTED, ids=lambda kept: kept.keyword)

@@ -19,13 +19,13 @@ from peer import STUDY, Peer, command, data_set, message
 from running import Running, Start, wait_until
 from support import new_archive, part10, store, tree
 
-from plainpacs.archive import audit
-from plainpacs.archive.archive import Archive
-from plainpacs.archive.audit import AuditLog
-from plainpacs.archive.root import open_root
-from plainpacs.scp import trail
-from plainpacs.scp.tally import Caller, Refusal, Refused
-from plainpacs.scp.trail import Trail, Visit
+from plainpacs.archive.store import audit
+from plainpacs.archive.store.audit import AuditLog
+from plainpacs.archive.store.store import Archive
+from plainpacs.archive.tree.root import open_root
+from plainpacs.scp.receiver import audit_trail as trail
+from plainpacs.scp.receiver.audit_trail import Trail, Visit
+from plainpacs.scp.receiver.statistics import Caller, Refusal, Refused
 
 CALLER = {"peer": "127.0.0.1", "calling_ae": "TESTER", "called_ae": "DRDCM"}
 
@@ -229,7 +229,7 @@ def test_import_is_recorded_by_study_and_names_no_path(tmp_path: Path) -> None:
     (folder / "other").write_bytes(part10(SOPInstanceUID="1.7", StudyInstanceUID="1.8"))
     (folder / "none").write_bytes(b"no DICOM")
     (folder / "bad").write_bytes(part10(StudyInstanceUID="SECRET^NAME"))
-    importing = [sys.executable, "-m", "plainpacs.archive.cli", "import", "-a", root]
+    importing = [sys.executable, "-m", "plainpacs.archive.app.cli", "import", "-a", root]
     done = subprocess.run([*importing, str(folder)], check=False, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     found = sorted(lines(root), key=str)
@@ -350,7 +350,7 @@ def test_time_is_that_of_writing(opened: Archive) -> None:
 
 def shown(root: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "plainpacs.archive.cli", "audit", "-a", root, *arguments],
+        [sys.executable, "-m", "plainpacs.archive.app.cli", "audit", "-a", root, *arguments],
         check=False,
         capture_output=True,
         text=True,

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from support import new_archive
 
 from plainpacs.archive.errors import NotAnArchive
-from plainpacs.archive.root import open_root
-from plainpacs.indexer import catalogue
-from plainpacs.indexer.records import SeriesRecord, StudyRecord
+from plainpacs.archive.tree.root import open_root
+from plainpacs.indexer.index import catalogue
+from plainpacs.indexer.index.study_record import SeriesRecord, StudyRecord
 
 UIDS = st.sampled_from(["1.2", "1.2.3", "1.20", "2.1", "x-1"])
 GOOD = st.builds(

@@ -20,11 +20,11 @@ from peer import dcmtk
 from support import eventually, new_archive
 from test_levels import data_set
 
-from plainpacs.archive.archive import Archive, Provenance
-from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN, file_meta
-from plainpacs.indexer.levels import Level, find
-from plainpacs.indexer.query import asked
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.dicom.part10 import EXPLICIT_LITTLE_ENDIAN, file_meta
+from plainpacs.archive.store.store import Archive, Provenance
+from plainpacs.indexer.query.find import Level, find
+from plainpacs.indexer.query.query import asked
+from plainpacs.indexer.service.indexer import Indexer
 
 CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
 UNIQUE = {

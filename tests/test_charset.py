@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 
-from plainpacs.archive.charset import DEFAULT, REPLACEMENT, character_set
+from plainpacs.archive.dicom.charset import DEFAULT, REPLACEMENT, character_set
 
 # PS3.3 Tables C.12-2 and C.12-5, with text of each.
 SINGLE = {

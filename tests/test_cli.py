@@ -11,15 +11,15 @@ import orjson
 import pytest
 from support import new_archive, store
 
-from plainpacs.archive.archive import Archive
-from plainpacs.archive.cli import COMMANDS
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.app.cli import COMMANDS
+from plainpacs.archive.store.store import Archive
+from plainpacs.indexer.service.indexer import Indexer
 
 
 def run(
     *arguments: str, cwd: Path | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "plainpacs.archive.cli", *arguments]
+    command = [sys.executable, "-m", "plainpacs.archive.app.cli", *arguments]
     env = {key: value for key, value in os.environ.items() if not key.startswith("PLAINPACS_")}
     return subprocess.run(
         command, capture_output=True, text=True, cwd=cwd, env=env | variables, check=False

@@ -14,9 +14,9 @@ from qrscp import dcmqrscp, storescp
 from running import Start
 from support import new_archive
 
-from plainpacs.archive.archive import Archive
-from plainpacs.archive.importing import import_all, sources
-from plainpacs.archive.part10 import read_part10
+from plainpacs.archive.dicom.part10 import read_part10
+from plainpacs.archive.store.import_files import import_all, sources
+from plainpacs.archive.store.store import Archive
 
 __all__ = ["empty", "run"]  # the fixtures
 

@@ -15,9 +15,9 @@ from running import Running, Start
 from support import eventually
 from test_tls import Certificates, certificates
 
-from plainpacs.archive.attributes import PATIENT
-from plainpacs.scp.dimse import CommandField
-from plainpacs.scp.meanings import meaning
+from plainpacs.archive.dicom.attributes import PATIENT
+from plainpacs.scp.network.dimse import CommandField
+from plainpacs.scp.network.peer_status import meaning
 
 __all__ = ["certificates", "empty", "run"]  # the fixtures
 

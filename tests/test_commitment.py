@@ -34,13 +34,13 @@ from serving import Serve
 from support import CT_IMAGE_STORAGE as CT
 from support import MODALITY, data_set, part10, store
 
-from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN
-from plainpacs.scp import commitments
-from plainpacs.scp.committed import FailureReason, PutOff, Reference, judge
-from plainpacs.scp.dimse import Element, read_command
-from plainpacs.scp.identifier_writing import encode
-from plainpacs.scp.identifiers import EXPLICIT, read
-from plainpacs.scp.reporting import Reporter
+from plainpacs.archive.dicom.identifier import EXPLICIT, read
+from plainpacs.archive.dicom.identifier_writing import encode
+from plainpacs.archive.dicom.part10 import EXPLICIT_LITTLE_ENDIAN
+from plainpacs.scp.commitment import requests
+from plainpacs.scp.commitment.check import FailureReason, PutOff, Reference, judge
+from plainpacs.scp.commitment.reports import Reporter
+from plainpacs.scp.network.dimse import Element, read_command
 
 pytestmark = pytest.mark.filterwarnings("ignore:::pydicom", "ignore:::pynetdicom")
 
@@ -334,8 +334,8 @@ def test_it_is_given_up_after_a_week(running: Running, caplog: pytest.LogCapture
     root = os.open(running.root, os.O_RDONLY)
     ago = time.time() - 8 * 24 * 3600.0
     references = (Reference(CT, ONE),)
-    commitments.put(
-        root, commitments.Transaction("1.9", "CT1", "DRDCM", "10.0.0.5", references, ago, ago, 9)
+    requests.put(
+        root, requests.Transaction("1.9", "CT1", "DRDCM", "10.0.0.5", references, ago, ago, 9)
     )
     os.close(root)
     with reporting(running, nodes=("CT1@127.0.0.1:1",)):
@@ -391,20 +391,20 @@ def test_a_damaged_or_strange_file_in_the_queue_hurts_nobody(running: Running) -
 def test_one_at_a_time(running: Running) -> None:
     root = os.open(running.root, os.O_RDONLY)
     now = time.time()
-    kept = commitments.put(
+    kept = requests.put(
         root,
-        commitments.Transaction("1.9", "CT1", "DRDCM", "10.0.0.5", (Reference(CT, ONE),), now, now),
+        requests.Transaction("1.9", "CT1", "DRDCM", "10.0.0.5", (Reference(CT, ONE),), now, now),
     )
-    first = commitments.claim(root, kept.name)
+    first = requests.claim(root, kept.name)
     assert first is not None
-    assert commitments.claim(root, kept.name) is None
+    assert requests.claim(root, kept.name) is None
     first.release()
-    second = commitments.claim(root, kept.name)
+    second = requests.claim(root, kept.name)
     assert second is not None
     assert second.transaction == kept
     second.done()
     second.release()
-    assert commitments.claim(root, kept.name) is None
+    assert requests.claim(root, kept.name) is None
     os.close(root)
 
 

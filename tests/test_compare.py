@@ -23,10 +23,10 @@ from pydicom.uid import (
 )
 from support import data_set, real_folders
 
-from plainpacs.archive import part10
-from plainpacs.archive.compare import MOST_NAMED, Comparison, ConflictClass, compare
+from plainpacs.archive.conflicts.compare import MOST_NAMED, Comparison, ConflictClass, compare
+from plainpacs.archive.dicom import part10
+from plainpacs.archive.dicom.flatten import DataSet
 from plainpacs.archive.errors import UnreadableDataSet
-from plainpacs.archive.flatten import DataSet
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"

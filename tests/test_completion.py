@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from support import new_archive, store
 
-from plainpacs.archive.archive import Archive
-from plainpacs.archive.cli import COMMANDS
-from plainpacs.indexer.completing import MOST, studies
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.app.cli import COMMANDS
+from plainpacs.archive.store.store import Archive
+from plainpacs.indexer.commands.complete import MOST, studies
+from plainpacs.indexer.service.indexer import Indexer
 
-COMMAND = f"'{sys.executable}' -m plainpacs.archive.cli"
+COMMAND = f"'{sys.executable}' -m plainpacs.archive.app.cli"
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def asked(shell: str, *words: str, **variables: str) -> str:
         "COMP_WORDS": " ".join(["plainpacs", *words]),
         "COMP_CWORD": words[-1] if shell == "fish" else str(len(words)),
     }
-    script = "from plainpacs.archive.cli import main; main()"
+    script = "from plainpacs.archive.app.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False
     )

@@ -19,17 +19,18 @@ import pytest
 from click.testing import CliRunner, Result
 from support import data_set, instances_in, left_behind, new_archive, store, tree
 
-from plainpacs.archive import cli, durable, layout
-from plainpacs.archive.archive import Archive, Provenance
-from plainpacs.archive.conflicts import variants
-from plainpacs.archive.deciding import Decider
+from plainpacs.archive.app import cli
+from plainpacs.archive.conflicts.pending_conflicts import variants
+from plainpacs.archive.conflicts.resolve import Decider
+from plainpacs.archive.dicom.part10 import EXPLICIT_LITTLE_ENDIAN, LONGEST_META, read_part10
 from plainpacs.archive.errors import NoMatch
-from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN, LONGEST_META, read_part10
-from plainpacs.archive.removal import Removal
-from plainpacs.archive.root import open_root
-from plainpacs.archive.shelf import variant_digest
-from plainpacs.archive.targets import Target
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.removal.remove import Removal
+from plainpacs.archive.store.publish import variant_digest
+from plainpacs.archive.store.store import Archive, Provenance
+from plainpacs.archive.tree import durable, layout
+from plainpacs.archive.tree.root import open_root
+from plainpacs.archive.tree.targets import Target
+from plainpacs.indexer.service.indexer import Indexer
 
 PATH = "202401/1.2.3/1.2.3.4/1.2.3.4.5.dcm"
 FIRST = data_set()
@@ -215,7 +216,7 @@ def test_on_a_copy_that_may_not_be_written(path: str, tmp_path: Path) -> None:
 def test_what_is_listed_loads_nothing_heavy_when_there_is_nothing(tmp_path: Path) -> None:
     path = new_archive(tmp_path / "b")
     script = (
-        "import sys\nfrom plainpacs.archive import cli\n"
+        "import sys\nfrom plainpacs.archive.app import cli\n"
         "try:\n    cli.main(sys.argv[1:])\n"
         "finally:\n    print(*(m for m in ('pydicom', 'rich', 'numpy') if m in sys.modules))"
     )
@@ -381,11 +382,12 @@ PRIMITIVES = (
 
 KILLED = """
 import os, sys
-from plainpacs.archive import aside, durable, layout
-from plainpacs.archive.conflicts import variants
-from plainpacs.archive.deciding import Decider
-from plainpacs.archive.removal import Removal
-from plainpacs.archive.targets import Target
+from plainpacs.archive.store import set_aside as aside
+from plainpacs.archive.tree import durable, layout
+from plainpacs.archive.conflicts.pending_conflicts import variants
+from plainpacs.archive.conflicts.resolve import Decider
+from plainpacs.archive.removal.remove import Removal
+from plainpacs.archive.tree.targets import Target
 path, count, keep = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 with Removal.open(path) as removal:
     def dying(real):

@@ -27,13 +27,13 @@ from support import (
     tree,
 )
 
-from plainpacs.archive.archive import Archive
-from plainpacs.archive.part10 import read_part10
-from plainpacs.archive.settings import Settings
-from plainpacs.indexer.service import Indexer
-from plainpacs.scp.receiver import Receiver
+from plainpacs.archive.app.settings import Settings
+from plainpacs.archive.dicom.part10 import read_part10
+from plainpacs.archive.store.store import Archive
+from plainpacs.indexer.service.indexer import Indexer
+from plainpacs.scp.receiver.receiver import Receiver
 
-PLAINPACS = [sys.executable, "-m", "plainpacs.archive.cli"]
+PLAINPACS = [sys.executable, "-m", "plainpacs.archive.app.cli"]
 READS = (
     ("ls",),
     ("ls", "--format", "csv", "doe"),

@@ -29,8 +29,8 @@ from running import Start
 from serving import COMMAND, Serve
 from support import eventually, new_archive
 
-from plainpacs.archive import cli
-from plainpacs.scp import echo_check, notify
+from plainpacs.archive.app import cli
+from plainpacs.scp.daemon import healthcheck, systemd
 
 HERE = Path(__file__).resolve().parents[1]
 UNIT = HERE / "scp/deploy/plainpacs.service"
@@ -102,7 +102,7 @@ def test_an_abstract_socket_is_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
     one = Manager("\0" + name)
     with one.socket:
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
-        notify.say(READY=1)
+        systemd.say(READY=1)
         assert one.until("READY") == {"READY": "1"}
 
 
@@ -110,10 +110,10 @@ def test_who_is_not_there_is_not_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    notify.say(READY=1)
+    systemd.say(READY=1)
     assert not caplog.records
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
-    notify.say(READY=1)
+    systemd.say(READY=1)
     assert "could not be told READY=1" in caplog.text
 
 
@@ -127,7 +127,7 @@ def test_the_watchdog_is_fed_only_while_all_is_well(
         asked.append(len(asked) < 2)
         return asked[-1]
 
-    with notify.watchdog(alive):
+    with systemd.watchdog(alive):
         eventually(lambda: len(asked) > 5)
     manager.socket.setblocking(False)
     told = 0
@@ -147,7 +147,7 @@ def test_a_watchdog_that_is_not_ours_is_left_alone(
     monkeypatch.setenv("WATCHDOG_USEC", usec)
     if pid:
         monkeypatch.setenv("WATCHDOG_PID", pid)
-    assert notify._watchdog_seconds() == 0
+    assert systemd._watchdog_seconds() == 0
 
 
 # --- the unit -------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def test_it_calls_nothing_that_the_unit_forbids(tmp_path: Path) -> None:
 
 def check(**environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "plainpacs.scp.echo_check"],
+        [sys.executable, "-m", "plainpacs.scp.daemon.healthcheck"],
         check=False,
         capture_output=True,
         text=True,
@@ -327,7 +327,7 @@ def test_whatever_else_answers_is_not(answer: bytes, capsys: pytest.CaptureFixtu
                 while peer.recv(1000):
                     pass
             os._exit(0)
-        code = echo_check.main(["127.0.0.1", str(listening.getsockname()[1])])
+        code = healthcheck.main(["127.0.0.1", str(listening.getsockname()[1])])
         os.waitpid(pid, 0)
     assert code == 1
     assert capsys.readouterr().err.count("\n") == 1
@@ -336,8 +336,8 @@ def test_whatever_else_answers_is_not(answer: bytes, capsys: pytest.CaptureFixtu
 def test_nobody_there_is_not_well(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    assert echo_check.main(["127.0.0.1", str(port)]) == 1
-    assert echo_check.main(["127.0.0.1", "many"]) == 1
+    assert healthcheck.main(["127.0.0.1", str(port)]) == 1
+    assert healthcheck.main(["127.0.0.1", "many"]) == 1
     assert "no C-ECHO" in capsys.readouterr().err
 
 

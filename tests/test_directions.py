@@ -1,40 +1,76 @@
-"""The rooms: who may import whom. (Who may change files: ``test_no_writes_around``.)"""
+"""The rooms: who may import whom. (Who may change files: ``test_no_writes_around``.)
+
+A room is a package inside ``archive``, ``indexer`` or ``scp``. A room imports only rooms that stand
+above it in one table: inside functions and under ``TYPE_CHECKING`` too.
+"""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOMS = ("archive", "indexer", "scp")
-ALLOWED = {
-    "archive": {"archive"},
-    "indexer": {"archive", "indexer"},
-    "scp": {"archive", "indexer", "scp"},
-}
-ONLY_IN = {"pynetdicom": "scp", "watchdog": "indexer"}
+FLOORS = (
+    "archive/buffer archive/errors",
+    "archive/tree archive/dicom",
+    "archive/store",
+    "archive/app archive/removal",
+    "archive/commands archive/conflicts archive/verify",
+    "indexer/index",
+    "indexer/query indexer/export",
+    "indexer/output",
+    "indexer/hooks indexer/links indexer/images",
+    "indexer/service",
+    "indexer/commands",
+    "scp/network",
+    "scp/storage",
+    "scp/remote scp/receiver",
+    "scp/query_retrieve scp/commitment",
+    "scp/daemon",
+    "scp/commands",
+)
+"""The rooms from the ground up. A room may import itself and those of the floors below."""
+
+HALLS = ("archive", "indexer", "scp")
+ONLY_IN = {"pynetdicom": "scp", "watchdog": "indexer/service"}
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 
 
-def folder_of(room: str) -> Path:
-    package = importlib.import_module(f"plainpacs.{room}")
+def folder_of(hall: str) -> Path:
+    package = importlib.import_module(f"plainpacs.{hall}")
     assert package.__file__
     return Path(package.__file__).parent
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    for room in ROOMS:
-        found = sorted(folder_of(room).glob("*.py"))
-        assert found
-        for path in found:
-            yield room, path
+    """Every module, by its room."""
+    for hall in HALLS:
+        top = folder_of(hall)
+        for path in sorted(top.rglob("*.py")):
+            parts = path.relative_to(top).with_suffix("").parts
+            if parts != ("__init__",):
+                yield f"{hall}/{parts[0]}", path
 
 
 every_module = pytest.mark.parametrize(
     ("room", "path"), list(modules()), ids=lambda value: getattr(value, "stem", value)
 )
+
+
+def test_all_of_them_are_seen() -> None:
+    there = [
+        name
+        for hall in HALLS
+        for _, _, names in os.walk(folder_of(hall))
+        for name in names
+        if name.endswith(".py")
+    ]
+    assert len(list(modules())) == len(there) - len(HALLS)
+    assert {room for room, _ in modules()} == set(FLOOR), "each room has its floor"
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -51,7 +87,9 @@ def imported(tree: ast.AST) -> Iterator[str]:
 def test_imports_go_one_way(room: str, path: Path) -> None:
     for name in imported(ast.parse(path.read_text())):
         parts = name.split(".")
-        if parts[0] == "plainpacs" and len(parts) > 1:
-            assert parts[1] in ALLOWED[room], f"{path.name} imports {name}"
+        if parts[0] == "plainpacs" and len(parts) > 2:
+            other = f"{parts[1]}/{parts[2]}"
+            assert other in FLOOR, f"{path.name} imports {name}"
+            assert other == room or FLOOR[other] < FLOOR[room], f"{path.name} imports {name}"
         if parts[0] in ONLY_IN:
-            assert room == ONLY_IN[parts[0]], f"{path.name} imports {name}"
+            assert room.startswith(ONLY_IN[parts[0]]), f"{path.name} imports {name}"

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from plainpacs.archive import durable
-from plainpacs.archive.durable import Publisher
 from plainpacs.archive.errors import StorageUnavailable
+from plainpacs.archive.tree import durable
+from plainpacs.archive.tree.durable import Publisher
 
 PATH = "202401/1.2/1.2.3/1.2.3.4.dcm"
 

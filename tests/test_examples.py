@@ -17,9 +17,10 @@ def modules() -> list[str]:
     for room in ROOMS:
         package = importlib.import_module(f"plainpacs.{room}")
         assert package.__file__
-        for path in sorted(Path(package.__file__).parent.glob("*.py")):
+        for path in sorted(Path(package.__file__).parent.rglob("*.py")):
             if ">>> " in path.read_text():
-                found.append(f"plainpacs.{room}.{path.stem}")
+                inner = path.relative_to(Path(package.__file__).parent).with_suffix("")
+                found.append(".".join(["plainpacs", room, *inner.parts]))
     return found
 
 

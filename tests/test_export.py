@@ -22,14 +22,15 @@ from pydicom.fileset import FileSet
 from pydicom.sequence import Sequence
 from support import instances_in, new_archive, part10, real_folders, store, tree
 
-from plainpacs.archive import cli
-from plainpacs.archive.archive import Archive
-from plainpacs.archive.importing import import_all, sources
-from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN
-from plainpacs.indexer import export_output, export_source
-from plainpacs.indexer.directory_records import WANTED
-from plainpacs.indexer.exporting import chosen
-from plainpacs.indexer.levels import by_number
+from plainpacs.archive.app import cli
+from plainpacs.archive.dicom.part10 import EXPLICIT_LITTLE_ENDIAN
+from plainpacs.archive.store.import_files import import_all, sources
+from plainpacs.archive.store.store import Archive
+from plainpacs.indexer.export import destination
+from plainpacs.indexer.export import source as export_source
+from plainpacs.indexer.export.dicomdir_records import WANTED
+from plainpacs.indexer.export.file_set import chosen
+from plainpacs.indexer.query.find import by_number
 
 SERIES = "1.2.3.4"
 WHOLE: dict[str, str] = {"SeriesNumber": "7", "SpecificCharacterSet": "ISO_IR 192"}
@@ -443,7 +444,7 @@ def test_a_file_system_that_syncs_no_folders(
     def cannot(*_: Any) -> None:
         raise OSError(22, "Invalid argument")
 
-    monkeypatch.setattr(export_output.durable, "sync_folder", cannot)
+    monkeypatch.setattr(destination.durable, "sync_folder", cannot)
     assert export(root, "1.2.3", str(tmp_path / "out")).exit_code == 0
     assert len(instances_of(tmp_path / "out")) == 6
 
@@ -461,14 +462,15 @@ def fails_after(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         return call
 
     for name in ("copy_range", "write_all"):
-        real = getattr(export_output.durable, name)
-        monkeypatch.setattr(export_output.durable, name, counted(real))
+        real = getattr(destination.durable, name)
+        monkeypatch.setattr(destination.durable, name, counted(real))
 
 
 def test_killed_in_the_middle(root: str, tmp_path: Path) -> None:
     """Killed before the renaming, nothing has the name of the export."""
     script = (
-        "import os, sys; from plainpacs.archive import cli, durable\n"
+        "import os, sys; from plainpacs.archive.app import cli\n"
+        "from plainpacs.archive.tree import durable\n"
         "durable.rename = lambda *a, **n: os.kill(os.getpid(), 9)\n"
         "cli.main(sys.argv[1:])"
     )
@@ -496,7 +498,7 @@ def test_an_instance_removed_meanwhile(root: str, tmp_path: Path) -> None:
 
 
 def piped(root: str, *arguments: str) -> bytes:
-    command = [sys.executable, "-m", "plainpacs.archive.cli", "-a", root, "export", *arguments]
+    command = [sys.executable, "-m", "plainpacs.archive.app.cli", "-a", root, "export", *arguments]
     done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -516,7 +518,9 @@ def test_a_document_into_a_pipe(root: str) -> None:
 
 
 def test_a_reader_who_goes_away(root: str) -> None:
-    script = f"'{sys.executable}' -m plainpacs.archive.cli -a '{root}' export 1.2.3 - --zip | true"
+    script = (
+        f"'{sys.executable}' -m plainpacs.archive.app.cli -a '{root}' export 1.2.3 - --zip | true"
+    )
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
 
@@ -552,7 +556,7 @@ def test_the_bytes_of_the_kernels_copy_and_of_the_plain_one(
 
 PEAK = """
 import sys
-from plainpacs.archive import cli
+from plainpacs.archive.app import cli
 try:
     cli.main(sys.argv[1:])
 finally:

@@ -20,15 +20,15 @@ from recovery import quick_folder
 from running import Start
 from support import CT_IMAGE_STORAGE, MODALITY, data_set, left_behind, new_archive, part10, store
 
-from plainpacs.archive import cli, logs
-from plainpacs.archive.archive import Archive, StoreOutcome
+from plainpacs.archive.app import cli, logs
+from plainpacs.archive.dicom.part10 import EXPLICIT_LITTLE_ENDIAN
 from plainpacs.archive.errors import PlainpacsError, StorageUnavailable
-from plainpacs.archive.importing import import_all, sources
-from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN
-from plainpacs.indexer.service import Indexer
-from plainpacs.scp import storing
-from plainpacs.scp.status import StoreStatus, answer_for
-from plainpacs.scp.storing import LargeInstance, StoreAnswer, StoreRequest
+from plainpacs.archive.store.import_files import import_all, sources
+from plainpacs.archive.store.store import Archive, StoreOutcome
+from plainpacs.indexer.service.indexer import Indexer
+from plainpacs.scp.network.answers import StoreStatus, answer_for
+from plainpacs.scp.storage import store_scp
+from plainpacs.scp.storage.store_scp import LargeInstance, StoreAnswer, StoreRequest
 
 SECOND = {"SOPInstanceUID": "1.2.3.4.6"}
 OTHER = {"PatientName": "Other^One"}
@@ -57,7 +57,7 @@ def request_of(raw: bytes) -> StoreRequest:
 
 
 def sent_whole(archive: Archive, raw: bytes) -> StoreAnswer:
-    return storing.store(archive, request_of(raw), memoryview(raw))
+    return store_scp.store(archive, request_of(raw), memoryview(raw))
 
 
 def sent_in_pieces(archive: Archive, raw: bytes) -> StoreAnswer:

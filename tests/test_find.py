@@ -37,9 +37,9 @@ from peer import (
 )
 from running import Running, Start, wait_until
 
-from plainpacs.scp.identifier_writing import Value, encode
-from plainpacs.scp.identifiers import EXPLICIT, IMPLICIT
-from plainpacs.scp.repertoire import Repertoire
+from plainpacs.archive.dicom.charset_encoding import Repertoire
+from plainpacs.archive.dicom.identifier import EXPLICIT, IMPLICIT
+from plainpacs.archive.dicom.identifier_writing import Value, encode
 
 LEVEL = 0x00080052
 

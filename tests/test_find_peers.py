@@ -23,10 +23,10 @@ from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
 from running import Running, Start
 from support import real_folders
 
-from plainpacs.archive.importing import import_all, sources
-from plainpacs.indexer import levels
-from plainpacs.indexer.levels import Level
-from plainpacs.indexer.query import asked
+from plainpacs.archive.store.import_files import import_all, sources
+from plainpacs.indexer.query import find as levels
+from plainpacs.indexer.query.find import Level
+from plainpacs.indexer.query.query import asked
 
 pytestmark = pytest.mark.filterwarnings("ignore:::pydicom", "ignore:::pynetdicom")
 

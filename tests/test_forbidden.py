@@ -14,15 +14,16 @@ from running import Start
 from steps import memory
 from support import MODALITY, data_set, instances_in, left_behind, new_archive, part10, store
 
-from plainpacs.archive import cli, durable, layout
-from plainpacs.archive.archive import Archive, StoreOutcome
+from plainpacs.archive.app import cli
 from plainpacs.archive.errors import ForbiddenInstance, StorageUnavailable
-from plainpacs.archive.forbidden import Forbidden, allow, forbid
-from plainpacs.archive.identity import InstanceKey
-from plainpacs.archive.root import open_root
-from plainpacs.indexer import removing
-from plainpacs.indexer.service import Indexer
-from plainpacs.scp.status import answer_for, comment_for
+from plainpacs.archive.store.forbidden import Forbidden, allow, forbid
+from plainpacs.archive.store.store import Archive, StoreOutcome
+from plainpacs.archive.tree import durable, layout
+from plainpacs.archive.tree.identity import InstanceKey
+from plainpacs.archive.tree.root import open_root
+from plainpacs.indexer.service import removal
+from plainpacs.indexer.service.indexer import Indexer
+from plainpacs.scp.network.answers import answer_for, comment_for
 
 __all__ = ["memory"]
 
@@ -106,8 +107,8 @@ def test_it_is_durable_before_anything_is_removed(
 
     for name in ("sync_file", "sync_folder", "rename"):
         spy(name)
-    found = removing.find(path, ["1.2.3"], lambda _: None)
-    removing.remove(path, found, forbid=["1.2.3"])
+    found = removal.find(path, ["1.2.3"], lambda _: None)
+    removal.remove(path, found, forbid=["1.2.3"])
     at = calls.index("sync_file forbidden")
     assert calls[at + 1] == "sync_folder .plainpacs"
     assert at < calls.index("rename 1.2.3.4")

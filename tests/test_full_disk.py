@@ -16,7 +16,7 @@ from serving import Serve
 from support import eventually, part10
 from test_root_check import indexed
 
-from plainpacs.archive import cli
+from plainpacs.archive.app import cli
 
 MIB = 1 << 20
 STATUSES = {0x0000, 0xA700}

@@ -21,13 +21,13 @@ from fuzz_differential import run as differ
 from fuzzing import MOST_GROWTH, MOST_SECONDS, Case, Cases, run
 from support import MODALITY, data_set, instances_in, left_behind, new_archive
 
-from plainpacs.archive.archive import Archive
-from plainpacs.archive.charset import MOST_ESCAPES, character_set
+from plainpacs.archive.dicom.charset import MOST_ESCAPES, character_set
+from plainpacs.archive.dicom.header import read_header
+from plainpacs.archive.dicom.part10 import EXPLICIT_LITTLE_ENDIAN, file_meta, read_part10
 from plainpacs.archive.errors import InvalidUID, UnreadableDataSet
-from plainpacs.archive.header import read_header
-from plainpacs.archive.identity import UNDATED, as_name, month_of
-from plainpacs.archive.manifest import Provenance
-from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN, file_meta, read_part10
+from plainpacs.archive.store.manifest import Provenance
+from plainpacs.archive.store.store import Archive
+from plainpacs.archive.tree.identity import UNDATED, as_name, month_of
 
 EXPLICIT, BIG, DEFLATED = EXPLICIT_LITTLE_ENDIAN, "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
 LONG_UID = "1." * 32766 + "123"  # 65,535 characters: more by one than a value of even length has

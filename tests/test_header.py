@@ -34,10 +34,10 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from plainpacs.archive.attributes import BY_KEYWORD, KEPT
+from plainpacs.archive.dicom.attributes import BY_KEYWORD, KEPT
+from plainpacs.archive.dicom.header import read_header
+from plainpacs.archive.dicom.header_fallback import PydicomWalk
 from plainpacs.archive.errors import UnreadableDataSet
-from plainpacs.archive.header import read_header
-from plainpacs.archive.header_pydicom import PydicomWalk
 
 EXPLICIT, IMPLICIT = str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian)
 BIG, DEFLATED = str(ExplicitVRBigEndian), str(DeflatedExplicitVRLittleEndian)

@@ -21,10 +21,11 @@ from test_header import (
     small_data_set,
 )
 
-from plainpacs.archive import header_alike, part10
+from plainpacs.archive.dicom import header_cache as header_alike
+from plainpacs.archive.dicom import part10
+from plainpacs.archive.dicom.header import read_header
+from plainpacs.archive.dicom.header_cache import HeaderReader
 from plainpacs.archive.errors import NotDICOM, UnreadableDataSet
-from plainpacs.archive.header import read_header
-from plainpacs.archive.header_alike import HeaderReader
 
 
 @pytest.fixture

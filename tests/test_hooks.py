@@ -25,18 +25,19 @@ from serving import Serve, serve
 from steps import at_step, killed_at, memory
 from support import eventually, new_archive, part10, store, tree
 
-from plainpacs.archive import cli
-from plainpacs.archive.archive import Archive
+from plainpacs.archive.app import cli
+from plainpacs.archive.app.hook_command import STUDY_PLACES, HookWords, LooksLikeAnOption
+from plainpacs.archive.app.settings import load
 from plainpacs.archive.errors import BadSettings
-from plainpacs.archive.hook_words import STUDY_PLACES, HookWords, LooksLikeAnOption
-from plainpacs.archive.manifest import Provenance
-from plainpacs.archive.root import stamp
-from plainpacs.archive.settings import load
-from plainpacs.indexer import hook_book, hook_history
-from plainpacs.indexer.hook_history import BACK_OFF, History, Kind, Level, Tries, Verdict
-from plainpacs.indexer.hook_process import HookRun
-from plainpacs.indexer.hooks import HookSettings
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.store.manifest import Provenance
+from plainpacs.archive.store.store import Archive
+from plainpacs.archive.tree.root import stamp
+from plainpacs.indexer.hooks import journal
+from plainpacs.indexer.hooks import retry_policy as hook_history
+from plainpacs.indexer.hooks.retry_policy import BACK_OFF, History, Kind, Level, Tries, Verdict
+from plainpacs.indexer.hooks.runner import HookRun
+from plainpacs.indexer.hooks.scheduler import HookSettings
+from plainpacs.indexer.service.indexer import Indexer
 
 __all__ = ["memory", "serve"]
 STUDY = ("202401", "1.2.3")
@@ -299,7 +300,7 @@ def test_what_failed_for_good_can_be_tried_again(
         eventually(lambda: waiting(path) == ["failed/instance~202401~1.2.3"])
         assert len(script.calls()) == 2, "one that fails does not hold up the next"
         (memory / "well").touch()
-        book = hook_book.HookBook(indexer._writer.root)
+        book = journal.HookBook(indexer._writer.root)
         assert book.failed() == [(Kind.INSTANCE, STUDY)]
         book.try_again(Kind.INSTANCE, STUDY)
         assert book.failed() == []
@@ -339,7 +340,7 @@ def test_the_limit_and_the_order(path: str, memory: Path) -> None:
         stored(path, study=study)
     with at_work(path, settings(str(script), quiet=600)):
         eventually(lambda: len(waiting(path)) == 5)
-    root = hook_book.HookBook(os.open(path, os.O_RDONLY))
+    root = journal.HookBook(os.open(path, os.O_RDONLY))
     for number, study in enumerate(studies):
         at = f"2024-01-01T00:00:0{number}.000Z"
         root.append(("202401", study), hook_history.settled_line(at, Level(1, "9999")))
@@ -384,7 +385,7 @@ def test_serve_runs_them_and_plainpacs_works_inside(
 ) -> None:
     monkeypatch.setenv("PLAINPACS_SETTLE_SECONDS", "0.2")
     script = Script(
-        memory, f"{sys.executable} -m plainpacs.archive.cli ls --format paths > {memory}/shown"
+        memory, f"{sys.executable} -m plainpacs.archive.app.cli ls --format paths > {memory}/shown"
     )
     service = serve("--on-study-settled", str(script), "--on-instance", f"{script} {{peer}}")
     with Peer(service.port) as peer:
@@ -476,7 +477,7 @@ def test_whoever_runs_commands_is_killed_and_one_of_them_at_most_runs_again(memo
         words = HookWords.parse(str(script), ())
 
         def run_all(path: str = path, words: HookWords = words) -> None:
-            book = hook_book.HookBook(os.open(path, os.O_RDONLY))
+            book = journal.HookBook(os.open(path, os.O_RDONLY))
             HookRun(book, Kind.INSTANCE, path, STUDY, BEFORE, words).run()
 
         killed = killed_at(step, run_all)

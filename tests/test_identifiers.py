@@ -14,9 +14,17 @@ from hypothesis import strategies as st
 from peer import element
 from pydicom.filereader import read_dataset
 
-from plainpacs.scp import dictionary, identifiers, repertoire
-from plainpacs.scp.identifier_writing import encode, written_anew
-from plainpacs.scp.identifiers import (
+from plainpacs.archive.dicom import (
+    charset_encoding as repertoire,
+)
+from plainpacs.archive.dicom import (
+    dictionary,
+)
+from plainpacs.archive.dicom import (
+    identifier as identifiers,
+)
+from plainpacs.archive.dicom.charset_encoding import UTF8, Repertoire
+from plainpacs.archive.dicom.identifier import (
     EXPLICIT,
     IMPLICIT,
     BadIdentifier,
@@ -25,7 +33,7 @@ from plainpacs.scp.identifiers import (
     read,
     read_until,
 )
-from plainpacs.scp.repertoire import UTF8, Repertoire
+from plainpacs.archive.dicom.identifier_writing import encode, written_anew
 
 SYNTAXES = pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
 NAMES = (

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plainpacs.archive.errors import InvalidUID
-from plainpacs.archive.identity import InstanceKey, as_name, is_name, month_of
+from plainpacs.archive.tree.identity import InstanceKey, as_name, is_name, month_of
 
 ACCEPTED = [
     "1",

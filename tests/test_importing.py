@@ -23,9 +23,9 @@ from support import (
     tree,
 )
 
-from plainpacs.archive import cli
-from plainpacs.archive.archive import Archive
-from plainpacs.archive.identity import is_name
+from plainpacs.archive.app import cli
+from plainpacs.archive.store.store import Archive
+from plainpacs.archive.tree.identity import is_name
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_interrupted_and_repeated(path: str, tmp_path: Path, number: int) -> Non
     disc.mkdir()
     for index in range(1500):
         (disc / f"{index:05}").write_bytes(part10(SOPInstanceUID=f"1.2.{index + 1}"))
-    command = [sys.executable, "-m", "plainpacs.archive.cli", "import", "-a", path, str(disc)]
+    command = [sys.executable, "-m", "plainpacs.archive.app.cli", "import", "-a", path, str(disc)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     folder = Path(path, "202401/1.2.3/1.2.3.4")
     eventually(lambda: folder.is_dir() and len(os.listdir(folder)) > 50)

@@ -30,14 +30,17 @@ from support import (
     tree,
 )
 
-from plainpacs.archive import cli, durable, layout
-from plainpacs.archive.archive import Archive
+from plainpacs.archive.app import cli
 from plainpacs.archive.errors import InUse
-from plainpacs.archive.root import is_locked, open_root
-from plainpacs.indexer import catalogue, heal, instances, service
-from plainpacs.indexer.pending import Pending
-from plainpacs.indexer.reconcile import reconcile
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.store.store import Archive
+from plainpacs.archive.tree import durable, layout
+from plainpacs.archive.tree.root import is_locked, open_root
+from plainpacs.indexer.index import catalogue, instance_shards
+from plainpacs.indexer.index import recover_lines as heal
+from plainpacs.indexer.service import indexer as service
+from plainpacs.indexer.service.indexer import Indexer
+from plainpacs.indexer.service.pending import Pending
+from plainpacs.indexer.service.reconcile import reconcile
 
 DERIVED = ("study.json", "studies.jsonl")
 
@@ -118,8 +121,8 @@ def test_what_is_stored_is_indexed(path: str) -> None:
     assert once(path) == 5
     assert listed(path) == {f"1.{study}" for study in range(5)}
     assert study_json(path, "1.1", "202402")["NumberOfStudyRelatedInstances"] == 7
-    assert instances.find(path, "1.1.9.3") == ["202402/1.1/1.1.1/1.1.9.3.dcm"]
-    assert instances.find(path, "1.1.1") == ["202402/1.1/1.1.1"]
+    assert instance_shards.find(path, "1.1.9.3") == ["202402/1.1/1.1.1/1.1.9.3.dcm"]
+    assert instance_shards.find(path, "1.1.1") == ["202402/1.1/1.1.1"]
     for folder in ("pending", "indexing"):
         assert os.listdir(Path(path, ".plainpacs", folder)) == []
     settle(path)
@@ -180,8 +183,8 @@ def test_catalogue_lines_come_and_go_with_the_study(path: str) -> None:
     os.unlink(Path(path, "202401/1.4/1.4.0/1.4.9.0.dcm"))
     once(path)
     assert "1.2" not in listed(path)
-    assert instances.find(path, "1.2.9.1") == []
-    assert instances.find(path, "1.4.9.0") == []
+    assert instance_shards.find(path, "1.2.9.1") == []
+    assert instance_shards.find(path, "1.4.9.0") == []
     assert study_json(path, "1.4")["NumberOfStudyRelatedInstances"] == 6
     before = derived(path)
     delete_derived(path)
@@ -330,7 +333,7 @@ def settle(path: str) -> None:
     root = open_root(path)
     far = 10_000_000_000 + 2**62
     seen: dict[str, dict[str, Any]] = {}
-    from plainpacs.indexer.reconcile import facts_of, record_seen
+    from plainpacs.indexer.service.reconcile import facts_of, record_seen
 
     for month in catalogue.months(path):
         for study in catalogue.studies_in(path, month):
@@ -393,9 +396,9 @@ def test_derived_folders_may_be_removed_while_it_is_at_work(path: str) -> None:
         for folder in ("seen", "instances", "pending"):
             shutil.rmtree(Path(path, ".plainpacs", folder))
         store(archive)
-        eventually(lambda: instances.find(path, "1.2.3.4.5"))
+        eventually(lambda: instance_shards.find(path, "1.2.3.4.5"))
         assert run("reindex", "--full", "-a", path).exit_code == 0
-        assert instances.find(path, "1.1.9.3") == ["202402/1.1/1.1.1/1.1.9.3.dcm"]
+        assert instance_shards.find(path, "1.1.9.3") == ["202402/1.1/1.1.1/1.1.9.3.dcm"]
 
 
 def test_one_indexer_at_a_time(path: str) -> None:
@@ -475,7 +478,7 @@ def test_a_request_is_done_by_whoever_asked_when_the_indexer_dies(
     once(path)
     shutil.rmtree(Path(path, "202401/1.2"))
     root = open_root(path)
-    command = [sys.executable, "-m", "plainpacs.archive.cli"]
+    command = [sys.executable, "-m", "plainpacs.archive.app.cli"]
     indexer = subprocess.Popen([*command, "index", path], stderr=subprocess.DEVNULL)
     try:
         eventually(lambda: is_locked(root, layout.INDEXER_LOCK))
@@ -563,8 +566,8 @@ def test_claims_of_a_dead_indexer_are_pending_again(path: str) -> None:
 
 KILLED = """
 import os, sys
-from plainpacs.archive import durable
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.tree import durable
+from plainpacs.indexer.service.indexer import Indexer
 count = int(sys.argv[2])
 def dying(real):
     def primitive(*args, **kwargs):
@@ -606,7 +609,15 @@ def test_killed_at_every_step_it_ends_up_the_same(path: str, tmp_path: Path) -> 
 
 
 def test_the_command_ends_with_its_parent(path: str) -> None:
-    command = [sys.executable, "-m", "plainpacs.archive.cli", "index", "--parent-pipe", "-a", path]
+    command = [
+        sys.executable,
+        "-m",
+        "plainpacs.archive.app.cli",
+        "index",
+        "--parent-pipe",
+        "-a",
+        path,
+    ]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     fill(path)
     eventually(lambda: listed(path) == {f"1.{study}" for study in range(5)})
@@ -617,7 +628,7 @@ def test_the_command_ends_with_its_parent(path: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_ends_by_signal(path: str, number: int) -> None:
-    command = [sys.executable, "-m", "plainpacs.archive.cli", "index", "-a", path]
+    command = [sys.executable, "-m", "plainpacs.archive.app.cli", "index", "-a", path]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     fill(path)
     eventually(lambda: listed(path) == {f"1.{study}" for study in range(5)})

@@ -36,14 +36,14 @@ from recovery import (
 )
 from support import data_set
 
-from plainpacs.archive import layout
-from plainpacs.archive.archive import Archive, Stored, StoreOutcome
-from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN
-from plainpacs.archive.removal import Removal
-from plainpacs.archive.root import create_archive
-from plainpacs.archive.targets import Target, present
-from plainpacs.archive.writer import Writer
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.dicom.part10 import EXPLICIT_LITTLE_ENDIAN
+from plainpacs.archive.removal.remove import Removal
+from plainpacs.archive.store.store import Archive, Stored, StoreOutcome
+from plainpacs.archive.store.writer import Writer
+from plainpacs.archive.tree import layout
+from plainpacs.archive.tree.root import create_archive
+from plainpacs.archive.tree.targets import Target, present
+from plainpacs.indexer.service.indexer import Indexer
 
 WANTED = int(os.environ.get("PLAINPACS_TEST_SWITCHES", "0"))
 SWITCHES, AT_MOST, LUCKY = (WANTED, 10**9, 1000) if WANTED else (2, 130, 20)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plainpacs.archive import layout
-from plainpacs.archive.identity import UNDATED, InstanceKey, is_name
+from plainpacs.archive.tree import layout
+from plainpacs.archive.tree.identity import UNDATED, InstanceKey, is_name
 
 uids = st.from_regex(r"[0-9a-z]([0-9a-z._-]{0,61}[0-9a-z_-])?", fullmatch=True).filter(is_name)
 keys = st.builds(InstanceKey, st.sampled_from(["202401", "undated"]), uids, uids, uids)

@@ -18,14 +18,15 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from support import CT_IMAGE_STORAGE, new_archive, real_folders
 
-from plainpacs.archive.archive import Archive, Provenance
-from plainpacs.archive.importing import import_all, sources
-from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN
-from plainpacs.indexer import lookup, sorting
-from plainpacs.indexer.levels import Level, find
-from plainpacs.indexer.query import Query, asked, parse
-from plainpacs.indexer.service import Indexer
-from plainpacs.indexer.sorting import in_order, sort_keys
+from plainpacs.archive.dicom.part10 import EXPLICIT_LITTLE_ENDIAN
+from plainpacs.archive.store.import_files import import_all, sources
+from plainpacs.archive.store.store import Archive, Provenance
+from plainpacs.indexer.index import lookup
+from plainpacs.indexer.query import sorting
+from plainpacs.indexer.query.find import Level, find
+from plainpacs.indexer.query.query import Query, asked, parse
+from plainpacs.indexer.query.sorting import in_order, sort_keys
+from plainpacs.indexer.service.indexer import Indexer
 
 Record = dict[str, Any]
 

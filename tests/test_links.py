@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 from steps import killed_at
 from support import new_archive, store
 
-from plainpacs.archive import cli, layout
-from plainpacs.archive.archive import Archive
+from plainpacs.archive.app import cli
 from plainpacs.archive.errors import NotALinkTree
-from plainpacs.archive.identity import is_name
-from plainpacs.indexer import link_names, links
-from plainpacs.indexer.link_names import By, folders
-from plainpacs.indexer.names import folded, safe, told_apart
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.store.store import Archive
+from plainpacs.archive.tree import layout
+from plainpacs.archive.tree.identity import is_name
+from plainpacs.indexer.links import names as link_names
+from plainpacs.indexer.links import update
+from plainpacs.indexer.links.file_names import folded, safe, told_apart
+from plainpacs.indexer.links.names import By, folders
+from plainpacs.indexer.service.indexer import Indexer
 
 STUDY = {"PatientName": "Doe^Jane", "PatientID": "P1", "StudyDescription": "chest"}
 FOLDER = "Doe, Jane [P1]/2024-01-31 CT chest"
@@ -194,7 +196,7 @@ def test_no_path_is_too_long(by: By) -> None:
 
 def test_a_tree_of_links(root: str, tmp_path: Path) -> None:
     tree = tmp_path / "people"
-    done = links.update(root, str(tree), silent)
+    done = update.update(root, str(tree), silent)
     assert (done.studies, done.changed, done.removed) == (1, 1, 0)
     assert shown(tree) == {
         f"{FOLDER}/03 CT/0000.dcm": "202401/1.2.3/1.2.3.5/1.2.3.5.1.dcm",
@@ -214,13 +216,13 @@ def test_a_second_run_touches_only_what_changed(root: str, tmp_path: Path) -> No
     put(root, StudyInstanceUID="1.9", SeriesInstanceUID="1.9.1", SOPInstanceUID="1.9.1.1",
         PatientID="P9")  # fmt: skip
     old(root)
-    links.update(root, str(tree), silent)
+    update.update(root, str(tree), silent)
     before = facts(tree)
-    assert links.update(root, str(tree), silent) == links.Done(2, 0, 0)
-    assert links.update(root, str(tree), silent, full=True) == links.Done(2, 0, 0)
+    assert update.update(root, str(tree), silent) == update.Done(2, 0, 0)
+    assert update.update(root, str(tree), silent, full=True) == update.Done(2, 0, 0)
     assert facts(tree) == before
     put(root, SOPInstanceUID="1.2.3.4.3", InstanceNumber="3")
-    assert links.update(root, str(tree), silent) == links.Done(2, 1, 0)
+    assert update.update(root, str(tree), silent) == update.Done(2, 1, 0)
     after = facts(tree)
     new = str(tree / FOLDER / "CT/0003.dcm")
     assert after.keys() - before.keys() == {new}
@@ -230,14 +232,14 @@ def test_a_second_run_touches_only_what_changed(root: str, tmp_path: Path) -> No
 
 def test_it_is_what_a_tree_made_anew_would_be(root: str, tmp_path: Path) -> None:
     tree, anew = tmp_path / "people", tmp_path / "anew"
-    links.update(root, str(tree), silent)
+    update.update(root, str(tree), silent)
     # Another instance of the same number; another study of the same day; another patient.
     put(root, SOPInstanceUID="1.2.3.4.9", InstanceNumber="1")
     put(root, StudyInstanceUID="1.1", SeriesInstanceUID="1.1.1", SOPInstanceUID="1.1.1.1")
     put(root, StudyInstanceUID="1.4", SeriesInstanceUID="1.4.1", SOPInstanceUID="1.4.1.1",
         PatientID="p1")  # fmt: skip
-    links.update(root, str(tree), silent)
-    links.update(root, str(anew), silent)
+    update.update(root, str(tree), silent)
+    update.update(root, str(anew), silent)
     assert shown(tree) == shown(anew)
     assert len({path.casefold() for path in shown(tree)}) == 6
     assert len({path.casefold().partition("/")[0] for path in shown(tree)}) == 2
@@ -245,9 +247,9 @@ def test_it_is_what_a_tree_made_anew_would_be(root: str, tmp_path: Path) -> None
     shutil.rmtree(f"{root}/202401/1.1")
     with Indexer.open(root) as indexer:
         indexer.once()
-    assert links.update(root, str(tree), silent).removed == 1
+    assert update.update(root, str(tree), silent).removed == 1
     shutil.rmtree(anew)
-    links.update(root, str(anew), silent)
+    update.update(root, str(anew), silent)
     assert shown(tree) == shown(anew)
     assert len(shown(tree)) == 2
     left = {str(one.relative_to(tree)) for one in tree.rglob("*") if one.is_dir()}
@@ -258,17 +260,17 @@ def test_it_is_what_a_tree_made_anew_would_be(root: str, tmp_path: Path) -> None
 
 def test_arranged_otherwise(root: str, tmp_path: Path) -> None:
     tree = tmp_path / "people"
-    links.update(root, str(tree), silent)
-    links.update(root, str(tree), silent, by=By.DATE)
+    update.update(root, str(tree), silent)
+    update.update(root, str(tree), silent, by=By.DATE)
     assert {path.split("/")[0] for path in shown(tree)} == {"2024-01"}
-    links.update(root, str(tree), silent)
+    update.update(root, str(tree), silent)
     assert {path.split("/")[0] for path in shown(tree)} == {"2024-01"}, "as it was"
     assert sorted(os.listdir(tree)) == [".plainpacs-links", "2024-01"]
 
 
 def test_a_study_of_two_months_has_one_folder(root: str, tmp_path: Path) -> None:
     put(root, StudyDate="20240201", SOPInstanceUID="1.2.3.4.7", InstanceNumber="7")
-    links.update(root, str(tmp_path / "people"), silent)
+    update.update(root, str(tmp_path / "people"), silent)
     found = shown(tmp_path / "people")
     assert found[f"{FOLDER}/CT/0007.dcm"] == "202402/1.2.3/1.2.3.4/1.2.3.4.7.dcm"
     assert found[f"{FOLDER}/CT/0001.dcm"] == "202401/1.2.3/1.2.3.4/1.2.3.4.1.dcm"
@@ -276,11 +278,11 @@ def test_a_study_of_two_months_has_one_folder(root: str, tmp_path: Path) -> None
 
 def test_the_archive_is_moved(root: str, tmp_path: Path) -> None:
     tree = tmp_path / "people"
-    links.update(root, str(tree), silent)
+    update.update(root, str(tree), silent)
     (tmp_path / "else").mkdir()
     moved = str(tmp_path / "else" / "archive")
     os.rename(root, moved)
-    links.update(moved, str(tree), silent)
+    update.update(moved, str(tree), silent)
     assert len(shown(tree)) == 3
     assert all(Path(tree, path).exists() for path in shown(tree))
 
@@ -290,7 +292,7 @@ def test_the_archive_is_moved(root: str, tmp_path: Path) -> None:
 
 def test_what_others_put_there_stays(root: str, tmp_path: Path) -> None:
     tree = tmp_path / "people"
-    links.update(root, str(tree), silent)
+    update.update(root, str(tree), silent)
     study = tree / FOLDER
     outside = tmp_path / "outside"
     (outside / "CT").mkdir(parents=True)
@@ -303,7 +305,7 @@ def test_what_others_put_there_stays(root: str, tmp_path: Path) -> None:
     os.symlink(outside / "CT", study / "elsewhere")
     shutil.rmtree(f"{root}/202401")
     index(root)
-    links.update(root, str(tree), silent)
+    update.update(root, str(tree), silent)
     assert sorted(shown(tree)) == [
         f"{FOLDER}/CT/0008.dcm",
         f"{FOLDER}/CT/0009.dcm",
@@ -316,7 +318,7 @@ def test_what_others_put_there_stays(root: str, tmp_path: Path) -> None:
 
 def test_what_is_in_the_way_is_said_and_stays(root: str, tmp_path: Path) -> None:
     tree = tmp_path / "people"
-    links.update(root, str(tree), silent)
+    update.update(root, str(tree), silent)
     taken = tree / FOLDER / "CT/0001.dcm"
     taken.unlink()
     taken.write_text("mine")
@@ -336,23 +338,23 @@ def test_what_is_in_the_way_is_said_and_stays(root: str, tmp_path: Path) -> None
 
 def test_no_link_of_others_is_followed(root: str, tmp_path: Path) -> None:
     tree = tmp_path / "people"
-    links.update(root, str(tree), silent)
+    update.update(root, str(tree), silent)
     outside = tmp_path / "outside"
     os.rename(tree / "Doe, Jane [P1]", outside)
     os.symlink(outside, tree / "Doe, Jane [P1]")
     before = facts(outside)
-    done = links.update(root, str(tree), silent, full=True)
+    done = update.update(root, str(tree), silent, full=True)
     assert done.in_the_way == (FOLDER,)
     shutil.rmtree(f"{root}/202401")
     index(root)
-    links.update(root, str(tree), silent)
+    update.update(root, str(tree), silent)
     assert facts(outside) == before
 
 
 def test_where_links_may_not_be(root: str, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").touch()
-    links.update(root, str(tmp_path / "tree"), silent)
+    update.update(root, str(tmp_path / "tree"), silent)
     for path, words in [
         (root, "is an archive"),
         (f"{root}/202401", "among the files"),
@@ -364,13 +366,13 @@ def test_where_links_may_not_be(root: str, tmp_path: Path) -> None:
     ]:
         before = facts(tmp_path)
         with pytest.raises(NotALinkTree, match=words):
-            links.update(root, path, silent)
+            update.update(root, path, silent)
         assert facts(tmp_path) == before
-    links.update(root, f"{root}/by-patient", silent)
+    update.update(root, f"{root}/by-patient", silent)
     assert len(shown(Path(root, "by-patient"))) == 3
     other = new_archive(tmp_path / "other")
     with pytest.raises(NotALinkTree, match="another archive"):
-        links.update(other, str(tmp_path / "tree"), silent)
+        update.update(other, str(tmp_path / "tree"), silent)
     assert len(shown(tmp_path / "tree")) == 3
 
 
@@ -378,12 +380,12 @@ def test_removing_a_tree(root: str, tmp_path: Path) -> None:
     tree = tmp_path / "people"
     run = CliRunner()
     assert run.invoke(cli.root, ["-a", root, "links", str(tree)]).exit_code == 0
-    assert links.known(root) == [str(tree)]
+    assert update.known(root) == [str(tree)]
     (tree / "mine").touch()
     done = run.invoke(cli.root, ["-a", root, "links", str(tree), "--remove"])
     assert done.exit_code == 0, done.output
     assert os.listdir(tree) == ["mine"]
-    assert links.known(root) == []
+    assert update.known(root) == []
     assert run.invoke(cli.root, ["-a", root, "links"]).exit_code == 1
 
 
@@ -392,18 +394,18 @@ def test_removing_a_tree(root: str, tmp_path: Path) -> None:
 
 def test_killed_anywhere_the_next_run_finishes(root: str, tmp_path: Path) -> None:
     old(root)
-    links.update(root, str(tmp_path / "whole"), silent)
+    update.update(root, str(tmp_path / "whole"), silent)
     wanted = shown(tmp_path / "whole")
     step = 0
     while True:
         tree = tmp_path / f"t{step}"
-        ended = not killed_at(step, lambda tree=tree: links.update(root, str(tree), silent))
+        ended = not killed_at(step, lambda tree=tree: update.update(root, str(tree), silent))
         if ended:
             break
         if tree.exists():
             found = shown(tree)
             assert found in ({}, wanted), "a new study appears whole"
-        links.update(root, str(tree), silent)
+        update.update(root, str(tree), silent)
         assert shown(tree) == wanted
         assert sorted(os.listdir(tree / ".plainpacs-links")) == ["lock", "studies.jsonl",
                                                                  "tree.json"]  # fmt: skip
@@ -426,8 +428,8 @@ def test_a_purge_leaves_no_name_in_any_tree(root: str, tmp_path: Path, first: li
     put(root, StudyInstanceUID="1.9", SeriesInstanceUID="1.9.1", SOPInstanceUID="1.9.1.1",
         PatientID="P9", PatientName="Roe^Richard")  # fmt: skip
     outside, inside = tmp_path / "people", Path(root, "by-date")
-    links.update(root, str(outside), silent)
-    links.update(root, str(inside), silent, by=By.DATE)
+    update.update(root, str(outside), silent)
+    update.update(root, str(inside), silent, by=By.DATE)
     run = CliRunner()
     if first:
         assert run.invoke(cli.root, ["-a", root, *first]).exit_code == 0
@@ -442,7 +444,7 @@ def test_a_purge_leaves_no_name_in_any_tree(root: str, tmp_path: Path, first: li
 
 def test_a_purge_says_what_it_could_not_clear(root: str, tmp_path: Path) -> None:
     for name in ("gone", "kept", "damaged"):
-        links.update(root, str(tmp_path / name), silent)
+        update.update(root, str(tmp_path / name), silent)
     shutil.rmtree(tmp_path / "gone")
     (tmp_path / "kept" / FOLDER / "notes.txt").touch()
     (tmp_path / "damaged/.plainpacs-links/tree.json").write_text("{")
@@ -457,13 +459,13 @@ def test_a_purge_says_what_it_could_not_clear(root: str, tmp_path: Path) -> None
 def test_a_copy_without_our_folder_has_links_too(root: str, tmp_path: Path) -> None:
     shutil.rmtree(f"{root}/.plainpacs")
     said: list[str] = []
-    links.update(root, str(tmp_path / "people"), said.append)
+    update.update(root, str(tmp_path / "people"), said.append)
     assert len(shown(tmp_path / "people")) == 3
     assert any("rm --purge" in one for one in said)
     assert not os.path.exists(f"{root}/.plainpacs")
 
 
 def test_the_archive_itself_has_no_symbolic_link(root: str, tmp_path: Path) -> None:
-    links.update(root, str(tmp_path / "people"), silent)
+    update.update(root, str(tmp_path / "people"), silent)
     assert not [path for path in Path(root).rglob("*") if path.is_symlink()]
     assert all(is_name(path.name) for path in Path(root, "202401/1.2.3").iterdir() if path.is_dir())

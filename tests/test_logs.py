@@ -17,7 +17,7 @@ from support import eventually, new_archive
 
 SPEAKING = """
 import logging, sys, threading, warnings
-from plainpacs.archive import logs
+from plainpacs.archive.app import logs
 logs.set_up(*sys.argv[1:3])
 log = logging.getLogger("plainpacs.test")
 class Who:
@@ -119,7 +119,15 @@ def test_the_whole_service_speaks_json(serve: Serve) -> None:
 
 def test_an_unknown_format_is_wrong_usage(tmp_path: Path) -> None:
     root = new_archive(tmp_path / "a")
-    command = [sys.executable, "-m", "plainpacs.archive.cli", "serve", root, "--log-format", "xml"]
+    command = [
+        sys.executable,
+        "-m",
+        "plainpacs.archive.app.cli",
+        "serve",
+        root,
+        "--log-format",
+        "xml",
+    ]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 2
     assert "text, json" in done.stderr

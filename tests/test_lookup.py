@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import new_archive, store, tree
 
-from plainpacs.archive.archive import Archive
 from plainpacs.archive.errors import BadQuery, NoMatch
-from plainpacs.indexer import lookup, merging
-from plainpacs.indexer.merging import merge
-from plainpacs.indexer.query import parse
-from plainpacs.indexer.search import search
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.store.store import Archive
+from plainpacs.indexer.index import lookup
+from plainpacs.indexer.index import merge as merging
+from plainpacs.indexer.index.merge import merge
+from plainpacs.indexer.query.query import parse
+from plainpacs.indexer.query.search import search
+from plainpacs.indexer.service.indexer import Indexer
 
 SPLIT = "1.9"
 """A study over midnight, at the end of a month; one of its series too."""

@@ -21,14 +21,14 @@ import pytest
 from click.testing import CliRunner, Result
 from support import instances_in, new_archive, real_folders, store, tree
 
-from plainpacs.archive import cli
-from plainpacs.archive.archive import Archive
-from plainpacs.archive.importing import import_all, sources
-from plainpacs.indexer import output
-from plainpacs.indexer.listing_commands import SHOWN, STUDY_COLUMNS
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.app import cli
+from plainpacs.archive.store.import_files import import_all, sources
+from plainpacs.archive.store.store import Archive
+from plainpacs.indexer.commands.ls import SHOWN, STUDY_COLUMNS
+from plainpacs.indexer.output import formats as output
+from plainpacs.indexer.service.indexer import Indexer
 
-COMMAND = [sys.executable, "-m", "plainpacs.archive.cli"]
+COMMAND = [sys.executable, "-m", "plainpacs.archive.app.cli"]
 
 
 def fill(path: str) -> None:
@@ -378,7 +378,7 @@ def test_every_read_works_on_a_copy_and_never_writes(path: str, tmp_path: Path, 
 
 def test_formats_other_than_the_table_load_neither_rich_nor_pydicom(path: str) -> None:
     script = (
-        "import sys; from plainpacs.archive import cli\n"
+        "import sys; from plainpacs.archive.app import cli\n"
         "try: cli.root(args=sys.argv[1:], prog_name='plainpacs')\n"
         "except SystemExit: pass\n"
         "heavy = {'rich', 'pydicom', 'pynetdicom', 'watchdog', 'numpy'} & set(sys.modules)\n"

@@ -13,13 +13,13 @@ import pytest
 from click.testing import CliRunner, Result
 from support import new_archive, store
 
-from plainpacs.archive import cli
-from plainpacs.archive.archive import Archive
+from plainpacs.archive.app import cli
 from plainpacs.archive.errors import NoMatch
-from plainpacs.indexer import output
-from plainpacs.indexer.listed import COLUMNS, LEVELS
-from plainpacs.indexer.listing_commands import SHOWN
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.store.store import Archive
+from plainpacs.indexer.commands.ls import SHOWN
+from plainpacs.indexer.output import formats as output
+from plainpacs.indexer.output.listing import COLUMNS, LEVELS
+from plainpacs.indexer.service.indexer import Indexer
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plainpacs.archive import durable
-from plainpacs.archive.durable import Publisher
-from plainpacs.archive.manifest import ManifestWriter, lines_in
+from plainpacs.archive.store.manifest import ManifestWriter, lines_in
+from plainpacs.archive.tree import durable
+from plainpacs.archive.tree.durable import Publisher
 
 PATH = "202401/1.2/1.2.3.ab.jsonl"
 

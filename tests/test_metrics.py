@@ -21,12 +21,12 @@ from running import Start
 from serving import Serve, Service
 from support import eventually, new_archive
 
-from plainpacs.archive.archive import Archive
+from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.errors import InUse
-from plainpacs.archive.reserve import Reserve
-from plainpacs.archive.settings import Settings
-from plainpacs.scp.metrics import MetricsServer, Probe
-from plainpacs.scp.receiver import Receiver
+from plainpacs.archive.store.free_space import Reserve
+from plainpacs.archive.store.store import Archive
+from plainpacs.scp.daemon.metrics import MetricsServer, Probe
+from plainpacs.scp.receiver.receiver import Receiver
 
 
 def fetch(port: int, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
@@ -245,7 +245,7 @@ def test_without_the_package_it_says_what_to_install(tmp_path: Path) -> None:
     root = new_archive(tmp_path / "a")
     script = (
         "import sys; sys.modules['prometheus_client'] = None\n"
-        "from plainpacs.archive.cli import main\n"
+        "from plainpacs.archive.app.cli import main\n"
         f"main(['serve', '--port', '0', {root!r}, *sys.argv[1:]])"
     )
     command = [sys.executable, "-c", script, "--metrics-port", "0"]

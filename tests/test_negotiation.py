@@ -11,17 +11,12 @@ import pytest
 from pydicom._uid_dict import UID_dictionary
 from pydicom.uid import AllTransferSyntaxes
 
-from plainpacs.scp import negotiation
-from plainpacs.scp.negotiation import (
-    EXPLICIT_VR_BIG_ENDIAN as EVRBE,
-)
-from plainpacs.scp.negotiation import (
-    EXPLICIT_VR_LITTLE_ENDIAN as EVRLE,
-)
-from plainpacs.scp.negotiation import (
-    IMPLICIT_VR_LITTLE_ENDIAN as IVRLE,
-)
-from plainpacs.scp.negotiation import (
+from plainpacs.archive.dicom.uid_registry import REGISTERED
+from plainpacs.archive.dicom.uids import EXPLICIT_VR_BIG_ENDIAN as EVRBE
+from plainpacs.archive.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN as EVRLE
+from plainpacs.archive.dicom.uids import IMPLICIT_VR_LITTLE_ENDIAN as IVRLE
+from plainpacs.scp.network import negotiation
+from plainpacs.scp.network.negotiation import (
     STORAGE_SERVICE,
     ContextResult,
     ProposedContext,
@@ -34,7 +29,6 @@ from plainpacs.scp.negotiation import (
     name_of,
     negotiate,
 )
-from plainpacs.scp.registry import REGISTERED
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
@@ -225,7 +219,10 @@ def _seconds(proposed: list[ProposedContext]) -> float:
 
 
 def test_a_receiver_does_without_pydicom_and_what_it_loads():
-    words = "import sys, plainpacs.scp.serve; print({'pydicom', 'numpy', 'PIL'} & set(sys.modules))"
+    words = (
+        "import sys, plainpacs.scp.daemon.serve\n"
+        "print({'pydicom', 'numpy', 'PIL'} & set(sys.modules))"
+    )
     ran = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"
 

@@ -10,13 +10,13 @@ from peer import EVRLE, VERIFICATION
 from running import Start
 from test_tls import NEW_KEY, Certificates, certificates, openssl
 
-from plainpacs.archive.addresses import Address, Security
+from plainpacs.archive.app.ae_address import Address, Security
+from plainpacs.archive.app.settings import Settings, load
 from plainpacs.archive.errors import BadSettings
-from plainpacs.archive.settings import Settings, load
-from plainpacs.scp import nodes
-from plainpacs.scp.negotiation import ProposedContext
-from plainpacs.scp.reading import Limits
-from plainpacs.scp.requestor import NoAssociation, Node, Requestor
+from plainpacs.scp.network import remote_aes as nodes
+from plainpacs.scp.network.negotiation import ProposedContext
+from plainpacs.scp.network.reader import Limits
+from plainpacs.scp.network.requestor import NoAssociation, Node, Requestor
 
 __all__ = ["certificates"]  # the fixture
 
@@ -116,7 +116,7 @@ def test_our_certificate_is_shown_to_who_asks(start: Start, certificates: Certif
 
 
 def test_trust_for_nodes_alone_needs_no_tls_of_ours(certificates: Certificates) -> None:
-    from plainpacs.scp.access import Access
+    from plainpacs.scp.receiver.access import Access
 
     trust = {"tls_ca": certificates.ca.cert}
     assert Access.of(load({"nodes": "A@b:1/tls", **trust}, None, {})).tls is None

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from plainpacs.indexer import output, readable, table
-from plainpacs.indexer.table import Column
-from plainpacs.indexer.visible import visible
+from plainpacs.indexer.output import formats, humanize, table
+from plainpacs.indexer.output.printable import visible
+from plainpacs.indexer.output.table import Column
 
 HOSTILE = "a\x1b[31mb\x07c\x9bd\u202ee\u2066f\u200bg\ufeffh\u2028i\x7fj\U000e0041k\u115fl\u034fm"
 COLUMNS = (
@@ -146,7 +146,7 @@ RECORDS: list[dict[str, Any]] = [
 
 def test_csv_is_rfc_4180_with_formulas_disarmed(monkeypatch: pytest.MonkeyPatch) -> None:
     columns = ("PatientName", "PatientID", "ModalitiesInStudy", "bytes", "conflicting")
-    data = printed(lambda: output.write_csv(columns, RECORDS), monkeypatch)
+    data = printed(lambda: formats.write_csv(columns, RECORDS), monkeypatch)
     assert data.startswith(b"PatientName,PatientID,ModalitiesInStudy,bytes,conflicting\r\n")
     assert data.endswith(b"\r\n")
     assert list(csv.reader(io.StringIO(data.decode(), newline="")))[1:] == [
@@ -160,22 +160,22 @@ def test_csv_is_rfc_4180_with_formulas_disarmed(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("number", [0, 1, 255, 256, 257, 600])
 def test_json_and_jsonl_of_any_number(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = [orjson.dumps({"n": n, "name": HOSTILE}) for n in range(number)]
-    array = json.loads(printed(lambda: output.write_json(objects), monkeypatch))
+    array = json.loads(printed(lambda: formats.write_json(objects), monkeypatch))
     assert [one["n"] for one in array] == list(range(number))
-    lines = printed(lambda: output.write_jsonl(objects), monkeypatch)
+    lines = printed(lambda: formats.write_jsonl(objects), monkeypatch)
     assert lines == b"".join(one + b"\n" for one in objects)
 
 
 def test_the_format_follows_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert printed(lambda: print(output.chosen(None), output.chosen("csv")), monkeypatch) == (
+    assert printed(lambda: print(formats.chosen(None), formats.chosen("csv")), monkeypatch) == (
         b"jsonl csv\n"
     )
 
 
 SCRIPT = """
 import orjson
-from plainpacs.indexer import output
-from plainpacs.indexer.table import Column
+from plainpacs.indexer.output import formats as output
+from plainpacs.indexer.output.table import Column
 hostile = {hostile!r}
 what = {what!r}
 record = {{"PatientName": hostile}}
@@ -251,7 +251,7 @@ def test_a_table_has_the_width_of_the_terminal() -> None:
     ],
 )
 def test_names_as_people_read_them(name: object, shown: str) -> None:
-    assert readable.person_name(name) == shown
+    assert humanize.person_name(name) == shown
 
 
 @pytest.mark.parametrize(
@@ -259,23 +259,23 @@ def test_names_as_people_read_them(name: object, shown: str) -> None:
     [(0, "0 B"), (1000, "1.0 kB"), (999_499, "999 kB"), (999_500, "1.0 MB"), (10**16, "10 PB")],
 )
 def test_sizes(count: int, shown: str) -> None:
-    assert readable.size(count) == shown
+    assert humanize.size(count) == shown
 
 
 def test_dates_and_times_that_are_none_stay_as_they_are() -> None:
-    assert readable.date("1997.04.24") == "1997-04-24"
-    assert readable.date("NotADate") == "NotADate"
-    assert readable.time_of_day("101530.25") == "10:15"
-    assert readable.time_of_day("10:15:30") == "10:15"
-    assert readable.time_of_day("noon") == "noon"
-    assert readable.time_of_day(None) == ""
-    assert readable.local_time("soon") == "soon"
-    assert len(readable.local_time("2024-02-28T02:38:10.123Z")) == len("2024-02-28 03:38")
+    assert humanize.date("1997.04.24") == "1997-04-24"
+    assert humanize.date("NotADate") == "NotADate"
+    assert humanize.time_of_day("101530.25") == "10:15"
+    assert humanize.time_of_day("10:15:30") == "10:15"
+    assert humanize.time_of_day("noon") == "noon"
+    assert humanize.time_of_day(None) == ""
+    assert humanize.local_time("soon") == "soon"
+    assert len(humanize.local_time("2024-02-28T02:38:10.123Z")) == len("2024-02-28 03:38")
 
 
 ENDLESS = """
 import itertools
-from plainpacs.indexer import output
+from plainpacs.indexer.output import formats as output
 
 output.write_{how}({arguments})
 """

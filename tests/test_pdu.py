@@ -21,11 +21,11 @@ from pynetdicom.pdu_primitives import (
 )
 from pynetdicom.presentation import build_context
 
-from plainpacs.scp import pdu
-from plainpacs.scp.dimse import ProtocolError, Reason
-from plainpacs.scp.negotiation import ContextResult, ProposedContext, Result, Role
-from plainpacs.scp.session import Acceptance
-from plainpacs.scp.status import REJECTIONS
+from plainpacs.scp.network import pdu
+from plainpacs.scp.network.answers import REJECTIONS
+from plainpacs.scp.network.dimse import ProtocolError, Reason
+from plainpacs.scp.network.negotiation import ContextResult, ProposedContext, Result, Role
+from plainpacs.scp.network.session_protocol import Acceptance
 
 OURS = ("1.2.3.4.5", "PLAINPACS_1")
 

@@ -21,13 +21,13 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.presentation import build_context
 from support import instances_in, left_behind, manifest_lines, new_archive, real_folders, store
 
-from plainpacs.archive.archive import Archive
-from plainpacs.archive.identity import InstanceKey, is_name
-from plainpacs.archive.layout import instance_path
-from plainpacs.archive.part10 import read_part10
-from plainpacs.archive.settings import Settings
-from plainpacs.scp.negotiation import is_storage, name_of
-from plainpacs.scp.receiver import Receiver
+from plainpacs.archive.app.settings import Settings
+from plainpacs.archive.dicom.part10 import read_part10
+from plainpacs.archive.store.store import Archive
+from plainpacs.archive.tree.identity import InstanceKey, is_name
+from plainpacs.archive.tree.layout import instance_path
+from plainpacs.scp.network.negotiation import is_storage, name_of
+from plainpacs.scp.receiver.receiver import Receiver
 
 pytestmark = pytest.mark.filterwarnings("ignore:::pydicom", "ignore:::pynetdicom")
 

@@ -25,7 +25,7 @@ from orders_aside import ORDERS
 from power import PRIMITIVES, Recorder, State, build, states
 from recovery import Checker, Said, partial, quick_folder, unkept
 
-from plainpacs.archive import durable
+from plainpacs.archive.tree import durable
 
 DEFAULT = 60
 WANTED = int(os.environ.get("PLAINPACS_TEST_POWER_STATES", DEFAULT))

@@ -34,10 +34,10 @@ from running import Start, wait_until
 from serving import COMMAND, Serve, Service
 from support import eventually, new_archive, part10, real_folders, store
 
-from plainpacs.archive import logs
-from plainpacs.archive.archive import Archive
-from plainpacs.archive.part10 import read_part10
-from plainpacs.archive.root import create_archive
+from plainpacs.archive.app import logs
+from plainpacs.archive.dicom.part10 import read_part10
+from plainpacs.archive.store.store import Archive
+from plainpacs.archive.tree.root import create_archive
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 PLANTED = "SECRET"
@@ -122,7 +122,7 @@ def test_nothing_that_is_said_has_a_name(serve: Serve, form: str) -> None:
     assert "conflict: TESTER" in service.said
     assert "Traceback" not in service.said
     shown = subprocess.run(
-        [sys.executable, "-m", "plainpacs.archive.cli", "status", "-a", str(service.root)],
+        [sys.executable, "-m", "plainpacs.archive.app.cli", "status", "-a", str(service.root)],
         check=True,
         capture_output=True,
         text=True,
@@ -202,7 +202,7 @@ def test_import_and_index_say_no_names(tmp_path: Path) -> None:
         )
     for command_line in (["import", str(folder)], ["index", "--once"], ["reindex", "--full"]):
         done = subprocess.run(
-            [sys.executable, "-m", "plainpacs.archive.cli", *command_line, "-a", root],
+            [sys.executable, "-m", "plainpacs.archive.app.cli", *command_line, "-a", root],
             check=False,
             capture_output=True,
             text=True,
@@ -311,7 +311,9 @@ def test_who_cannot_close_the_folder_says_so(open_folder: Path) -> None:
         for name in names:
             os.chown(Path(folder, name), 0, NOBODY)
             os.chmod(Path(folder, name), 0o660)
-    line = as_nobody(sys.executable, "-m", "plainpacs.archive.cli", "index", "--once", str(root))
+    line = as_nobody(
+        sys.executable, "-m", "plainpacs.archive.app.cli", "index", "--once", str(root)
+    )
     done: Any = subprocess.run(line, check=False, capture_output=True, text=True, cwd="/")
     assert done.returncode == 0, done.stderr
     assert "others may read" in done.stderr

@@ -17,8 +17,8 @@ from pacs import pacs
 from running import Running, Start
 from support import part10
 
-from plainpacs.archive.archive import Archive, Provenance
-from plainpacs.archive.part10 import read_part10
+from plainpacs.archive.dicom.part10 import read_part10
+from plainpacs.archive.store.store import Archive, Provenance
 
 __all__ = ["empty", "run"]  # the fixtures
 
@@ -181,7 +181,13 @@ def test_an_interrupted_pull_goes_on(tmp_path: Path, run: Run, empty: str) -> No
         other.matching = slowly  # type: ignore[assignment,method-assign]  # to know when
         pulling = subprocess.Popen(
             [
-                *(sys.executable, "-m", "plainpacs.archive.cli", "pull", at(other.port, "PACS")),
+                *(
+                    sys.executable,
+                    "-m",
+                    "plainpacs.archive.app.cli",
+                    "pull",
+                    at(other.port, "PACS"),
+                ),
                 *("-a", empty, "1.7"),
             ],
             stderr=subprocess.PIPE,

@@ -19,12 +19,15 @@ from promises import delete_derived, derived
 from steps import at_step, killed_at, memory
 from support import instances_in, left_behind, manifest_lines, new_archive, part10, store, tree
 
-from plainpacs.archive import cli, durable, purge
-from plainpacs.archive.archive import Archive, StoreOutcome
-from plainpacs.archive.manifest import removal_in_force
-from plainpacs.archive.purge import Purged
-from plainpacs.indexer import catalogue, instances, removing
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.app import cli
+from plainpacs.archive.removal import purge
+from plainpacs.archive.removal.purge import Purged
+from plainpacs.archive.store.manifest import removal_in_force
+from plainpacs.archive.store.store import Archive, StoreOutcome
+from plainpacs.archive.tree import durable
+from plainpacs.indexer.index import catalogue, instance_shards
+from plainpacs.indexer.service import removal
+from plainpacs.indexer.service.indexer import Indexer
 
 __all__ = ["memory"]
 
@@ -66,8 +69,8 @@ def once(path: str) -> None:
         indexer.once()
 
 
-def remove(path: str, *uids: str, **how: Any) -> removing.Removed:
-    return removing.remove(path, removing.find(path, uids, lambda _: None), **how)
+def remove(path: str, *uids: str, **how: Any) -> removal.Removed:
+    return removal.remove(path, removal.find(path, uids, lambda _: None), **how)
 
 
 def erase(path: str, *uids: str) -> Purged:
@@ -135,7 +138,7 @@ def test_nothing_of_a_study_stays(path: str) -> None:
     assert {frozenset(line) for line in lines} == {frozenset({"file", "removed", "purged"})}
     assert len(lines) == 5
     assert all(removal_in_force([line]) for line in lines)
-    assert instances.find(path, SERIES) == instances.find(path, "1.2.3.4.5") == []
+    assert instance_shards.find(path, SERIES) == instance_shards.find(path, "1.2.3.4.5") == []
     assert list(manifest_lines(path)), "the other study has its lines still"
     check_indexes(path)
 
@@ -347,7 +350,7 @@ def test_a_receiver_lets_go_of_what_was_replaced(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As long as it holds the old manifest open, its blocks are on the disk."""
-    monkeypatch.setattr("plainpacs.archive.manifest._LOOK_EVERY", 0.0)
+    monkeypatch.setattr("plainpacs.archive.store.manifest._LOOK_EVERY", 0.0)
     with Archive.open(path) as archive:
         store(archive, **SECRET, SOPInstanceUID="1.2.3.4.8")
         erase(path, STUDY)

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plainpacs.archive.attributes import PATIENT_AND_STUDY
+from plainpacs.archive.dicom.attributes import PATIENT_AND_STUDY
 from plainpacs.archive.errors import BadQuery
-from plainpacs.archive.identity import UNDATED, month_of
-from plainpacs.indexer import matching
-from plainpacs.indexer.query import KEYS, Query, parse
+from plainpacs.archive.tree.identity import UNDATED, month_of
+from plainpacs.indexer.query import matching
+from plainpacs.indexer.query.query import KEYS, Query, parse
 
 STUDY: dict[str, Any] = {
     "StudyInstanceUID": "1.2.840.99",

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peer import DATA, RELEASE_RQ, command, data_set, message, pdu, pdv
 
-from plainpacs.scp import reading
-from plainpacs.scp.connection import Connection
-from plainpacs.scp.dimse import Command, ProtocolError
-from plainpacs.scp.pdu import PDU
-from plainpacs.scp.reading import ConnectionLost, Limits, MessageReader
+from plainpacs.scp.network import reader as reading
+from plainpacs.scp.network.connection import Connection
+from plainpacs.scp.network.dimse import Command, ProtocolError
+from plainpacs.scp.network.pdu import PDU
+from plainpacs.scp.network.reader import ConnectionLost, Limits, MessageReader
 
 LIMITS = Limits(30.0, 300.0, 1 << 20)
 

@@ -14,16 +14,16 @@ from click import Command
 from peer import dcmtk
 from support import eventually, instances_in, part10, tree
 
-from plainpacs.archive import cli
-from plainpacs.archive.archive import Archive
-from plainpacs.archive.settings import TABLE, load
-from plainpacs.indexer.service import Indexer
-from plainpacs.scp.receiver import Receiver
+from plainpacs.archive.app import cli
+from plainpacs.archive.app.settings import TABLE, load
+from plainpacs.archive.store.store import Archive
+from plainpacs.indexer.service.indexer import Indexer
+from plainpacs.scp.receiver.receiver import Receiver
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 TEXT = README.read_text()
 STUDY = "1.2.840.113619.2.5.1762583153"
-PLAINPACS = f'plainpacs() {{ {shlex.quote(sys.executable)} -m plainpacs.archive.cli "$@"; }}\n'
+PLAINPACS = f'plainpacs() {{ {shlex.quote(sys.executable)} -m plainpacs.archive.app.cli "$@"; }}\n'
 
 
 def block_with(words: str) -> str:
@@ -109,7 +109,7 @@ def test_the_first_command(tmp_path: Path) -> None:
     serve = shlex.split(command.partition("&& ")[2])[1:]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "plainpacs.archive.cli", *serve, "--port", "0"],
+            [sys.executable, "-m", "plainpacs.archive.app.cli", *serve, "--port", "0"],
             cwd=tmp_path,
             stderr=log,
         )

@@ -20,7 +20,7 @@ from peer import Peer, data_set
 from promises import check, check_tree, digest_of, in_tree, recover
 from serving import Serve, Service
 
-from plainpacs.archive import writer
+from plainpacs.archive.store import writer
 
 SIZE = 48 << 20
 TIMES = 24

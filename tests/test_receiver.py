@@ -45,10 +45,10 @@ from peer import (
 )
 from running import Start, wait_until
 
+from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.errors import InUse
-from plainpacs.archive.settings import Settings
-from plainpacs.scp.dimse import ProtocolError, read_command
-from plainpacs.scp.receiver import Receiver
+from plainpacs.scp.network.dimse import ProtocolError, read_command
+from plainpacs.scp.receiver.receiver import Receiver
 
 HOSTILE = [
     "../../x",

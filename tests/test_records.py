@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plainpacs.indexer.records import instances, study_record
-from plainpacs.indexer.study_files import ManifestFacts, read_manifest
+from plainpacs.indexer.index.manifest_facts import ManifestFacts, read_manifest
+from plainpacs.indexer.index.study_record import instances, study_record
 
 MTIME = 1_709_087_890_123_000_000
 STORED = "2024-02-28T02:38:10.123Z"

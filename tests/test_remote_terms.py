@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from plainpacs.archive.attributes import Level
-from plainpacs.scp import missing, offering, remote_terms
-from plainpacs.scp.retrieving import Wanted
+from plainpacs.archive.dicom.attributes import Level
+from plainpacs.scp.remote import missing
+from plainpacs.scp.remote import terms as remote_terms
+from plainpacs.scp.remote.retrieve import Wanted
+from plainpacs.scp.storage import cget_contexts
 
 
 @pytest.mark.parametrize(
@@ -49,7 +51,7 @@ def test_words_are_looked_for_where_they_may_stand() -> None:
 
 @pytest.mark.parametrize("number", [1, 2, 5, 61, 127, 300])
 def test_contexts_fit_into_an_association(number: int) -> None:
-    contexts = offering.storage_contexts([f"1.2.{one}" for one in range(number)], 3)
+    contexts = cget_contexts.storage_contexts([f"1.2.{one}" for one in range(number)], 3)
     ids = [one.id for one in contexts]
     assert len(set(ids)) == len(ids) <= 127
     assert (min(ids), max(ids) <= 255) == (3, True)

@@ -30,15 +30,18 @@ from support import (
     tree,
 )
 
-from plainpacs.archive import cli, durable, trash
-from plainpacs.archive.archive import Archive, StoreOutcome
+from plainpacs.archive.app import cli
 from plainpacs.archive.errors import InUse, PlainpacsError, StorageUnavailable
-from plainpacs.archive.identity import InstanceKey
-from plainpacs.archive.manifest import best_line, later_than, removal_in_force
-from plainpacs.archive.removal import Removal
-from plainpacs.archive.targets import Target
-from plainpacs.indexer import catalogue, instances, lookup, refresh, removing
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.removal import trash
+from plainpacs.archive.removal.remove import Removal
+from plainpacs.archive.store.manifest import best_line, later_than, removal_in_force
+from plainpacs.archive.store.store import Archive, StoreOutcome
+from plainpacs.archive.tree import durable
+from plainpacs.archive.tree.identity import InstanceKey
+from plainpacs.archive.tree.targets import Target
+from plainpacs.indexer.index import catalogue, instance_shards, lookup
+from plainpacs.indexer.service import refresh, removal
+from plainpacs.indexer.service.indexer import Indexer
 
 __all__ = ["memory"]
 
@@ -68,8 +71,8 @@ def once(path: str) -> None:
         indexer.once()
 
 
-def remove(path: str, *uids: str, **how: Any) -> removing.Removed:
-    return removing.remove(path, removing.find(path, uids, quiet), **how)
+def remove(path: str, *uids: str, **how: Any) -> removal.Removed:
+    return removal.remove(path, removal.find(path, uids, quiet), **how)
 
 
 def quiet(_: str) -> None:
@@ -124,7 +127,7 @@ def test_a_study_goes_into_the_trash_and_comes_back(path: str) -> None:
     assert len(removed.entries) == 4
     assert instances_in(path) == ["202401/1.2.9/1.2.9.1/1.9.dcm"]
     assert listed(path) == {"1.2.9"}
-    assert instances.find(path, SERIES) == instances.find(path, "1.2.3.4.5") == []
+    assert instance_shards.find(path, SERIES) == instance_shards.find(path, "1.2.3.4.5") == []
     assert not Path(path, "202401", STUDY, "study.json").exists()
     assert sorted(os.listdir(Path(path, "202401", STUDY))) == sorted(
         Path(name).name for name in before if name.endswith(".jsonl") and STUDY + "/" in name
@@ -134,7 +137,7 @@ def test_a_study_goes_into_the_trash_and_comes_back(path: str) -> None:
     assert in_force(path)
     check_indexes(path)
 
-    done, unknown = removing.restore(path, [STUDY])
+    done, unknown = removal.restore(path, [STUDY])
     assert {one.stored.outcome for one in done if one.stored} == {StoreOutcome.STORED}
     assert (len(done), unknown) == (4, [])
     assert {p: Path(path, p).read_bytes() for p in instances_in(path)} == bytes_before
@@ -149,7 +152,7 @@ def test_what_came_back_keeps_its_provenance(path: str) -> None:
     remove(path, "1.2.3.4.5")
     for manifest in Path(path, "202401", STUDY).glob("*.jsonl"):
         manifest.unlink()  # the trash has it as well
-    removing.restore(path, ["1.2.3.4.5"])
+    removal.restore(path, ["1.2.3.4.5"])
     [now] = lines_for(path)
     assert now.pop("restored") > was["stored"]
     assert now == was
@@ -164,7 +167,7 @@ def test_an_instance_without_any_line_comes_back_too(path: str) -> None:
         Path(path, ".plainpacs/trash/202401", STUDY).joinpath(
             next(p.name for p in Path(path, ".plainpacs/trash/202401", STUDY).glob("*.jsonl"))
         ).unlink()
-        removing.restore(path, ["1.2.3.4.5"])
+        removal.restore(path, ["1.2.3.4.5"])
     line = lines_for(path)[-1]
     assert (line["origin"], line["PatientName"]) == ("recovered", "Doe^Jane")
 
@@ -173,7 +176,7 @@ def test_rubbish_goes_and_stays_where_it_is(path: str) -> None:
     Path(path, FILE).chmod(0o644)
     Path(path, FILE).write_bytes(b"no DICOM")
     remove(path, "1.2.3.4.5")
-    [one], _ = removing.restore(path, ["1.2.3.4.5"])
+    [one], _ = removal.restore(path, ["1.2.3.4.5"])
     assert "not DICOM" in one.error
     assert set(in_trash(path)) == {"1.2.3.4.5"}
 
@@ -186,7 +189,7 @@ def test_a_study_a_series_or_an_instance(path: str, uid: str, gone: int) -> None
     assert len(in_trash(path)) == gone
     assert len(instances_in(path)) == 5 - gone
     check_indexes(path)
-    removing.restore(path, [uid])
+    removal.restore(path, [uid])
     assert len(instances_in(path)) == 5
     check_indexes(path)
 
@@ -202,7 +205,7 @@ def test_it_may_be_removed_again_and_again(path: str) -> None:
     stamps = [line["removed"] for line in lines_for(path) if "removed" in line]
     assert stamps == sorted(set(stamps))
     for left in (2, 1, 0):
-        [one], _ = removing.restore(path, ["1.2.3.4.5"])
+        [one], _ = removal.restore(path, ["1.2.3.4.5"])
         assert one.stored
         assert one.stored.outcome is StoreOutcome.DUPLICATE
         assert len(in_trash(path)) == min(left, 1)
@@ -234,7 +237,7 @@ def test_a_clock_that_was_ahead(path: str) -> None:
     remove(path, "1.2.3.4.5")
     assert in_force(path)
     assert "30000101T000000.000Z" in in_trash(path)["1.2.3.4.5"]
-    removing.restore(path, ["1.2.3.4.5"])
+    removal.restore(path, ["1.2.3.4.5"])
     assert not in_force(path)
 
 
@@ -245,9 +248,9 @@ def test_what_a_backup_brought_back_may_be_accepted(path: str) -> None:
     Path(path, FILE).write_bytes(copy)
     once(path)
     assert in_force(path)
-    assert removing.restore(path, ["1.2.3.4.5"]) == ([], [])
+    assert removal.restore(path, ["1.2.3.4.5"]) == ([], [])
     assert not in_force(path)
-    assert removing.restore(path, ["1.2.3.4.5"]) == ([], ["1.2.3.4.5"])
+    assert removal.restore(path, ["1.2.3.4.5"]) == ([], ["1.2.3.4.5"])
 
 
 def test_all_months_and_nodes(path: str) -> None:
@@ -258,7 +261,7 @@ def test_all_months_and_nodes(path: str) -> None:
     assert len(remove(path, STUDY).entries) == 6
     assert listed(path) == {"1.2.9"}
     check_indexes(path)
-    assert len(removing.restore(path, [STUDY])[0]) == 6
+    assert len(removal.restore(path, [STUDY])[0]) == 6
     check_indexes(path)
 
 
@@ -424,7 +427,7 @@ def test_what_it_says(path: str) -> None:
 def test_what_it_cannot_do(path: str, arguments: list[str], status: int, words: str) -> None:
     before = tree(path)
     done = subprocess.run(
-        [os.sys.executable, "-m", "plainpacs.archive.cli", *arguments, "-a", path],
+        [os.sys.executable, "-m", "plainpacs.archive.app.cli", *arguments, "-a", path],
         capture_output=True,
         text=True,
         check=False,
@@ -445,11 +448,11 @@ def test_what_is_known_is_removed_though_another_is_not(path: str) -> None:
 
 def test_only_what_was_listed_is_taken(path: str) -> None:
     """Removed by hand and stored again between listing and taking: it stays."""
-    found = removing.find(path, [STUDY], quiet)
+    found = removal.find(path, [STUDY], quiet)
     os.unlink(Path(path, FILE))
     with Archive.open(path) as archive:
         assert store(archive).outcome is StoreOutcome.STORED
-    assert len(removing.remove(path, found).entries) == 3
+    assert len(removal.remove(path, found).entries) == 3
     assert instances_in(path)[0] == FILE
     assert not in_force(path)
     check_indexes(path)
@@ -457,7 +460,7 @@ def test_only_what_was_listed_is_taken(path: str) -> None:
 
 def test_replaced_in_the_very_moment(path: str) -> None:
     """Another file takes the name just before the rename: it is put back."""
-    found = removing.find(path, ["1.2.3.4.5"], quiet)
+    found = removal.find(path, ["1.2.3.4.5"], quiet)
     other = part10(PatientName="Other^One")
     real = durable.rename
 
@@ -469,7 +472,7 @@ def test_replaced_in_the_very_moment(path: str) -> None:
 
     durable.rename = late
     try:
-        assert removing.remove(path, found).entries == []
+        assert removal.remove(path, found).entries == []
     finally:
         durable.rename = real
     assert Path(path, FILE).read_bytes() == other
@@ -541,7 +544,7 @@ def test_removed_by_hand_and_stored_again_at_every_step(path: str, memory: Path)
     for step in range(1000):
         copy = str(memory / "copy")
         subprocess.run(["cp", "-a", path, copy], check=True)
-        found = removing.find(copy, [SERIES], quiet)
+        found = removal.find(copy, [SERIES], quiet)
         done: list[StoreOutcome] = []
         with Archive.open(copy) as archive:
 
@@ -551,7 +554,7 @@ def test_removed_by_hand_and_stored_again_at_every_step(path: str, memory: Path)
                 done.append(store(archive).outcome)
 
             with at_step(step, meanwhile):
-                removing.remove(copy, found)
+                removal.remove(copy, found)
         once(copy)
         taken = "1.2.3.4.5" in in_trash(copy)
         if done:
@@ -676,13 +679,13 @@ def test_killed_at_every_step_of_a_restore(path: str, memory: Path) -> None:
 
     def check(copy: str) -> None:
         assert len(where(copy)) == 5
-        removing.restore(copy, [STUDY])
+        removal.restore(copy, [STUDY])
         once(copy)
         assert all(places == {"tree"} for places in where(copy).values())
         assert os.listdir(Path(copy, ".plainpacs/trash")) == []
         assert not in_force(copy)
 
-    steps = killed_everywhere(path, memory, lambda copy: removing.restore(copy, [STUDY]), check)
+    steps = killed_everywhere(path, memory, lambda copy: removal.restore(copy, [STUDY]), check)
     assert steps > 50
 
 
@@ -695,7 +698,7 @@ def test_a_failure_at_every_step(path: str, memory: Path, doing: str, number: in
     action: Callable[[str], object] = (
         (lambda copy: remove(copy, SERIES))
         if doing == "remove"
-        else lambda copy: removing.restore(copy, [SERIES])
+        else lambda copy: removal.restore(copy, [SERIES])
     )
 
     def fail(_: str) -> None:
@@ -723,7 +726,7 @@ def test_a_failure_at_every_step(path: str, memory: Path, doing: str, number: in
 def test_lookups_do_not_walk_for_what_is_aside(path: str) -> None:
     remove(path, "1.2.3.4.5")
     said: list[str] = []
-    found = removing.find(path, ["1.2.3.4.5"], said.append)
+    found = removal.find(path, ["1.2.3.4.5"], said.append)
     assert (len(found.entries), said) == (1, [])
     assert lookup.places(path, "1.2.3.4.5", quiet) == []
     assert MODALITY.calling_ae == "CT1"

@@ -16,11 +16,11 @@ import pytest
 from damages import DAMAGES, SERIES, VICTIM, Damage, change, flipped, index, make, node
 from support import instances_in, left_behind, tree
 
-from plainpacs.archive import durable
-from plainpacs.archive.cli import root as plainpacs
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.app.cli import root as plainpacs
+from plainpacs.archive.tree import durable
+from plainpacs.indexer.service.indexer import Indexer
 
-PLAINPACS = (sys.executable, "-m", "plainpacs.archive.cli")
+PLAINPACS = (sys.executable, "-m", "plainpacs.archive.app.cli")
 each = pytest.mark.parametrize("name", DAMAGES)
 
 

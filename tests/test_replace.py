@@ -28,13 +28,13 @@ from support import (
     tree,
 )
 
-from plainpacs.archive import durable, layout
-from plainpacs.archive.archive import Archive, Provenance, StoreOutcome
+from plainpacs.archive.dicom.part10 import EXPLICIT_LITTLE_ENDIAN, LONGEST_META, read_part10
 from plainpacs.archive.errors import StorageUnavailable
-from plainpacs.archive.importing import import_all, sources
-from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN, LONGEST_META, read_part10
-from plainpacs.archive.root import locked, stamp
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.store.import_files import import_all, sources
+from plainpacs.archive.store.store import Archive, Provenance, StoreOutcome
+from plainpacs.archive.tree import durable, layout
+from plainpacs.archive.tree.root import locked, stamp
+from plainpacs.indexer.service.indexer import Indexer
 
 PATH = "202401/1.2.3/1.2.3.4/1.2.3.4.5.dcm"
 ASIDE = ".plainpacs/conflicts/202401/1.2.3/1.2.3.4"
@@ -395,8 +395,8 @@ def test_a_failure_at_every_step_loses_nothing(number: int, tmp_path: Path) -> N
 
 KILLED = """
 import os, sys
-from plainpacs.archive import durable
-from plainpacs.archive.archive import Archive, Provenance
+from plainpacs.archive.tree import durable
+from plainpacs.archive.store.store import Archive, Provenance
 count = int(sys.argv[2])
 with Archive.open(sys.argv[1], on_conflict="replace") as archive:
     def dying(real):

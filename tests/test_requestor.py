@@ -11,12 +11,12 @@ import pytest
 from peer import CT, EVRLE, IVRLE, VERIFICATION, data_set
 from running import Running, Start
 
-from plainpacs.scp import associating, pdu
-from plainpacs.scp.dimse import CommandField, Element, request
-from plainpacs.scp.negotiation import ProposedContext, Role
-from plainpacs.scp.pdu import HEADER, PDU
-from plainpacs.scp.reading import ConnectionLost, Limits, PeerTimeout
-from plainpacs.scp.requestor import NoAssociation, Node, Requestor
+from plainpacs.scp.network import pdu, request_pdu
+from plainpacs.scp.network.dimse import CommandField, Element, request
+from plainpacs.scp.network.negotiation import ProposedContext, Role
+from plainpacs.scp.network.pdu import HEADER, PDU
+from plainpacs.scp.network.reader import ConnectionLost, Limits, PeerTimeout
+from plainpacs.scp.network.requestor import NoAssociation, Node, Requestor
 
 LIMITS = Limits(pdu_timeout=1.0, idle_timeout=1.0, announced_pdu=1 << 16)
 CONTEXTS = (
@@ -162,7 +162,7 @@ def test_a_peer_that_vanishes_or_stalls_is_not_waited_for(scripted, said, raised
 
 
 def test_a_role_is_asked_for_and_read():
-    asked = associating.request("CALLED", "CALLING", CONTEXTS, 4096, roles={CT: Role(False, True)})
+    asked = request_pdu.request("CALLED", "CALLING", CONTEXTS, 4096, roles={CT: Role(False, True)})
     said = pdu.read_request(asked[HEADER.size :])
     assert said.proposal.roles == {CT: Role(False, True)}
     assert said.proposal.contexts == CONTEXTS
@@ -170,5 +170,5 @@ def test_a_role_is_asked_for_and_read():
     assert said.longest_pdu == 4096
     answer = acceptance((3, 0, EVRLE))
     role = pdu.item(0x50, pdu.role_item(CT, Role(False, True)))
-    read = associating.read_acceptance(answer[HEADER.size :] + role, CONTEXTS)
+    read = request_pdu.read_acceptance(answer[HEADER.size :] + role, CONTEXTS)
     assert read.roles == {CT: Role(False, True)}

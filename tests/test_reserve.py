@@ -22,11 +22,12 @@ from support import (
     store,
 )
 
-from plainpacs.archive import cli, writer
-from plainpacs.archive.archive import Archive, StoreOutcome
+from plainpacs.archive.app import cli
+from plainpacs.archive.dicom.part10 import EXPLICIT_LITTLE_ENDIAN
 from plainpacs.archive.errors import OutOfSpace
-from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN
-from plainpacs.archive.reserve import NO_RESERVE, UNBOUNDED, Reserve
+from plainpacs.archive.store import writer
+from plainpacs.archive.store.free_space import NO_RESERVE, UNBOUNDED, Reserve
+from plainpacs.archive.store.store import Archive, StoreOutcome
 
 GIB = 1 << 30
 BLOCK = 4096

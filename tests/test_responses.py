@@ -8,7 +8,7 @@ from pynetdicom.dimse_messages import C_ECHO_RSP, C_STORE_RSP
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 from pynetdicom.dsutils import encode
 
-from plainpacs.scp.dimse import Command, CommandField, response
+from plainpacs.scp.network.dimse import Command, CommandField, response
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 

@@ -22,11 +22,11 @@ from support import eventually
 from test_peers import real_files
 from test_retrieve import STUDY_GET, fill, keys, move, mover
 
-from plainpacs.archive.archive import Archive, Provenance
+from plainpacs.archive.dicom.part10 import read_part10
 from plainpacs.archive.errors import PlainpacsError
-from plainpacs.archive.part10 import read_part10
-from plainpacs.archive.root import create_archive
-from plainpacs.scp.converting import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
+from plainpacs.archive.store.store import Archive, Provenance
+from plainpacs.archive.tree.root import create_archive
+from plainpacs.scp.storage.convert import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
 
 RLE = "1.2.840.10008.1.2.5"
 

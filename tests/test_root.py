@@ -13,15 +13,11 @@ import orjson
 import pytest
 from support import data_set, instances_in, left_behind, new_archive, store
 
-from plainpacs.archive import durable, writer
-from plainpacs.archive.archive import Archive
-from plainpacs.archive.errors import (
-    InUse,
-    NotAnArchive,
-    StorageUnavailable,
-    UnsuitableFileSystem,
-)
-from plainpacs.archive.root import create_archive, find_archive, read_marker, stamp
+from plainpacs.archive.errors import InUse, NotAnArchive, StorageUnavailable, UnsuitableFileSystem
+from plainpacs.archive.store import writer
+from plainpacs.archive.store.store import Archive
+from plainpacs.archive.tree import durable
+from plainpacs.archive.tree.root import create_archive, find_archive, read_marker, stamp
 
 
 def test_create_makes_a_marker_and_leaves_the_rest(tmp_path: Path) -> None:
@@ -155,7 +151,8 @@ def test_a_root_that_goes_away_is_noticed(tmp_path: Path, monkeypatch: pytest.Mo
 
 KILLED = """
 import os, sys
-from plainpacs.archive import archive, durable
+from plainpacs.archive.store import store as archive
+from plainpacs.archive.tree import durable
 from support import store
 
 real = durable.touch

@@ -18,7 +18,7 @@ from promises import digest_of, in_tree
 from serving import Serve
 from support import eventually, new_archive, store, tree
 
-from plainpacs.archive.archive import Archive
+from plainpacs.archive.store.store import Archive
 
 LATEST = 2.5
 """Within a second says the contract; the rest is for a machine that is busy with other tests."""

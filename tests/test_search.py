@@ -20,13 +20,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import new_archive
 
-from plainpacs.archive.root import open_root
-from plainpacs.indexer import catalogue, columns, matching, query, scanning
-from plainpacs.indexer.columns import Column
-from plainpacs.indexer.merging import merge
-from plainpacs.indexer.query import Query, asked, parse
-from plainpacs.indexer.search import everything, search, studies
-from plainpacs.indexer.several import Several, by_looking, recorded
+from plainpacs.archive.tree.root import open_root
+from plainpacs.indexer.index import catalogue
+from plainpacs.indexer.index.merge import merge
+from plainpacs.indexer.index.split_studies import Several, by_looking, recorded
+from plainpacs.indexer.query import byte_scan as columns
+from plainpacs.indexer.query import matching, query
+from plainpacs.indexer.query import parallel as scanning
+from plainpacs.indexer.query.byte_scan import Column
+from plainpacs.indexer.query.query import Query, asked, parse
+from plainpacs.indexer.query.search import everything, search, studies
 
 Record = dict[str, Any]
 
@@ -391,8 +394,8 @@ def test_no_process_outlives_the_one_that_searches(root: str) -> None:
     write(root, lines, set(), known=False)
     script = (
         "import os, signal, sys\n"
-        "from plainpacs.indexer import scanning, search\n"
-        "from plainpacs.indexer.query import asked\n"
+        "from plainpacs.indexer.query import parallel as scanning, search\n"
+        "from plainpacs.indexer.query.query import asked\n"
         "scanning._ALONE = scanning._WORTH_IT = 0\n"
         "scanning._processes = lambda: 3\n"
         "found = search.studies(sys.argv[1], asked({'PatientID': 'A*'}), print)\n"

@@ -20,17 +20,18 @@ from pydicom.encaps import encapsulate
 from running import Running, Start
 from support import real_folders
 
-from plainpacs.archive import flatten
+from plainpacs.archive.dicom import flatten
+from plainpacs.archive.dicom.part10 import file_meta
 from plainpacs.archive.errors import UnreadableDataSet
-from plainpacs.archive.part10 import file_meta
-from plainpacs.scp import outgoing, reencoding
-from plainpacs.scp.batches import MOST_CONTEXTS, batches
-from plainpacs.scp.converting import CannotConvert, Converter, can_become
-from plainpacs.scp.outgoing import File, Outgoing
-from plainpacs.scp.reading import Limits
-from plainpacs.scp.reencoding import Memory, reencoded
-from plainpacs.scp.requestor import Node
-from plainpacs.scp.sending import Step, deliver
+from plainpacs.scp.network.reader import Limits
+from plainpacs.scp.network.requestor import Node
+from plainpacs.scp.storage import instance_file
+from plainpacs.scp.storage import reencode as reencoding
+from plainpacs.scp.storage.contexts import MOST_CONTEXTS, batches
+from plainpacs.scp.storage.convert import CannotConvert, Converter, can_become
+from plainpacs.scp.storage.instance_file import File, Outgoing
+from plainpacs.scp.storage.reencode import Memory, reencoded
+from plainpacs.scp.storage.store_scu import Step, deliver
 
 pytestmark = pytest.mark.filterwarnings("ignore:::pydicom", "ignore:::pynetdicom")
 
@@ -49,7 +50,7 @@ def real_files() -> tuple[tuple[Path, str], ...]:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and path.stat().st_size < MOST:
                 try:
-                    syntax = outgoing.of_file(str(path)).transfer_syntax
+                    syntax = instance_file.of_file(str(path)).transfer_syntax
                 except UnreadableDataSet:
                     continue
                 digest = hashlib.sha256(path.read_bytes()).digest()
@@ -374,13 +375,13 @@ def test_what_can_become_what() -> None:
 
 def test_a_file_says_what_it_holds(tmp_path: Path) -> None:
     path = written(tmp_path / "a", data_set())
-    assert outgoing.of_file(path) == Outgoing(path, CT, "1.2.3.1.1.1", EVRLE, "1.2.3.1")
+    assert instance_file.of_file(path) == Outgoing(path, CT, "1.2.3.1.1.1", EVRLE, "1.2.3.1")
     bare = tmp_path / "bare"
     bare.write_bytes(data_set())
-    assert outgoing.of_file(str(bare)).transfer_syntax == EVRLE
+    assert instance_file.of_file(str(bare)).transfer_syntax == EVRLE
     (tmp_path / "text").write_text("no DICOM" * 40)
     with pytest.raises(UnreadableDataSet):
-        outgoing.of_file(str(tmp_path / "text"))
+        instance_file.of_file(str(tmp_path / "text"))
 
 
 def test_attributes_far_behind_are_found(tmp_path: Path) -> None:
@@ -388,7 +389,7 @@ def test_attributes_far_behind_are_found(tmp_path: Path) -> None:
     data = data_set()
     at = data.index(b"\x10\0\x10\0PN")
     path = written(tmp_path / "a", data[:at] + long + data[at:])
-    assert outgoing.of_file(path).study == "1.2.3.1"
+    assert instance_file.of_file(path).study == "1.2.3.1"
 
 
 def test_a_deflated_data_set_is_sent_even(tmp_path: Path) -> None:
@@ -412,10 +413,14 @@ def node(start: Start) -> tuple[Running, Node]:
 def test_each_is_told_what_became_of_it(node: tuple[Running, Node], tmp_path: Path) -> None:
     running, where = node
     large = data_set("1.2.3.1.1.4", size=9_000_000)
-    good = outgoing.of_file(written(tmp_path / "1", data_set("1.2.3.1.1.1"), sop="1.2.3.1.1.1"))
-    gone = outgoing.of_file(written(tmp_path / "2", data_set("1.2.3.1.1.2"), sop="1.2.3.1.1.2"))
+    good = instance_file.of_file(
+        written(tmp_path / "1", data_set("1.2.3.1.1.1"), sop="1.2.3.1.1.1")
+    )
+    gone = instance_file.of_file(
+        written(tmp_path / "2", data_set("1.2.3.1.1.2"), sop="1.2.3.1.1.2")
+    )
     text = good._replace(path=str(tmp_path / "3"), sop_instance="1.2.3.1.1.3")
-    big = outgoing.of_file(written(tmp_path / "4", large, sop="1.2.3.1.1.4"))
+    big = instance_file.of_file(written(tmp_path / "4", large, sop="1.2.3.1.1.4"))
     other = good._replace(sop_instance="1.2.3.1.1.5")
     palette = good._replace(sop_class="1.2.840.10008.5.1.4.39.1")
     (tmp_path / "2").unlink()
@@ -444,7 +449,7 @@ def test_a_file_that_becomes_shorter_ends_the_association_and_not_the_rest(
     _, where = node
     large = written(tmp_path / "1", data_set("1.2.3.1.1.1", size=9_000_000), sop="1.2.3.1.1.1")
     small = written(tmp_path / "2", data_set("1.2.3.1.1.2"), sop="1.2.3.1.1.2")
-    given = [outgoing.of_file(large), outgoing.of_file(small)]
+    given = [instance_file.of_file(large), instance_file.of_file(small)]
     pread = os.pread
 
     def cutting(fd: int, length: int, at: int) -> bytes:
@@ -458,7 +463,7 @@ def test_a_file_that_becomes_shorter_ends_the_association_and_not_the_rest(
 
 
 def test_nobody_there_is_said_of_each(tmp_path: Path) -> None:
-    given = [outgoing.of_file(written(tmp_path / "1", data_set()))] * 3
+    given = [instance_file.of_file(written(tmp_path / "1", data_set()))] * 3
     found = list(deliver(Node("X", "127.0.0.1", 9), "TESTER", given, limits=LIMITS))
     assert [sent.step for sent in found] == [Step.ASSOCIATION] * 3
     assert "connect: Connection refused" in found[0].why
@@ -468,7 +473,7 @@ def test_closing_ends_it_in_order(
     node: tuple[Running, Node], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     running, where = node
-    given = [outgoing.of_file(written(tmp_path / "1", data_set()))] * 3
+    given = [instance_file.of_file(written(tmp_path / "1", data_set()))] * 3
     results = deliver(where, "TESTER", given, limits=LIMITS)
     with caplog.at_level("INFO"):
         assert next(results).status == 0

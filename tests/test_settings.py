@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from plainpacs.archive.app.settings import TABLE, Settings, load
 from plainpacs.archive.errors import BadSettings
-from plainpacs.archive.settings import TABLE, Settings, load
 
 
 def test_defaults() -> None:

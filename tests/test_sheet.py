@@ -28,10 +28,10 @@ from pydicom.uid import (
 )
 from support import new_archive, part10, real_folders, tree
 
-from plainpacs.archive import cli
-from plainpacs.indexer.presentation import of_frame, pixel_aspect, shown
-from plainpacs.indexer.rendering import Picture, Renderer, render
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.app import cli
+from plainpacs.indexer.images.presentation import of_frame, pixel_aspect, shown
+from plainpacs.indexer.images.render import Picture, Renderer, render
+from plainpacs.indexer.service.indexer import Indexer
 
 STUDY = "1.2.3"
 
@@ -356,7 +356,7 @@ def test_real_images_are_shown_as_dcmtk_shows_them(tmp_path: Path) -> None:
 
 def test_shown_takes_what_a_decoder_gives() -> None:
     """Shapes that images do not have are refused in words, not by an accident."""
-    from plainpacs.indexer.presentation import NotShown
+    from plainpacs.indexer.images.presentation import NotShown
 
     header = Dataset()
     header.PhotometricInterpretation, header.BitsStored = "CMYK", 8
@@ -454,7 +454,7 @@ def test_without_a_study_there_is_no_file(root: str, tmp_path: Path) -> None:
 def test_what_is_not_installed_is_named(root: str, tmp_path: Path, module: str) -> None:
     without = (
         f"import sys; sys.modules[{module!r}] = None; "
-        "from plainpacs.archive.cli import main; main(sys.argv[1:])"
+        "from plainpacs.archive.app.cli import main; main(sys.argv[1:])"
     )
     done = subprocess.run(
         [sys.executable, "-c", without, "sheet", "-a", root, STUDY, str(tmp_path / "s.png")],

@@ -14,8 +14,8 @@ import pytest
 from mounts import tmpfs
 from support import eventually, new_archive, store
 
-from plainpacs.archive.archive import Archive
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.store.store import Archive
+from plainpacs.indexer.service.indexer import Indexer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, "-m", "tests.soak", "--minutes", "0.05", "--volume", "none"]

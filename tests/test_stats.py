@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 from support import instances_in, new_archive, store
 
-from plainpacs.archive import cli
-from plainpacs.archive.archive import Archive, Provenance
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.app import cli
+from plainpacs.archive.store.store import Archive, Provenance
+from plainpacs.indexer.service.indexer import Indexer
 
 CT1, MR1 = Provenance("CT1", "DRDCM", "10.0.0.5"), Provenance("MR1", "DRDCM", "10.0.0.6")
 

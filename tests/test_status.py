@@ -11,8 +11,8 @@ from plainpacs.archive.errors import (
     StorageUnavailable,
     UnreadableDataSet,
 )
-from plainpacs.scp import status
-from plainpacs.scp.status import RefusedSOPClass, StoreStatus, answer_for, comment_for
+from plainpacs.scp.network import answers
+from plainpacs.scp.network.answers import RefusedSOPClass, StoreStatus, answer_for, comment_for
 
 
 @pytest.mark.parametrize(
@@ -35,20 +35,20 @@ def test_every_error_has_the_answer_of_the_design(error: Exception, expected: in
 
 
 def test_rejections_are_those_of_the_design() -> None:
-    assert {r.code for r in status.REJECTIONS} == {"1/1/7", "1/1/3", "1/1/2", "2/3/2"}
+    assert {r.code for r in answers.REJECTIONS} == {"1/1/7", "1/1/3", "1/1/2", "2/3/2"}
 
 
 def test_every_row_cites_the_standard_and_names_a_remedy() -> None:
-    for row in (*status.ANSWERS, status.UNFORESEEN):
+    for row in (*answers.ANSWERS, answers.UNFORESEEN):
         assert row.reference.startswith("PS3."), row
         assert row.remedy, row
-    for rejection in status.REJECTIONS:
+    for rejection in answers.REJECTIONS:
         assert rejection.reference.startswith("PS3.8"), rejection
         assert rejection.remedy, rejection
 
 
 def test_a_failure_is_answered_by_one_row_only() -> None:
-    rows = (*status.ANSWERS, status.UNFORESEEN)
+    rows = (*answers.ANSWERS, answers.UNFORESEEN)
     said = [(row.status, row.comment) for row in rows]
     assert len(said) == len(set(said))
     assert StoreStatus.SUCCESS not in [row.status for row in rows]

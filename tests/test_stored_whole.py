@@ -13,10 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support import MODALITY, data_set, new_archive
 
-from plainpacs.archive import part10
-from plainpacs.archive.archive import Archive
+from plainpacs.archive.dicom import part10
 from plainpacs.archive.errors import RefusedInstance
-from plainpacs.archive.shelf import StoreOutcome
+from plainpacs.archive.store.publish import StoreOutcome
+from plainpacs.archive.store.store import Archive
 
 EXPLICIT = part10.EXPLICIT_LITTLE_ENDIAN
 IMPLICIT = part10.IMPLICIT_LITTLE_ENDIAN

@@ -42,15 +42,15 @@ from running import Running, Start, wait_until
 from serving import Serve
 from support import eventually, instances_in, part10
 
+from plainpacs.archive.app.settings import load
 from plainpacs.archive.errors import BadSettings
-from plainpacs.archive.settings import load
-from plainpacs.scp import reading
-from plainpacs.scp.connection import Connection
-from plainpacs.scp.tls import TLSConnection, server_context
+from plainpacs.scp.network import reader
+from plainpacs.scp.network.connection import Connection
+from plainpacs.scp.network.tls import TLSConnection, server_context
 
 SERVE = ["plainpacs", "serve", "--create"]
 README = Path(__file__).resolve().parents[1] / "README.md"
-LARGE = reading.MOST_GATHERED + (3 << 20)
+LARGE = reader.MOST_GATHERED + (3 << 20)
 
 
 # --- certificates ---------------------------------------------------------------------------------
@@ -676,7 +676,7 @@ def test_what_cannot_be_used_is_refused_at_the_start(
 
 def test_a_bad_certificate_is_said_in_one_line_and_nothing_is_made(tmp_path: Path) -> None:
     root = tmp_path / "new"
-    command_line = [sys.executable, "-m", "plainpacs.archive.cli", "serve", "--create"]
+    command_line = [sys.executable, "-m", "plainpacs.archive.app.cli", "serve", "--create"]
     done = subprocess.run(
         [*command_line, "--port", "0", "--tls-cert", "/nowhere", str(root)],
         check=False,

@@ -18,18 +18,18 @@ from damages import DAMAGES, SERIES, STUDY, VICTIM, bring, change, flipped, inde
 from support import instances_in, new_archive, part10, store, tree
 from test_copies import stores_going_on, tool
 
-from plainpacs.archive.archive import Archive
-from plainpacs.archive.cli import root as plainpacs
-from plainpacs.archive.finding import FindingKind
-from plainpacs.archive.forbidden import Forbidden
-from plainpacs.archive.layout import key_of
-from plainpacs.archive.targets import Target
-from plainpacs.archive.verify import Options, Verification
-from plainpacs.archive.verify_instance import Reader, Subject, examine
-from plainpacs.archive.verify_study import look, promised, stored_line
-from plainpacs.indexer.verify_commands import checks
+from plainpacs.archive.app.cli import root as plainpacs
+from plainpacs.archive.store.forbidden import Forbidden
+from plainpacs.archive.store.store import Archive
+from plainpacs.archive.tree.layout import key_of
+from plainpacs.archive.tree.targets import Target
+from plainpacs.archive.verify.finding import FindingKind
+from plainpacs.archive.verify.instance import Reader, Subject, examine
+from plainpacs.archive.verify.study import look, promised, stored_line
+from plainpacs.archive.verify.verify import Options, Verification
+from plainpacs.indexer.commands.verify import checks
 
-COMMAND = (sys.executable, "-m", "plainpacs.archive.cli")
+COMMAND = (sys.executable, "-m", "plainpacs.archive.app.cli")
 
 
 @pytest.fixture

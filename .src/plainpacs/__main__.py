@@ -1,5 +1,5 @@
 """``python -m plainpacs`` is the command ``plainpacs``."""
 
-from plainpacs.archive.cli import main
+from plainpacs.archive.app.cli import main
 
 main()

@@ -35,14 +35,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from plainpacs.archive.part10 import file_meta
-from plainpacs.scp import pdu
-from plainpacs.scp.associating import request
-from plainpacs.scp.dimse import CommandField, Element
-from plainpacs.scp.dimse import request as dimse_request
-from plainpacs.scp.identifier_writing import encode
-from plainpacs.scp.identifiers import EXPLICIT
-from plainpacs.scp.negotiation import ProposedContext
+from plainpacs.archive.dicom.identifier import EXPLICIT
+from plainpacs.archive.dicom.identifier_writing import encode
+from plainpacs.archive.dicom.part10 import file_meta
+from plainpacs.scp.network import pdu
+from plainpacs.scp.network.dimse import CommandField, Element
+from plainpacs.scp.network.dimse import request as dimse_request
+from plainpacs.scp.network.negotiation import ProposedContext
+from plainpacs.scp.network.request_pdu import request
 from tests.benchmarks.ls import make_archive, record
 from tests.benchmarks.receiving import machine
 from tests.benchmarks.receiving.receivers import (

@@ -22,8 +22,8 @@ from pydicom.filewriter import dcmwrite
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from plainpacs.archive.header import read_header
-from plainpacs.archive.header_alike import HeaderReader
+from plainpacs.archive.dicom.header import read_header
+from plainpacs.archive.dicom.header_cache import HeaderReader
 
 ELEMENTS = 120
 BEHIND = 20

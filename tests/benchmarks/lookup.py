@@ -31,12 +31,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from plainpacs.archive.identity import InstanceKey
-from plainpacs.archive.layout import INSTANCES, instance_path
-from plainpacs.indexer import instances
+from plainpacs.archive.tree.identity import InstanceKey
+from plainpacs.archive.tree.layout import INSTANCES, instance_path
+from plainpacs.indexer.index import instance_shards
 from tests.benchmarks.ls import MONTHS, make_archive, patient_id, some_study
 
-PLAINPACS = (sys.executable, "-m", "plainpacs.archive.cli")
+PLAINPACS = (sys.executable, "-m", "plainpacs.archive.app.cli")
 MONTH = MONTHS[70]
 
 
@@ -93,13 +93,13 @@ def make_shard(root: Path, count: int) -> str:
     chance = random.Random(3)
     lines = []
     kept = ""
-    for number in range(max(1, count // len(instances.SHARDS))):
+    for number in range(max(1, count // len(instance_shards.SHARDS))):
         uid = f"1.2.840.113619.2.55.3.{chance.randrange(10**27, 10**28)}.{number}"
         key = InstanceKey(MONTHS[0], f"{uid}.8", f"{uid}.9", uid)
         lines.append(f'{{"SOPInstanceUID":"{uid}","path":"{instance_path(key)}"}}\n')
         if not kept:
             kept, file = uid, root / instance_path(key)
-    (root / INSTANCES / instances.shard_of(kept)).write_text("".join(sorted(lines)), "ascii")
+    (root / INSTANCES / instance_shards.shard_of(kept)).write_text("".join(sorted(lines)), "ascii")
     file.parent.mkdir(parents=True)
     file.touch()
     return kept

@@ -21,8 +21,8 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from plainpacs.archive.root import create_archive, open_root
-from plainpacs.indexer.several import Several
+from plainpacs.archive.tree.root import create_archive, open_root
+from plainpacs.indexer.index.split_studies import Several
 
 MONTHS = [f"{2014 + number // 12}{number % 12 + 1:02d}" for number in range(120)]
 RUNS = 9
@@ -118,7 +118,7 @@ def make_archive(root: Path, studies: int) -> int:
 
 def measure(root: Path, arguments: list[str]) -> tuple[float, float, int]:
     """Median seconds and processor seconds of whole processes, and the lines printed to a pipe."""
-    command = [sys.executable, "-m", "plainpacs.archive.cli", *arguments]
+    command = [sys.executable, "-m", "plainpacs.archive.app.cli", *arguments]
     environment = {**os.environ, "PLAINPACS_ARCHIVE": str(root)}
     times, processor = [], []
     lines = 0

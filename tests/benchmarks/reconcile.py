@@ -25,22 +25,22 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from plainpacs.indexer import catalogue
+from plainpacs.indexer.index import catalogue
 from tests.benchmarks.lookup import Measured, Row
 from tests.benchmarks.ls import MONTHS, make_archive
 
 _TICK = 2.5
 LOOK = """
 import os, sys
-from plainpacs.archive.root import open_root
-from plainpacs.indexer.reconcile import reconcile
+from plainpacs.archive.tree.root import open_root
+from plainpacs.indexer.service.reconcile import reconcile
 path = sys.argv[1]
 root = open_root(path)
 print(reconcile(path, root, lambda study: None))
 """
 START = """
 import sys
-from plainpacs.indexer.service import Indexer
+from plainpacs.indexer.service.indexer import Indexer
 with Indexer.open(sys.argv[1]):
     pass
 """

@@ -10,12 +10,12 @@ import socket
 import struct
 import threading
 
-from plainpacs.scp.associating import request as associate
-from plainpacs.scp.dimse import CommandField, Element, command_set
-from plainpacs.scp.dimse import request as dimse_request
-from plainpacs.scp.identifier_writing import encode
-from plainpacs.scp.identifiers import EXPLICIT
-from plainpacs.scp.negotiation import ProposedContext, Role
+from plainpacs.archive.dicom.identifier import EXPLICIT
+from plainpacs.archive.dicom.identifier_writing import encode
+from plainpacs.scp.network.dimse import CommandField, Element, command_set
+from plainpacs.scp.network.dimse import request as dimse_request
+from plainpacs.scp.network.negotiation import ProposedContext, Role
+from plainpacs.scp.network.request_pdu import request as associate
 from tests.benchmarks.receiving.receivers import Failed
 
 CT = "1.2.840.10008.5.1.4.1.1.2"

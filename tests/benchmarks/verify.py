@@ -25,16 +25,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from plainpacs.archive.archive import Archive, Provenance
-from plainpacs.archive.part10 import EXPLICIT_LITTLE_ENDIAN
-from plainpacs.archive.root import create_archive
-from plainpacs.indexer.service import Indexer
+from plainpacs.archive.dicom.part10 import EXPLICIT_LITTLE_ENDIAN
+from plainpacs.archive.store.store import Archive, Provenance
+from plainpacs.archive.tree.root import create_archive
+from plainpacs.indexer.service.indexer import Indexer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from support import data_set
 
-PLAINPACS = (sys.executable, "-m", "plainpacs.archive.cli")
+PLAINPACS = (sys.executable, "-m", "plainpacs.archive.app.cli")
 BARE = """
 import sys, threading, blake3
 def read(paths):

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.benchmarks.receiving.processes import family, is_indexer
 from tests.soaking.volume import Volume
 
-PLAINPACS = [sys.executable, "-m", "plainpacs.archive.cli"]
+PLAINPACS = [sys.executable, "-m", "plainpacs.archive.app.cli"]
 _PATIENCE = 60.0
 
 

@@ -1,0 +1,1 @@
+"""What every program of plainpacs starts with: the root command, settings, logging, signals."""

@@ -1,0 +1,3 @@
+"""What holds bytes, wherever bytes are taken."""
+
+Buffer = bytes | bytearray | memoryview

@@ -1,0 +1,298 @@
+"""From the bytes of a data set to the attributes kept of it.
+
+A walker over the element headers (PS3.5 7.1) reads little endian data sets, in explicit and in
+implicit VR. It looks at no value that is not kept, hops over content of a defined length, and stops
+at the first element after (0040,0275). What it is not sure of, and big endian, is read once more
+with pydicom judging every element header (``header_pydicom``); both hand the same bytes to the same
+typing (``values``).
+
+The VR at the first element decides between explicit and implicit VR, not the transfer syntax: some
+writers lie about it, and so reads pydicom.
+
+Only elements of the top level count, except where ``elements`` says so. What comes out of order
+after an element beyond (0040,0275) is not seen.
+"""
+
+from __future__ import annotations
+
+import struct
+from itertools import repeat
+from struct import Struct
+
+from plainpacs.archive.buffer import Buffer
+from plainpacs.archive.dicom.deflate import Inflated
+from plainpacs.archive.dicom.elements import (
+    HOLDS_ITEMS,
+    LAST_ELEMENT,
+    LAST_GROUP,
+    UNDEFINED,
+    WANTED_ELEMENTS,
+    WANTED_SEQUENCES,
+    CutShort,
+    NotUnderstood,
+    Walk,
+    slot_of,
+    too_many,
+)
+from plainpacs.archive.dicom.values import LONGEST_VALUE, Attributes, Slot, vr_code
+
+__all__ = ["Attributes", "read_header"]
+
+EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2"
+DEFLATED = frozenset(
+    (
+        "1.2.840.10008.1.2.1.99",
+        "1.2.840.10008.1.2.4.95",  # JPIP Referenced Deflate
+        "1.2.840.10008.1.2.4.205",  # JPIP HTJ2K Referenced Deflate
+    )
+)
+
+MOST_INFLATED = 32 << 20
+"""Bytes; the kept attributes of a deflated data set must be found within as many."""
+MOST_INFLATED_WHOLE = 4 << 30
+"""Bytes; no deflated data set that is followed to its end may be larger ..."""
+MOST_INFLATED_OF_FEW = 128 << 20
+MOST_INFLATED_RATIO = 200
+"""... nor, beyond MOST_INFLATED_OF_FEW, than so many times its deflated bytes: of real ones only a
+nearly empty mask comes to more, and a bomb of a megabyte would take seconds."""
+_FIRST_INFLATED = 256 << 10
+
+# PS3.5 7.1.2: two bytes of length after these VRs; after those, two reserved ones and four.
+_SHORT_VRS = (
+    "AE",
+    "AS",
+    "AT",
+    "CS",
+    "DA",
+    "DS",
+    "DT",
+    "FL",
+    "FD",
+    "IS",
+    "LO",
+    "LT",
+    "PN",
+    "SH",
+    "SL",
+    "SS",
+    "ST",
+    "TM",
+    "UI",
+    "UL",
+    "US",
+)
+_LONG_VRS = ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV")
+_SHORT = {vr_code(vr): vr for vr in _SHORT_VRS}
+_LONG = {vr_code(vr): vr for vr in _LONG_VRS}
+
+# By group, then by element and VR as one number: a wanted element in a VR of short length.
+_EXPLICIT_SLOTS: dict[int, dict[int, Slot]] = {}
+_IMPLICIT_SLOTS: dict[int, dict[int, Slot]] = {}
+for _tag in WANTED_ELEMENTS:
+    _IMPLICIT_SLOTS.setdefault(_tag >> 16, {})[_tag & 0xFFFF] = slot_of(_tag, "", True)
+    for _code, _vr in _SHORT.items():
+        _key = _code << 16 | _tag & 0xFFFF
+        _EXPLICIT_SLOTS.setdefault(_tag >> 16, {})[_key] = slot_of(_tag, _vr, True)
+_NO_SLOTS: dict[int, Slot] = {}
+
+_EXPLICIT = Struct("<HIH").unpack_from  # group, element and VR, length
+_IMPLICIT = Struct("<HHI").unpack_from
+_EXPLICIT_VR = Struct("<HHHH").unpack_from
+_LENGTH = Struct("<I").unpack_from
+
+
+def read_header(
+    data: Buffer, transfer_syntax: str, *, whole: bool = False, complete: bool = True
+) -> Attributes:
+    """The kept attributes of a data set, by keyword; empty ones left out.
+
+    ``data`` is the encoded data set alone, without preamble and File Meta Information; it is not
+    copied. Values are str, int, float, or lists of these; RequestAttributesSequence is a list of
+    dicts of str. UIDs may be lacking: that is for the caller to judge.
+
+    With ``whole`` the data set is followed to its end besides, so that one cut short is refused;
+    without, nothing after the last kept attribute is looked at. ``complete`` false says that
+    ``data`` is only the first part of a data set, which must hold all kept attributes.
+    A cut just between two elements before (0040,0275) cannot be told from a complete data set;
+    NULs at the end are taken for padding.
+
+    Raises UnreadableDataSet when the data set is cut short or cannot be followed, however it is
+    made up: nothing else, and in bounded time. Safe to call from many threads.
+    """
+    if whole and not complete:
+        raise ValueError("a part of a data set cannot be read to the end")
+    if isinstance(data, memoryview) and (data.format != "B" or data.ndim != 1):
+        data = data.cast("B")
+    syntax = transfer_syntax.rstrip("\0 ")
+    if syntax in DEFLATED:
+        return _read_deflated(data, whole, complete)
+    return _read(data, syntax, whole, complete)
+
+
+def _read(data: Buffer, syntax: str, whole: bool, complete: bool) -> Attributes:
+    little_endian = syntax != EXPLICIT_BIG_ENDIAN
+    implicit = is_implicit(data, syntax)
+    if little_endian:
+        try:
+            return _walk(data, implicit, whole, complete)
+        except NotUnderstood:
+            pass
+    # Loaded at the first doubt: pydicom takes 26 MB and 0.3 s, and few data sets need it.
+    from plainpacs.archive.dicom.header_fallback import PydicomWalk  # noqa: PLC0415 - as just said
+
+    return PydicomWalk.read(data, implicit, little_endian, whole=whole, complete=complete)
+
+
+def is_implicit(data: Buffer, syntax: str) -> bool:
+    vr = bytes(data[4:6])
+    if len(vr) < 2:
+        return syntax == IMPLICIT_LITTLE_ENDIAN
+    return not (0x41 <= vr[0] <= 0x5A and 0x41 <= vr[1] <= 0x5A)
+
+
+def _walk(data: Buffer, implicit: bool, whole: bool, complete: bool) -> Attributes:
+    walk = StructWalk(data)
+    after = (_walk_implicit if implicit else _walk_explicit)(walk, complete)
+    if whole and after is not None:
+        walk.top_level(after, implicit, whole=True, complete=True)
+    return walk.attributes()
+
+
+class StructWalk(Walk):
+    """Little endian by ``struct``."""
+
+    def element(self, pos: int, implicit: bool) -> tuple[int, str, int, int]:
+        if implicit:
+            group, element, length = _IMPLICIT(self.data, pos)
+            return group << 16 | element, "", length, pos + 8
+        group, element, code, length = _EXPLICIT_VR(self.data, pos)
+        tag = group << 16 | element
+        if vr := _SHORT.get(code):
+            return tag, vr, length, pos + 8
+        if vr := _LONG.get(code):
+            if self.end - pos < 12:
+                raise CutShort.within(tag, 12, self.end - pos)
+            return tag, vr, _LENGTH(self.data, pos + 8)[0], pos + 12
+        if group == 0xFFFE:
+            return tag, "", _LENGTH(self.data, pos + 4)[0], pos + 8
+        raise NotUnderstood
+
+
+def _walk_explicit(walk: StructWalk, complete: bool) -> int | None:
+    """Collects; the position of the first element after the kept ones, None when there is none."""
+    data, found, short = walk.data, walk.collected.found, _SHORT
+    unpack = _EXPLICIT
+    slots = _NO_SLOTS
+    current = -1
+    pos = group = key = length = 0
+    try:
+        for _ in repeat(None, walk.most_elements):
+            group, key, length = unpack(data, pos)
+            if group != current:
+                if group >= LAST_GROUP:
+                    if group > LAST_GROUP or key & 0xFFFF > LAST_ELEMENT:
+                        return pos
+                    current = -1  # to come here at each element of the last group
+                else:
+                    current = group
+                slots = _EXPLICIT_SLOTS.get(group, _NO_SLOTS)
+            if key in slots:
+                value = pos + 8
+                pos = value + length
+                found[slots[key]] = data[value:pos]
+            elif key >> 16 in short:
+                pos += 8 + length
+            elif key or group or not walk.is_padding(pos):
+                pos = _long(walk, pos)
+            else:
+                pos = walk.end
+        raise too_many()
+    except struct.error:
+        # No header fits at ``pos`` any more. Only the last element can have led past the end.
+        pass
+    if pos > walk.end:
+        tag = group << 16 | key & 0xFFFF
+        raise CutShort.within(tag, length, walk.end - pos + length)
+    walk.ended(pos, complete)
+    return None
+
+
+def _long(walk: StructWalk, pos: int) -> int:
+    """Where the element at ``pos``, in explicit VR but in none of the short ones, ends."""
+    tag, vr, length, value = walk.element(pos, False)
+    if tag in WANTED_SEQUENCES and vr in HOLDS_ITEMS:
+        return walk.sequence(tag, value, length, False)
+    if length == UNDEFINED:
+        return walk.through(tag, value, UNDEFINED, False, None)
+    after = value + length
+    if after > walk.end:
+        raise CutShort.within(tag, length, walk.end - value)
+    if tag in WANTED_ELEMENTS:
+        raw = walk.data[value:after] if length <= LONGEST_VALUE else b""
+        walk.collected.found[slot_of(tag, vr, True)] = raw
+    return after
+
+
+def _walk_implicit(walk: StructWalk, complete: bool) -> int | None:
+    """As ``_walk_explicit``."""
+    data, found = walk.data, walk.collected.found
+    unpack = _IMPLICIT
+    slots = _NO_SLOTS
+    current = -1
+    pos = group = element = length = 0
+    try:
+        for _ in repeat(None, walk.most_elements):
+            group, element, length = unpack(data, pos)
+            if group != current:
+                if group >= LAST_GROUP:
+                    if group > LAST_GROUP or element > LAST_ELEMENT:
+                        return pos
+                    current = -1
+                else:
+                    current = group
+                if not group and walk.is_padding(pos):
+                    pos = walk.end
+                    continue
+                slots = _IMPLICIT_SLOTS.get(group, _NO_SLOTS)
+            if element in slots and length != UNDEFINED:
+                value = pos + 8
+                pos = value + length
+                found[slots[element]] = data[value:pos] if length <= LONGEST_VALUE else b""
+            elif (tag := group << 16 | element) in WANTED_SEQUENCES:
+                pos = walk.sequence(tag, pos + 8, length, True)
+            elif length == UNDEFINED:
+                pos = walk.through(tag, pos + 8, UNDEFINED, True, None)
+            else:
+                pos += 8 + length
+        raise too_many()
+    except struct.error:
+        pass
+    if pos > walk.end:
+        raise CutShort.within(group << 16 | element, length, walk.end - pos + length)
+    walk.ended(pos, complete)
+    return None
+
+
+def _read_deflated(data: Buffer, whole: bool, complete: bool) -> Attributes:
+    inflated = Inflated(data)
+    bound = _FIRST_INFLATED
+    while True:
+        inflated.grow(bound)
+        finished = inflated.finished
+        try:
+            attributes = _read(inflated.bytes, "", whole and finished, finished)
+            break
+        except CutShort:
+            if finished or len(inflated.bytes) < bound or bound >= MOST_INFLATED:
+                raise
+            bound = min(bound * 8, MOST_INFLATED)
+    if whole and not finished:
+        if bound < MOST_INFLATED:
+            inflated.grow(MOST_INFLATED)
+        if inflated.finished:
+            return _read(inflated.bytes, "", True, True)
+        # Too large to be walked in memory; a deflate stream says itself whether it is whole.
+        few = max(MOST_INFLATED_OF_FEW, MOST_INFLATED_RATIO * len(data))
+        inflated.to_end(min(few, MOST_INFLATED_WHOLE))
+    return attributes

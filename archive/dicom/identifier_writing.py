@@ -1,0 +1,156 @@
+r"""Identifiers as they are written: mappings of keywords become small data sets.
+
+>>> encode({"QueryRetrieveLevel": "STUDY", "PatientID": ""}, EXPLICIT)
+b'\x08\x00R\x00CS\x06\x00STUDY \x10\x00 \x00LO\x00\x00'
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+
+from plainpacs.archive.dicom.charset_encoding import UTF8, Repertoire
+from plainpacs.archive.dicom.dictionary import tag_of, vr_of
+from plainpacs.archive.dicom.identifier import (
+    BINARY,
+    CHARACTER_SET,
+    IN_CHARACTER_SET,
+    LONG_VRS,
+    LONGEST_SHORT,
+    DataElement,
+    DataSet,
+)
+from plainpacs.archive.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN as EXPLICIT
+
+_ITEM = 0xFFFEE000
+_TAG_AND_LENGTH = struct.Struct("<HHL")
+
+Scalar = str | int | float
+Value = Scalar | Sequence[Scalar] | Sequence["Mapping[str, Value]"]
+"""Of a keyword: one value, several, or the items of a sequence. Empty text: no value."""
+
+
+def encode(
+    values: Mapping[str, Value], transfer_syntax: str, repertoire: Repertoire | None = None
+) -> bytes:
+    """The data set with these values by keyword, in the order of the tags.
+
+    SpecificCharacterSet is written as what the text is in: ``repertoire``, if it can carry all of
+    it, else UTF-8; not at all when nothing but ASCII is there and none is given. Raises KeyError
+    for a keyword DICOM does not have.
+    """
+    explicit = transfer_syntax == EXPLICIT
+    chosen = repertoire or Repertoire()
+    encoded = _encoded(values, chosen, explicit=explicit)
+    if encoded is None:
+        chosen = UTF8
+        encoded = _encoded(values, chosen, explicit=explicit) or {}
+    if chosen.terms:
+        named = "\\".join(chosen.terms).encode("ascii", "replace")
+        encoded[CHARACTER_SET] = element(CHARACTER_SET, "CS", named, explicit=explicit)
+    return b"".join(encoded[tag] for tag in sorted(encoded))
+
+
+def _encoded(
+    values: Mapping[str, Value], repertoire: Repertoire, *, explicit: bool
+) -> dict[int, bytes] | None:
+    """Each element by its tag; None when ``repertoire`` cannot carry the text."""
+    found = {}
+    for keyword, value in values.items():
+        tag = tag_of(keyword)
+        if tag != CHARACTER_SET:
+            vr = vr_of(tag)
+            raw = value_bytes(vr, value, repertoire, explicit=explicit)
+            if raw is None:
+                return None
+            found[tag] = element(tag, vr, raw, explicit=explicit)
+    return found
+
+
+def value_bytes(vr: str, value: object, repertoire: Repertoire, *, explicit: bool) -> bytes | None:
+    """The bytes of a value or several; None when ``repertoire`` cannot carry the text."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if vr == "SQ":
+        return _sequence(values, repertoire, explicit=explicit)
+    if vr in BINARY:
+        return _binary(vr, values)
+    text = "\\".join(map(_written, values))
+    if vr in IN_CHARACTER_SET:
+        return repertoire.encode(text, name=vr == "PN")
+    return text.encode("ascii", "replace")
+
+
+def _sequence(values: Sequence[object], repertoire: Repertoire, *, explicit: bool) -> bytes | None:
+    items = []
+    for item in values:
+        if isinstance(item, Mapping):
+            encoded = _encoded(item, repertoire, explicit=explicit)
+            if encoded is None:
+                return None
+            body = b"".join(encoded[tag] for tag in sorted(encoded))
+            items.append(head(_ITEM, "", len(body), explicit=False) + body)
+    return b"".join(items)
+
+
+def _binary(vr: str, values: Sequence[object]) -> bytes:
+    """Nothing when one of them is not a number that fits."""
+    shape = struct.Struct("<" + BINARY[vr])
+    try:
+        return b"".join(map(shape.pack, values))
+    except struct.error:
+        return b""
+
+
+def _written(value: object) -> str:
+    """As text; DS and IS have 16 characters at most (PS3.5 6.2)."""
+    if not isinstance(value, float):
+        return "" if value is None else str(value)
+    text = repr(value)
+    digits = 14
+    while len(text) > 16:
+        text, digits = f"{value:.{digits}g}", digits - 1
+    return text
+
+
+def written_anew(
+    tag: int, found: DataElement, within: DataSet, repertoire: Repertoire, *, explicit: bool
+) -> bytes | None:
+    """An element that was read as part of ``within``, in another transfer syntax and character set;
+    None when ``repertoire`` cannot carry the text."""
+    if found.vr == "SQ":
+        items = []
+        for item in found.items:
+            encoded = [
+                written_anew(inner, one, item, repertoire, explicit=explicit)
+                for inner, one in item.elements.items()
+                if inner != CHARACTER_SET
+            ]
+            if None in encoded:
+                return None
+            body = b"".join(filter(None, encoded))
+            items.append(head(_ITEM, "", len(body), explicit=False) + body)
+        raw: bytes | None = b"".join(items)
+    elif found.vr in IN_CHARACTER_SET:
+        raw = repertoire.encode(within.text_at(tag), name=found.vr == "PN")
+    else:
+        raw = found.value
+    return None if raw is None else element(tag, found.vr, raw, explicit=explicit)
+
+
+def element(tag: int, vr: str, value: bytes, *, explicit: bool) -> bytes:
+    """One element, padded to an even length; without a value when that is too long for its VR."""
+    if len(value) > LONGEST_SHORT and vr not in LONG_VRS:
+        value = b""
+    if len(value) % 2:
+        value += b"\0" if vr in ("UI", "OB", "UN") else b" "
+    return head(tag, vr, len(value), explicit=explicit) + value
+
+
+def head(tag: int, vr: str, length: int, *, explicit: bool) -> bytes:
+    """What comes before a value of so many bytes."""
+    group, number = tag >> 16, tag & 0xFFFF
+    if not explicit:
+        return _TAG_AND_LENGTH.pack(group, number, length)
+    if vr in LONG_VRS:
+        return struct.pack("<HH2sHL", group, number, vr.encode(), 0, length)
+    return struct.pack("<HH2sH", group, number, vr.encode(), length)

@@ -1,0 +1,48 @@
+"""What a manifest line says of an instance, read from its file again."""
+
+from __future__ import annotations
+
+import os
+from io import RawIOBase
+
+from plainpacs.archive.dicom import part10
+from plainpacs.archive.dicom.header import Attributes, read_header
+from plainpacs.archive.errors import UnreadableDataSet
+from plainpacs.archive.store.manifest import FileFacts
+from plainpacs.archive.store.temporary import new_digest
+from plainpacs.archive.tree.root import stamp
+
+_HEAD = 64 << 20  # bytes read at once; the header lies in them
+
+
+def read_facts(file: RawIOBase, name: str, digest: str) -> tuple[FileFacts, Attributes]:
+    """The facts of the whole unbuffered ``file``, as ``name``, with its digest; its attributes.
+
+    Raises RefusedInstance when it cannot be read as an instance, OSError.
+    """
+    facts = os.fstat(file.fileno())
+    if facts.st_size == 0:
+        raise UnreadableDataSet("the file is empty")
+    head = file.read(_HEAD) or b""
+    found = part10.read_part10(head[: part10.LONGEST_META])
+    hashed = new_digest(digest)
+    hashed.update(head)
+    while chunk := file.read(1 << 20):
+        hashed.update(chunk)
+    attributes = read_header(
+        memoryview(head)[found.dataset_offset :],
+        found.transfer_syntax,
+        complete=len(head) == facts.st_size,
+    )
+    return (
+        FileFacts(
+            name,
+            facts.st_size,
+            found.dataset_offset,
+            digest,
+            hashed.hexdigest(),
+            stamp(facts.st_mtime_ns),
+            found.transfer_syntax,
+        ),
+        attributes,
+    )

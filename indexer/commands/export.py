@@ -1,0 +1,175 @@
+"""The command ``export``. It reads the archive, and writes elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+
+from plainpacs.archive.app.context import Context
+from plainpacs.archive.errors import BadSettings
+from plainpacs.archive.store import audit
+from plainpacs.archive.tree.root import open_root
+from plainpacs.archive.tree.targets import Present
+from plainpacs.indexer.export import ohif
+from plainpacs.indexer.export.destination import (
+    OutputFile,
+    OutputFolder,
+    StandardOutput,
+    as_unavailable,
+)
+from plainpacs.indexer.export.file_set import Exported, Tick, as_file_set, by_study, chosen
+from plainpacs.indexer.export.zip_file import Zip
+from plainpacs.indexer.index import lookup
+from plainpacs.indexer.output.formats import note
+
+_NAMED = 20
+
+
+@click.command()
+@click.argument("uids", metavar="UID...", nargs=-1, required=True)
+@click.argument("out", metavar="OUT")
+@click.option("--zip", "zip_", is_flag=True, help="OUT is a zip file of it; - is standard output.")
+@click.option(
+    "--ohif",
+    "url",
+    metavar="BASE_URL",
+    help="OUT is a document for the viewer OHIF, and no files: BASE_URL is where a web server has "
+    "the archive's folder.",
+)
+@click.option("--short", is_flag=True, help="Paths of 7 characters (000/000) instead of 35.")
+@click.option("--force", is_flag=True, help="Replace the file, or the export, that OUT is.")
+@click.pass_obj
+def export(
+    context: Context,
+    /,
+    *,
+    uids: tuple[str, ...],
+    out: str,
+    zip_: bool,
+    url: str | None,
+    short: bool,
+    force: bool,
+) -> None:
+    """Copy studies, series or instances out: for a viewer, a CD, another hospital.
+
+    OUT is a new or empty folder. It gets the DICOM files, as they are, and a DICOMDIR that
+    describes them, in names that every file system and viewer takes (PT000000/ST000000/SE000000/
+    IM000000). An instance that a DICOMDIR cannot describe is exported and named all the same: it
+    lies in UNLISTED, and the exit status is 1.
+
+    With --ohif OUT is a JSON document for OHIF's data source "DICOM JSON", whose URLs lead to the
+    archive's own files: serve the folder read-only, with CORS, and without .plainpacs.
+
+    OUT appears when it is whole. Nothing is changed in the archive; the audit log has a line while
+    a service is at work on it.
+
+    \b
+    Examples:  plainpacs export 1.2.840.113619.2.55.3 /media/usb/ct
+               plainpacs export 1.2.840.113619.2.55.3 --zip - | ssh viewer 'cat > ct.zip'
+               plainpacs export 1.2.840.113619.2.55.3 ct.json --ohif https://files.example.org
+    """
+    if url is not None and (zip_ or short):
+        raise BadSettings("--ohif goes with neither --zip nor --short: it copies no files")
+    base = ohif.base_url(url) if url is not None else ""
+    path = context.archive_path()
+    if out != "-":
+        _refuse_inside(path, out)
+    elif not zip_ and url is None:
+        raise BadSettings("a folder cannot go to standard output; add --zip")
+    root = open_root(path)
+    try:
+        instances = chosen(root, path, [lookup.given_uid(uid) for uid in uids], note)
+        try:
+            with _progress(len(instances)) as tick:
+                if url is not None:
+                    result = _document(root, instances, base, out, tick, force=force)
+                elif zip_:
+                    result = _zip(root, instances, out, tick, short=short, force=force)
+                else:
+                    result = _folder(root, instances, out, tick, short=short, force=force)
+        except OSError as error:
+            raise as_unavailable(out, error) from None
+        for study, count in by_study(instances).items():
+            audit.record(root, "export", StudyInstanceUID=study, instances=count)
+    finally:
+        os.close(root)
+    _say(result, out, len(instances), files=url is None)
+    sys.exit(1 if result.undescribed else 0)
+
+
+def _refuse_inside(path: str, out: str) -> None:
+    archive = os.path.realpath(path)
+    if os.path.commonpath([archive, os.path.realpath(out)]) == archive:
+        raise BadSettings(f"{out} lies in the archive; export to somewhere else")
+
+
+def _folder(
+    root: int, instances: Sequence[Present], out: str, tick: Tick, *, short: bool, force: bool
+) -> Exported:
+    with OutputFolder(out, force=force) as to:
+        result = as_file_set(root, instances, to, tick, short=short)
+        to.finish()
+    return result
+
+
+def _zip(
+    root: int, instances: Sequence[Present], out: str, tick: Tick, *, short: bool, force: bool
+) -> Exported:
+    with _output(out, force=force) as file:
+        with Zip(file) as to:
+            result = as_file_set(root, instances, to, tick, short=short)
+            to.finish()
+        file.finish()
+    return result
+
+
+def _document(
+    root: int, instances: Sequence[Present], base: str, out: str, tick: Tick, *, force: bool
+) -> Exported:
+    result = Exported()
+
+    def unread(where: str, why: str) -> None:
+        result.undescribed.append((where, "", why))
+
+    with _output(out, force=force) as file:
+        for piece in ohif.document(root, instances, base, tick, unread):
+            file.write(piece)
+        file.finish()
+    return result
+
+
+def _output(out: str, *, force: bool) -> OutputFile | StandardOutput:
+    return StandardOutput() if out == "-" else OutputFile(out, force=force)
+
+
+def _say(result: Exported, out: str, count: int, *, files: bool) -> None:
+    for where, file, why in result.undescribed[:_NAMED]:
+        note(f"{where}: {why}" + (f"; it is {file}, and not in the DICOMDIR" if file else ""))
+    if (more := len(result.undescribed) - _NAMED) > 0:
+        note(f"and {more:,} more")
+    if result.stand_ins:
+        what = ", ".join(f"{key} ({number:,})" for key, number in sorted(result.stand_ins.items()))
+        note(f"the DICOMDIR has stand-ins for what is missing: {what}; the files are as they were")
+    where = "standard output" if out == "-" else out
+    instances = f"{count:,} instance{'' if count == 1 else 's'}"
+    note(f"{instances} exported to {where}" if files else f"{instances} described in {where}")
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Tick]:
+    """A progress bar when there is a terminal to show it on."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    # rich is loaded only where it is seen.
+    from rich.console import Console  # noqa: PLC0415 - as said above
+    from rich.progress import Progress  # noqa: PLC0415 - as said above
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task: Any = progress.add_task("exporting", total=total)
+        yield lambda: progress.advance(task)

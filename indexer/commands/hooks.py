@@ -1,0 +1,49 @@
+"""The command ``hooks``: of the user's commands, those that wait and those that failed for good."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from plainpacs.archive.app.context import Context
+from plainpacs.archive.errors import StorageUnavailable
+from plainpacs.archive.tree import layout
+from plainpacs.archive.tree.root import open_root
+from plainpacs.indexer.hooks.journal import HookBook
+from plainpacs.indexer.hooks.retry_policy import Kind
+from plainpacs.indexer.output import formats
+
+
+@click.command()
+@click.option("--retry", is_flag=True, help="Have what failed for good tried again.")
+@click.pass_obj
+def hooks(context: Context, /, *, retry: bool) -> None:
+    """What --on-study-settled and --on-instance of `serve` have not done yet, or failed to do.
+
+    With --retry, what failed for good is tried again by the `serve` that runs, or that is started
+    next.
+
+    Example:  plainpacs hooks --retry -a /data/archive
+    """
+    path = context.archive_path()
+    root = open_root(path)
+    try:
+        book = HookBook(root)
+        lines = []
+        for kind, study in book.failed():
+            if retry:
+                book.try_again(kind, study)
+            else:
+                lines.append(_line("failed", kind, study))
+        for kind in Kind:
+            lines += [_line("waiting", kind, study) for study in sorted(book.waiting(kind))]
+    except OSError as error:
+        raise StorageUnavailable(f"cannot use {layout.HOOKS} in {path}: {error.strerror}") from None
+    finally:
+        os.close(root)
+    formats.write_text(lines)
+
+
+def _line(state: str, kind: Kind, study: tuple[str, str]) -> str:
+    return f"{state:<9}{kind.value:<10}{'/'.join(study)}"

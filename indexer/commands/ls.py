@@ -1,0 +1,302 @@
+"""The commands that list and find: ``ls``, ``show``, ``path``. They read and never write.
+
+Results go to standard output, everything else to standard error; no match is exit status 1.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from itertools import islice
+
+import click
+import orjson
+
+from plainpacs.archive.app.context import Context
+from plainpacs.archive.dicom.attributes import Level
+from plainpacs.archive.errors import BadQuery, NoMatch
+from plainpacs.archive.tree import layout
+from plainpacs.indexer.index import catalogue, lookup
+from plainpacs.indexer.index.merge import Record, merge
+from plainpacs.indexer.output import formats
+from plainpacs.indexer.output.formats import note
+from plainpacs.indexer.output.listing import (
+    INSTANCE_COLUMNS,
+    LEVELS,
+    SERIES_COLUMNS,
+    STUDY_COLUMNS,
+    Listing,
+    field_names,
+)
+from plainpacs.indexer.query.find import find
+from plainpacs.indexer.query.query import ALIASES, KEYS, Query, parse
+from plainpacs.indexer.query.search import everything, studies
+from plainpacs.indexer.query.sorting import sort_keys
+
+__all__ = ["SHOWN", "STUDY_COLUMNS", "ls", "path", "show"]
+
+SHOWN = 50
+"""Studies in a table on a terminal, unless ``--all``."""
+
+PLACE_COLUMNS = ("path", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+
+_KEYS = ", ".join([*KEYS, *(f"{alias} ({key})" for alias, key in ALIASES.items())])
+
+
+@click.command(
+    epilog=f"Keys: {_KEYS}.",
+)
+@click.argument("terms", metavar="[TERM]...", nargs=-1)
+@click.option(
+    "--stored", metavar="WHEN", help="Last stored: today, yesterday, 30m, 1h, 7d, 20240228."
+)
+@click.option(
+    "--month", "months", metavar="yyyyMM", multiple=True, help="Filed in this month, or undated."
+)
+@click.option(
+    "--all", "all_", is_flag=True, help=f"On a terminal, list more than the first {SHOWN}."
+)
+@click.option(
+    "--level",
+    type=click.Choice(tuple(LEVELS)),
+    default="study",
+    show_default=True,
+    help="What to list.",
+)
+@click.option("--sort", metavar="KEY,...", help="In this order; -KEY: from the last to the first.")
+@click.option("--limit", type=click.IntRange(min=0), help="List no more than so many.")
+@click.option("--fields", metavar="KEY,...", help="Only these, in this order.")
+@formats.format_option
+@formats.null_option
+@click.pass_obj
+def ls(
+    context: Context,
+    /,
+    *,
+    terms: tuple[str, ...],
+    stored: str | None,
+    months: tuple[str, ...],
+    all_: bool,
+    level: str,
+    sort: str | None,
+    limit: int | None,
+    fields: str | None,
+    format_: str | None,
+    null: bool,
+) -> None:
+    """List studies, newest first; those that match every TERM, if any is given.
+
+    A TERM without "=" is looked for in patient name and ID, accession number, study description
+    and UID; case and accents do not count.
+
+    \b
+    KEY=VALUE compares one attribute as C-FIND does:
+      PatientID=A12          the whole value; again with another value: either
+      PatientName='doe^j*'   * any characters, ? any one; ?* any value at all
+      StudyDate=20240101-20240331    also 20240101- and -20240331
+      Modality='CT\\MR'       any of these
+      NumberOfStudyRelatedInstances=100-
+
+    Names and descriptions (StudyDescription, InstitutionName) ignore case and accents; IDs,
+    accession numbers and UIDs do not. A name also matches by one of its component groups. What
+    matches only by a value that some of its instances have says so in by_another_value.
+
+    --level series and instance list those of the studies, and take their keys too; patient lists
+    whose studies match, by name.
+
+    Formats: table; jsonl, one object a line with the keys of study.json, which is what you get
+    when the output is no terminal; json, one array; csv, with a header, an apostrophe before what
+    a spreadsheet would run as a formula; paths, the folders (of instances: files), with -0 for
+    xargs -0. Without any term, jsonl has the months newest first, but a month's studies as they
+    are filed, which is much quicker.
+
+    \b
+    Examples:  plainpacs ls doe Modality=CT StudyDate=20240101- --stored 7d
+               plainpacs ls --level series Modality=MR --sort -bytes --limit 10
+               plainpacs ls StudyDate=2024* -0 | xargs -0 du -sh
+    Example:   plainpacs ls --fields PatientID,StudyDate --format csv
+    """
+    form = formats.chosen(formats.path_format(format_, null))
+    at = LEVELS[level]
+    if fields is not None and form == "paths":
+        raise BadQuery("--fields goes with table, json, jsonl or csv, not with paths")
+    listing = Listing(
+        context.archive_path(),
+        at,
+        form,
+        field_names(fields, at) if fields is not None else (),
+        null,
+    )
+    keys = sort_keys(sort, at) if sort is not None else ()
+    query = parse(terms, stored, months, level=at)
+    everything_asked = not (terms or stored or months) and limit is None
+    plain = at is Level.STUDY and not listing.fields and not keys
+    # A short run that makes many objects, none of them in cycles.
+    gc.disable()
+    try:
+        if plain and form == "jsonl" and everything_asked and not formats.on_terminal():
+            found = _write_everything(listing.root)
+        elif plain:
+            found = _write_studies(listing, query, limit, all_=all_)
+        else:
+            found = _write_records(listing, query, keys, limit, all_=all_)
+    finally:
+        gc.enable()
+    if not found and limit != 0:
+        raise NoMatch(f"no {level} matches" if terms or stored or months else "no studies here yet")
+
+
+def _write_everything(root: str) -> int:
+    written = 0
+    for month_lines in everything(root, note):
+        written += len(month_lines)
+        if not formats.write(month_lines):
+            break
+    return written
+
+
+def _write_studies(listing: Listing, query: Query, limit: int | None, *, all_: bool) -> int:
+    """Studies with their lines as the catalogue has them, which is quick; how many there are."""
+    # A month is read when its first study is asked for.
+    found = list(islice(studies(listing.root, query, note), limit))
+    count = len(found)
+    if listing.form == "table" and formats.on_terminal() and not all_:
+        found = found[:SHOWN]
+    lines = (_marked(query, one.line) for one in found)
+    if listing.form == "json":
+        formats.write_json(lines)
+    elif listing.form == "jsonl":
+        formats.write_jsonl(lines)
+    elif listing.form == "paths":
+        listing.write({"paths": [f"{month}/{one.study}" for month in one.months]} for one in found)
+    else:
+        listing.write(map(orjson.loads, lines))
+    if more := count - len(found):
+        note(f"{more:,} older ones are not shown: narrow the search, or add --all")
+    return count
+
+
+def _marked(query: Query, line: bytes) -> bytes:
+    """The line, which says so when the study matches only by a value that it does not show."""
+    if not query.conditions or b'"conflicting":{"' not in line:
+        return line
+    record = orjson.loads(line)
+    marks = query.by_another_value(record)
+    return catalogue.line_of({**record, "by_another_value": marks}) if marks else line
+
+
+def _write_records(
+    listing: Listing, query: Query, keys: tuple[str, ...], limit: int | None, *, all_: bool
+) -> int:
+    """Records of any level, as they come, unless they are sorted; how many there are."""
+    cut = listing.form == "table" and formats.on_terminal() and not all_
+    if not cut or (limit is not None and limit <= SHOWN):
+        return listing.write(find(listing.root, query, note, sort=keys, limit=limit))
+    found = list(find(listing.root, query, note, sort=keys, limit=SHOWN + 1))
+    listing.write(found[:SHOWN])
+    if len(found) > SHOWN:
+        note(f"only the first {SHOWN} are shown: narrow the search, or add --all")
+    return len(found)
+
+
+@click.command()
+@click.argument("uid")
+@click.option("-v", "--verbose", is_flag=True, help="With the instances.")
+@formats.format_option
+@formats.null_option
+@click.pass_obj
+def show(context: Context, /, *, uid: str, verbose: bool, format_: str | None, null: bool) -> None:
+    """Show one study and its series; with -v their instances too.
+
+    Formats: json, the object in study.json (-v: each series with "instances", the lines of its
+    manifest); jsonl, the same on one line; csv, a row for each series (-v: instance); paths, the
+    study's folder (-v: each instance's file).
+
+    \b
+    Example:  plainpacs show 1.2.840.113619.2.55.3 -v
+    """
+    form = formats.chosen(formats.path_format(format_, null))
+    root = context.archive_path()
+    parts = lookup.study_parts(root, lookup.given_uid(uid), note)
+    if verbose:
+        parts = lookup.with_instances(root, parts, note)
+    record = merge(parts)
+    if form == "json":
+        formats.write_object(record)
+    elif form == "jsonl":
+        formats.write_jsonl([orjson.dumps(record, option=orjson.OPT_SORT_KEYS)])
+    elif form == "csv" and verbose:
+        formats.write_csv(INSTANCE_COLUMNS, _instances(parts))
+    elif form == "csv":
+        named = {"StudyInstanceUID": record["StudyInstanceUID"]}
+        formats.write_csv(SERIES_COLUMNS, ({**series, **named} for series in record["series"]))
+    elif form == "paths" and verbose:
+        paths = (os.path.join(root, one["path"]) for one in _instances(parts))
+        formats.write_paths(paths, null=null)
+    elif form == "paths":
+        folders = (os.path.join(root, month, record["StudyInstanceUID"]) for month, _ in parts)
+        formats.write_paths(folders, null=null)
+    else:
+        # rich is slow to load
+        from plainpacs.indexer.output import columns as tables  # noqa: PLC0415
+
+        tables.write_study(record, [month for month, _ in parts])
+
+
+def _instances(parts: list[tuple[str, Record]]) -> list[Record]:
+    """The instances of every part, each with its ``path`` relative to the root."""
+    found = []
+    for month, part in parts:
+        for series in part["series"]:
+            folder = f"{month}/{part['StudyInstanceUID']}/{series['SeriesInstanceUID']}"
+            found += [{**line, "path": f"{folder}/{line['file']}"} for line in series["instances"]]
+    return found
+
+
+@click.command()
+@click.argument("uid")
+@click.option("--all", "all_", is_flag=True, help="Print every place, when there are several.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(formats.FORMATS),
+    default="paths",
+    show_default=True,
+    help="How to print.",
+)
+@formats.null_option
+@click.pass_obj
+def path(context: Context, /, *, uid: str, all_: bool, format_: str, null: bool) -> None:
+    """Print the folder of a study or series, or the file of an instance.
+
+    When it lies in several places nothing is printed and the exit status is 1, unless --all.
+
+    \b
+    Example:  dcmdump "$(plainpacs path 1.2.840.113619.2.55.3.604688)"
+    """
+    formats.path_format(format_, null)
+    root = context.archive_path()
+    uid = lookup.given_uid(uid)
+    places = lookup.places(root, uid, note)
+    if not places:
+        raise NoMatch(f"no study, series or instance {uid} here")
+    if len(places) > 1 and not all_:
+        raise NoMatch(f"{uid} lies in {len(places)} places: --all prints them")
+    records = [_place(root, place) for place in places]
+    if format_ == "paths":
+        formats.write_paths((record["path"] for record in records), null=null)
+    elif format_ == "csv":
+        formats.write_csv(PLACE_COLUMNS, records)
+    elif format_ == "table":
+        # rich is slow to load
+        from plainpacs.indexer.output import columns as tables  # noqa: PLC0415
+
+        tables.write_places(record["path"] for record in records)
+    else:
+        write = formats.write_json if format_ == "json" else formats.write_jsonl
+        write([orjson.dumps(record) for record in records])
+
+
+def _place(root: str, place: str) -> Record:
+    uids = place.removesuffix(layout.INSTANCE_ENDING).split("/")[1:]
+    return {"path": os.path.join(root, place), **dict(zip(PLACE_COLUMNS[1:], uids, strict=False))}

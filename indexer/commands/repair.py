@@ -1,0 +1,93 @@
+"""The command ``repair``: mending what ``verify`` finds, and indexing what was mended."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from plainpacs.archive.app import settings
+from plainpacs.archive.app.context import Context
+from plainpacs.archive.app.settings import Settings
+from plainpacs.archive.verify.finding import Finding
+from plainpacs.archive.verify.repair import INDEXES, LEFT, Mender, plan
+from plainpacs.archive.verify.verify import Options, Verification
+from plainpacs.indexer.commands.index import index_all
+from plainpacs.indexer.commands.verify import (
+    checks,
+    format_option,
+    print_finding,
+    shown,
+    summary,
+    targets_of,
+)
+from plainpacs.indexer.output import formats
+from plainpacs.indexer.output.formats import note
+from plainpacs.indexer.service.pending import REQUEST_REBUILD, REQUEST_RECONCILE
+
+
+@click.command()
+@click.argument("uids", metavar="[UID]...", nargs=-1)
+@click.option("--apply", "apply_", is_flag=True, help="Do it; else only say what would be.")
+@click.option("--fast", is_flag=True, help="Leave the digests out: names, sizes, lines, indexes.")
+@format_option
+@settings.options("node", "digest")
+@click.pass_obj
+def repair(
+    context: Context,
+    /,
+    *,
+    uids: tuple[str, ...],
+    apply_: bool,
+    fast: bool,
+    format_: str | None,
+    config: str | None,
+    **flags: str | None,
+) -> None:
+    """Mend what `verify` finds, all over or in these studies, series and instances.
+
+    Only what is safe is done, from the files themselves. What cannot stay where it lies is moved to
+    .plainpacs/conflicts with the reason: nothing is deleted. Without --apply nothing is changed.
+    Exit status 1 when something is, or is left, to be done.
+
+    \b
+    Example:  plainpacs repair
+              plainpacs repair --apply 1.2.840.113619.2.55.3
+    """
+    chosen = settings.load(flags, config)
+    root = context.archive_path()
+    form = formats.chosen(format_)
+    options = Options(targets_of(root, uids), fast=fast, threads=os.cpu_count() or 1)
+    verification = Verification(root, options, checks(root, options))
+    findings: list[Finding] = []
+    with shown(verification.progress) as pausing:
+        for finding in verification:
+            findings.append(finding)
+            if not apply_:
+                with pausing():
+                    print_finding(finding, form, plan(finding, verification.forbidden) or LEFT)
+    note(summary(verification.progress))
+    if apply_ and findings:
+        sys.exit(1 if _apply(root, chosen, findings, form) else 0)
+    if findings:
+        note("nothing was changed; --apply does it")
+    sys.exit(1 if findings else 0)
+
+
+def _apply(root: str, chosen: Settings, findings: list[Finding], form: str) -> int:
+    """Mends and indexes; returns how much is left to be done."""
+    mended = left = 0
+    rebuild = False
+    with Mender.open(root, node=chosen.node, digest=chosen.digest) as mender:
+        for finding, done in mender.mend(findings):
+            print_finding(finding, form, done.words)
+            mended += done.words != LEFT
+            left += done.left
+            rebuild |= done.rebuild
+    # An indexer at work trusts what it wrote itself, unless it makes everything again.
+    index = any(finding.kind in INDEXES for finding in findings)
+    request = REQUEST_REBUILD if rebuild or index else REQUEST_RECONCILE
+    index_all(root, chosen, full=rebuild, request=request)
+    note(f"{mended:,} mended, {left:,} for you to look at")
+    return left

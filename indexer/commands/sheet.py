@@ -1,0 +1,56 @@
+"""The command ``sheet``: a study on one page."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from plainpacs.archive.app.context import Context
+from plainpacs.archive.errors import PlainpacsError
+from plainpacs.indexer.export.destination import OutputFile, as_unavailable
+from plainpacs.indexer.index import lookup
+from plainpacs.indexer.output.formats import note
+
+
+@click.command()
+@click.argument("uid")
+@click.argument("out", metavar="OUT.png")
+@click.option("--names", is_flag=True, help="With the patient's name, ID and date of birth.")
+@click.option("--force", is_flag=True, help="Replace the file, if it is there.")
+@click.pass_obj
+def sheet(context: Context, /, *, uid: str, out: str, names: bool, force: bool) -> None:
+    """Make a contact sheet of a study: the middle image of each series, with its description.
+
+    The sheet says no name unless --names; what is burned into an image is shown. A series without
+    an image that can be decoded has a tile that says why.
+
+    Needs more than plainpacs itself: pip install 'plainpacs[pixels]'
+
+    \b
+    Example:  plainpacs sheet 1.2.840.113619.2.55.3 chest.png
+    """
+    if not out.lower().endswith(".png"):
+        raise click.UsageError("the sheet is a PNG file: give it a name that ends in .png")
+    root = context.archive_path()
+    study = lookup.given_uid(uid)
+    try:
+        import numpy as np  # an extra, and slow to load  # noqa: F401, PLC0415
+
+        from plainpacs.indexer.images.contact_sheet import contact_sheet  # noqa: PLC0415
+    except ImportError as error:
+        raise PlainpacsError(
+            f"contact sheets need {error.name}: pip install 'plainpacs[pixels]'"
+        ) from None
+    try:
+        with OutputFile(out, force=force) as file:
+            made = contact_sheet(root, study, note, names=names)
+            file.write(made.png)
+            file.finish()
+    except OSError as error:
+        raise as_unavailable(out, error) from error
+    more = f", {made.missing:,} without a picture" if made.missing else ""
+    note(f"{out}: {made.shown:,} series{more}")
+    if made.shown < made.series:
+        note(f"{made.series - made.shown:,} series more are not on the sheet")
+        sys.exit(1)

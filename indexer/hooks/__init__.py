@@ -1,0 +1,1 @@
+"""Commands of the user, run when a study settled or an instance came."""

@@ -1,0 +1,254 @@
+"""The process that runs the user's commands for one study, one after the other, and records each.
+
+It is not the indexer, so that an indexer that is killed takes no command with it: whoever indexes
+next finds the lock on the study's marker held, waits, and then finds in the log what was run. Each
+result is recorded before the next command is started. Only a kill of this very process, or of the
+machine, while a command is at work leaves that unknown; then it is run again.
+
+    python -m plainpacs.indexer.hooks.runner KIND MONTH STUDY LOCK ROOT PATH SINCE LEVEL FORM CMD
+
+``LOCK`` and ``ROOT`` are descriptors: the locked marker, and the archive open at ``PATH``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO, Any, NamedTuple
+
+import orjson
+
+from plainpacs.archive.app import logs
+from plainpacs.archive.app.hook_command import (
+    INSTANCE_PLACES,
+    STUDY_PLACES,
+    HookWords,
+    LooksLikeAnOption,
+)
+from plainpacs.archive.tree import layout
+from plainpacs.archive.tree.root import stamp
+from plainpacs.indexer.hooks.journal import HookBook, Study
+from plainpacs.indexer.hooks.retry_policy import Kind, Level, given_line, ran_line
+from plainpacs.indexer.index.manifest_facts import (
+    InstanceFacts,
+    best_line,
+    read_manifest,
+    study_files,
+)
+from plainpacs.indexer.output.printable import visible
+
+_LOG = logging.getLogger("plainpacs.hooks")
+_HEAD, _TAIL = 2000, 2000
+_CANNOT_RUN, _NOT_FOUND = 126, 127
+"""Exit statuses as those of a shell."""
+PLACES = {Kind.STUDY: STUDY_PLACES, Kind.INSTANCE: INSTANCE_PLACES}
+
+
+class Present(NamedTuple):
+    """An instance that lies in the tree, and the line that counts for it."""
+
+    series: str
+    name: str
+    facts: InstanceFacts
+
+    @property
+    def key(self) -> str:
+        return f"{self.series}/{layout.instance_of(self.name)} {self.facts.stored}"
+
+
+def present_in(path: str, study: Study) -> list[Present]:
+    """The instances of the study that have a valid line, in the order in which they were stored.
+
+    Raises OSError.
+    """
+    files = study_files(path, *study)
+    found = []
+    for series, names in files.instances.items():
+        manifests = [
+            read_manifest(os.path.join(path, *study, name))
+            for name in files.manifests.get(series, ())
+        ]
+        for name, file in names.items():
+            lines = [line for manifest in manifests for line in manifest.lines.get(name, ())]
+            if best := best_line(file, lines):
+                found.append(Present(series, name, best))
+    return sorted(found, key=lambda one: (one.facts.stored, one.series, one.name))
+
+
+def level_of(present: list[Present]) -> Level:
+    return Level(len(present), max((one.facts.stored for one in present), default=""))
+
+
+@dataclass(frozen=True, slots=True)
+class HookRun:
+    """The commands of one kind, for one study of the archive at ``path``."""
+
+    book: HookBook
+    kind: Kind
+    path: str
+    study: Study
+    since: str
+    command: HookWords
+
+    def run(self) -> None:
+        """Runs what is due by the study's log, and records it. Raises OSError."""
+        if self.kind is Kind.STUDY:
+            self._run_for_study()
+        else:
+            self._run_for_instances()
+        self.book.settle(self.study)
+
+    def _run_for_study(self) -> None:
+        history = self.book.read(self.study)
+        present = present_in(self.path, self.study)
+        status = self._call(self._study_values(present)) if present else 0
+        self.book.append(self.study, ran_line(history.settled_at, status))
+
+    def _run_for_instances(self) -> None:
+        history = self.book.read(self.study)
+        present = present_in(self.path, self.study)
+        keys = set()
+        for one in present:
+            keys.add(one.key)
+            before = history.tries.get(one.key)
+            if one.facts.stored < self.since or (before and (before.is_final or before.wait())):
+                continue
+            status = self._call(self._instance_values(one))
+            self.book.append(self.study, ran_line(one.key, status))
+        for key, tries in history.tries.items():
+            if "/" in key and key not in keys and tries.exit:  # it was taken out: nothing to do
+                self.book.append(self.study, ran_line(key, 0))
+        self.book.append(self.study, given_line(stamp(time.time_ns()), level_of(present)))
+
+    # --- what the command is told -------------------------------------------------------------
+
+    def _study_values(self, present: list[Present]) -> dict[str, str]:
+        lines = [orjson.loads(one.facts.raw) for one in present]
+        level = level_of(present)
+        return {
+            **self._values(layout.study_folder(*self.study), lines),
+            "series": str(len({one.series for one in present})),
+            "instances": str(level.instances),
+            "first_stored": min(one.facts.stored for one in present),
+            "last_stored": level.last_stored,
+        }
+
+    def _instance_values(self, one: Present) -> dict[str, str]:
+        line = orjson.loads(one.facts.raw)
+        folder = layout.study_folder(*self.study)
+        return {
+            **self._values(f"{folder}/{one.series}/{one.name}", [line]),
+            "SeriesInstanceUID": one.series,
+            "SOPInstanceUID": str(layout.instance_of(one.name)),
+            "SOPClassUID": one.facts.sop_class,
+            "transfer_syntax": _text(line.get("transfer_syntax")),
+            "origin": _text(line.get("origin")),
+            "stored": one.facts.stored,
+        }
+
+    def _values(self, path: str, lines: list[Mapping[str, Any]]) -> dict[str, str]:
+        def several(key: str) -> str:
+            return ",".join(sorted({_text(line.get(key)) for line in lines} - {""}))
+
+        return {
+            "path": os.path.join(self.path, path),
+            "archive": self.path,
+            "month": self.study[0],
+            "StudyInstanceUID": self.study[1],
+            "bytes": str(sum(line["bytes"] for line in lines)),
+            "calling_ae": several("calling_ae"),
+            "called_ae": several("called_ae"),
+            "peer": several("peer"),
+        }
+
+    # --- running it ---------------------------------------------------------------------------
+
+    def _call(self, values: Mapping[str, str]) -> int:
+        """Runs the command; its exit status, or minus the signal that ended it."""
+        what = values.get("SOPInstanceUID", "")
+        place = f"study {'/'.join(self.study)}{what and ', instance '}{what}"
+        began = time.monotonic()
+        try:
+            words = self.command.filled(values)
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=self._environment(values),
+            )
+        except (LooksLikeAnOption, ValueError) as error:
+            _LOG.warning("%s: the command was not run: %s", place, error)
+            return _CANNOT_RUN
+        except OSError as error:
+            _LOG.warning("%s: the command cannot be run: %s", place, error.strerror)
+            return _NOT_FOUND if isinstance(error, FileNotFoundError) else _CANNOT_RUN
+        assert process.stdout
+        output = _Output(process.stdout)
+        status = process.wait()
+        for line in output.lines():
+            _LOG.info("%s says: %s", place, line)
+        took = time.monotonic() - began
+        level = logging.WARNING if status else logging.INFO
+        _LOG.log(level, "%s: the command ended with %d after %.1f s", place, status, took)
+        return status
+
+    def _environment(self, values: Mapping[str, str]) -> dict[str, str]:
+        # A plainpacs that the command calls is to work on this archive.
+        ours = {"PLAINPACS_ARCHIVE": self.path, "HOOK_KIND": self.kind.value}
+        told = {PLACES[self.kind][name]: value for name, value in values.items()}
+        return {**os.environ, **ours, **told}
+
+
+def _text(value: object) -> str:
+    return value.replace("\0", "") if isinstance(value, str) else ""
+
+
+class _Output:
+    """What a command prints, its start and its end; what lies between is read and forgotten."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe = pipe
+        self._head = self._tail = b""
+        self._left_out = False
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while some := os.read(self._pipe.fileno(), 1 << 16):
+            room = _HEAD - len(self._head)
+            self._head += some[:room]
+            self._left_out |= len(self._tail) + len(some[room:]) > _TAIL
+            self._tail = (self._tail + some[room:])[-_TAIL:]
+
+    def lines(self) -> Iterator[str]:
+        """When the command has ended."""
+        # Something that it left behind may hold the pipe open for ever.
+        self._thread.join(1.0)
+        gap = b"\n[...]\n" if self._left_out else b""
+        for line in (self._head + gap + self._tail).decode("utf-8", "replace").splitlines():
+            if line.strip():
+                yield visible(line)
+
+
+def main(arguments: list[str]) -> None:
+    """See the module."""
+    kind, month, study, _, root, path, since, level, form, command = arguments
+    # A service that stops signals all its processes: what was run has to be recorded yet. (Signals
+    # that are ignored would be by the command too; handlers are not passed on.)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    logs.set_up(level, form)
+    words = HookWords.parse(command, PLACES[Kind(kind)])
+    HookRun(HookBook(int(root)), Kind(kind), path, (month, study), since, words).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Pictures for people: a frame rendered in a confined process, a contact sheet of a study."""

@@ -1,0 +1,139 @@
+"""What a study's index is made from: the files in its folder, and the lines of its manifests.
+
+A line is valid when its ``bytes`` is the file's size. Of several valid lines for one file the best
+counts: ``stored`` equal to the file's mtime first, then not ``recovered``, then the latest, then
+the greatest bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import orjson
+
+from plainpacs.archive.dicom.attributes import PATIENT_AND_STUDY, SERIES
+from plainpacs.archive.store.manifest import ORIGIN_RECOVERED, Line, lines_in
+from plainpacs.archive.tree.listing import InstanceFile, StudyFiles, study_files
+from plainpacs.archive.tree.root import stamp
+
+__all__ = [
+    "InstanceFacts",
+    "InstanceFile",
+    "ManifestFacts",
+    "StudyFiles",
+    "best_line",
+    "instance_facts",
+    "read_manifest",
+    "study_files",
+]
+
+STUDY_KEYWORDS = tuple(sorted(PATIENT_AND_STUDY - {"StudyInstanceUID"}))
+SERIES_KEYWORDS = tuple(sorted(SERIES - {"SeriesInstanceUID"}))
+
+Frozen = str | int | float | bytes | None
+"""A value to be counted; lists and objects as their JSON."""
+
+
+class InstanceFacts(NamedTuple):
+    """What a manifest line says, as far as the study's index needs it.
+
+    Attribute values are frozen (``_freeze``) and equal tuples are one object, so that thousands of
+    instances alike are counted in a few steps.
+    """
+
+    size: int
+    stored: str
+    recovered: bool
+    study: tuple[Frozen, ...]
+    series: tuple[Frozen, ...]
+    sop_class: str
+    raw: bytes
+
+
+@dataclass(slots=True)
+class ManifestFacts:
+    """The lines of one manifest read so far, by file name; reads on where it stopped."""
+
+    inode: int = 0
+    offset: int = 0
+    lines: dict[str, list[InstanceFacts]] = field(default_factory=dict)
+
+
+# --- reading the manifests ----------------------------------------------------------------------
+
+
+def _freeze(value: Any) -> Frozen:
+    """A value to be counted: hashable, absent when empty; lists and objects as JSON bytes."""
+    if value is None or value in ("", [], {}):
+        return None
+    if isinstance(value, (str, int, float)):
+        return value
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+_alike: dict[tuple[Frozen, ...], tuple[Frozen, ...]] = {}
+
+
+def _shared(values: tuple[Frozen, ...]) -> tuple[Frozen, ...]:
+    if len(_alike) > 10_000:
+        _alike.clear()
+    return _alike.setdefault(values, values)
+
+
+def instance_facts(line: Line, raw: bytes) -> InstanceFacts | None:
+    """What ``line``, of the bytes ``raw``, says; None when it is not of a stored instance."""
+    size, stored = line.get("bytes"), line.get("stored")
+    if not isinstance(size, int) or not isinstance(stored, str):
+        return None
+    get = line.get
+    sop_class = get("SOPClassUID")
+    return InstanceFacts(
+        size,
+        stored,
+        get("origin") == ORIGIN_RECOVERED,
+        _shared(tuple([_freeze(get(keyword)) for keyword in STUDY_KEYWORDS])),
+        _shared(tuple([_freeze(get(keyword)) for keyword in SERIES_KEYWORDS])),
+        sop_class if isinstance(sop_class, str) else "",
+        raw,
+    )
+
+
+def read_manifest(path: str, known: ManifestFacts | None = None) -> ManifestFacts:
+    """The lines of the manifest at ``path``; from ``known`` on when it has only grown since.
+
+    Raises OSError.
+    """
+    with open(path, "rb") as file:
+        facts = os.fstat(file.fileno())
+        if known is None or known.inode != facts.st_ino or known.offset > facts.st_size:
+            known = ManifestFacts(facts.st_ino)
+        file.seek(known.offset)
+        data = file.read()
+    whole = data.rfind(b"\n") + 1
+    known.offset += whole
+    # A last line without its newline counts when it parses, but may still be growing.
+    for line, raw in lines_in(data[:whole]):
+        found = instance_facts(line, raw)
+        if found:
+            known.lines.setdefault(line["file"], []).append(found)
+    if whole == len(data):
+        return known
+    lines = {name: list(found) for name, found in known.lines.items()}
+    for line, raw in lines_in(data[whole:]):
+        found = instance_facts(line, raw)
+        if found:
+            lines.setdefault(line["file"], []).append(found)
+    return ManifestFacts(known.inode, known.offset, lines)
+
+
+def best_line(file: InstanceFile, lines: Iterable[InstanceFacts]) -> InstanceFacts | None:
+    """The line that counts for ``file``; None when none is valid."""
+    valid = [line for line in lines if line.size == file.size]
+    if len(valid) < 2:  # as nearly always
+        return valid[0] if valid else None
+    mtime = stamp(file.mtime)
+    return max(valid, key=lambda line: (line.stored == mtime, not line.recovered, line.stored,
+                                        line.raw))  # fmt: skip

@@ -1,0 +1,1 @@
+"""A tree of symbolic links beside the archive, named for people."""

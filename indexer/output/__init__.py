@@ -1,0 +1,1 @@
+"""Results for people and programs: five formats, tables, and nothing dangerous on a terminal."""

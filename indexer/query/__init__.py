@@ -1,0 +1,1 @@
+"""From terms, or C-FIND keys, to the studies, series, instances and patients that match."""

@@ -1,0 +1,1 @@
+"""The commands that serve and that call others, one module each."""

@@ -1,0 +1,215 @@
+"""The command ``send``: instances of the archive, or files from anywhere, to a node."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+
+from plainpacs.archive.app.context import Context
+from plainpacs.archive.errors import NoMatch
+from plainpacs.archive.store import audit
+from plainpacs.archive.tree.root import open_root
+from plainpacs.indexer.output.formats import note
+from plainpacs.indexer.output.progress import Gauge
+from plainpacs.scp.commands import send_selection
+from plainpacs.scp.commands.send_selection import Unreadable
+from plainpacs.scp.network.dimse import CommandField
+from plainpacs.scp.network.peer_status import meaning
+from plainpacs.scp.remote import calling, instance_listing
+from plainpacs.scp.remote.calling import Calling
+from plainpacs.scp.remote.find_scu import Finder
+from plainpacs.scp.storage.instance_file import Outgoing
+from plainpacs.scp.storage.send_log import Answered
+from plainpacs.scp.storage.store_scu import Sent, Step, deliver
+
+
+@click.command()
+@click.argument("node")
+@click.argument("what", metavar="PATH|UID...", nargs=-1, required=True)
+@click.option(
+    "--resume", metavar="FILE", help="Keep in FILE what NODE took, and do not send that again."
+)
+@click.option(
+    "--skip-existing", is_flag=True, help="Ask NODE, by C-FIND, what it has, and leave that out."
+)
+@click.option("-n", "--dry-run", is_flag=True, help="Say how much would be sent, and send nothing.")
+@calling.options()
+@click.pass_obj
+def send(
+    context: Context,
+    /,
+    *,
+    node: str,
+    what: tuple[str, ...],
+    resume: str | None,
+    skip_existing: bool,
+    dry_run: bool,
+    as_: str | None,
+    config: str | None,
+    **flags: Any,
+) -> None:
+    """Send instances to NODE, by C-STORE.
+
+    NODE is a name of the settings (see `plainpacs nodes`) or AET@HOST:PORT, with /tls behind it
+    for TLS. What is sent: files, all DICOM files below folders, and what the archive has under
+    study, series and instance UIDs.
+
+    Data sets go as they are where NODE takes their transfer syntax, else decompressed where that
+    can be. What could not be sent is named, with the step that failed and the status that NODE
+    gave; then the exit status is 1. With --resume the same command again sends only the rest.
+
+    \b
+    Examples:  plainpacs send PACS@10.0.0.5:104 1.2.840.113619.2.55.3
+               plainpacs send WORKSTATION /media/cdrom --resume sent.txt
+    """
+    call = calling.calling(node, as_, config, flags)
+    chosen = _gather(context, what)
+    report = _Report(unreadable=chosen.unreadable, skipped=chosen.skipped)
+    with Answered(resume, call.node) as answered:
+        waiting = [one for one in chosen.instances if one.sop_instance not in answered]
+        report.there = len(chosen.instances) - len(waiting)
+        if skip_existing:
+            waiting = _without_existing(call, waiting)
+            report.there = len(chosen.instances) - len(waiting)
+        if dry_run:
+            note(f"{report}{len(waiting):,} would be sent to {call.node}")
+            return
+        interrupted = _deliver(call, waiting, answered, report)
+    if chosen.studies:
+        _record(context, chosen.studies, report, call)
+    for why, uids in report.lost.items():
+        others = f" and {len(uids) - 1:,} others" if len(uids) > 1 else ""
+        note(f"{uids[0]}{others} not sent: {why}")
+    note(f"{report}{report.sent:,} sent to {call.node} ({report.gauge})")
+    if interrupted:
+        note("interrupted; the same command" + (" goes on" if resume else " sends it all again"))
+        sys.exit(130)
+    if report.lost and not report.sent:
+        sys.exit(3)
+    sys.exit(1 if report.failed or report.unreadable or report.lost else 0)
+
+
+# --- what -----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Chosen:
+    instances: list[Outgoing] = field(default_factory=list)
+    studies: set[str] = field(default_factory=set)
+    """Those of which some comes out of the archive."""
+    unreadable: int = 0
+    skipped: int = 0
+
+
+def _gather(context: Context, what: Iterable[str]) -> _Chosen:
+    chosen = _Chosen()
+    for one in what:
+        if not os.path.lexists(one):
+            found = list(send_selection.of_uid(context.archive_path(), one, note))
+            chosen.instances += found
+            chosen.studies.update(instance.study for instance in found)
+            continue
+        for instance in send_selection.of_paths([one]):
+            if not isinstance(instance, Unreadable):
+                chosen.instances.append(instance)
+            elif instance.skipped:
+                chosen.skipped += 1
+            else:
+                chosen.unreadable += 1
+                note(f"{instance.path}: file: {instance.why}")
+    if not chosen.instances:
+        raise NoMatch("no instance is there to be sent")
+    return chosen
+
+
+def _without_existing(call: Calling, instances: list[Outgoing]) -> list[Outgoing]:
+    """Those that the node does not have."""
+    existing: set[str] = set()
+    with Finder.open(call.node, call.ae_title, call.limits) as finder:
+        for study in dict.fromkeys(one.study for one in instances if one.study):
+            existing.update(one.instance for one in instance_listing.instances(finder, study))
+    return [one for one in instances if one.sop_instance not in existing]
+
+
+# --- how it goes ----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Report:
+    """What became of all that was chosen. ``there``: what the node has already; ``lost``: those
+    for which there was no association, by why not."""
+
+    unreadable: int
+    skipped: int
+    there: int = 0
+    failed: int = 0
+    sent_by_study: Counter[str] = field(default_factory=Counter)
+    lost: dict[str, list[str]] = field(default_factory=dict)
+    gauge: Gauge = field(default_factory=lambda: Gauge("", None))
+
+    @property
+    def sent(self) -> int:
+        return self.sent_by_study.total()
+
+    def take(self, sent: Sent) -> None:
+        if sent.is_success or sent.is_warning:
+            self.sent_by_study[sent.instance.study] += 1
+        elif sent.step is Step.ASSOCIATION:
+            self.lost.setdefault(sent.why, []).append(sent.instance.sop_instance)
+        else:
+            self.failed += 1
+        if sent.step is not Step.ASSOCIATION and not sent.is_success:
+            note(f"{sent.instance.sop_instance}: {sent.step.value}: {_why(sent)}")
+
+    def __str__(self) -> str:
+        words = {
+            f"{self.skipped:,} skipped (not instances)": self.skipped,
+            f"{self.unreadable:,} cannot be read": self.unreadable,
+            f"{self.there:,} there already": self.there,
+            f"{self.failed:,} failed": self.failed,
+        }
+        return "".join(f"{text}; " for text, number in words.items() if number)
+
+
+def _why(sent: Sent) -> str:
+    if sent.status is not None:
+        return meaning(CommandField.C_STORE_RQ, sent.status)
+    return sent.why
+
+
+def _deliver(call: Calling, waiting: list[Outgoing], answered: Answered, report: _Report) -> bool:
+    """Whether the user interrupted it."""
+    report.gauge = Gauge(f"sending to {call.node.ae_title}", len(waiting))
+    delivery = deliver(call.node, call.ae_title, waiting, limits=call.limits)
+    with report.gauge:
+        try:
+            for sent in delivery:
+                report.take(sent)
+                report.gauge.add(1, sent.size)
+                if sent.is_success or sent.is_warning:
+                    answered.add(sent.instance.sop_instance)
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def _record(context: Context, studies: set[str], report: _Report, call: Calling) -> None:
+    root = open_root(context.archive_path())
+    try:
+        for study, number in report.sent_by_study.items():
+            if study in studies:
+                audit.record(
+                    root,
+                    "send",
+                    StudyInstanceUID=study,
+                    instances=number,
+                    destination=str(call.node),
+                )
+    finally:
+        os.close(root)

@@ -1,0 +1,3 @@
+"""Storage Commitment (PS3.4 J) as SCP: a request is kept, checked against the disk, and reported
+on.
+"""

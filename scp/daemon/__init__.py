@@ -1,0 +1,1 @@
+"""`plainpacs serve` as a service: receivers and indexer kept running, reloads, systemd, metrics."""

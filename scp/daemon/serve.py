@@ -1,0 +1,140 @@
+"""The service: the receiver here or several as children, the indexer beside, till a clean stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+from plainpacs.archive.app import logs
+from plainpacs.archive.app.settings import Settings
+from plainpacs.archive.app.signals import waiting_for_stop
+from plainpacs.archive.errors import PlainpacsError
+from plainpacs.archive.store import audit
+from plainpacs.archive.store.free_space import Reserve
+from plainpacs.archive.store.store import Archive
+from plainpacs.archive.tree.root import create_archive
+from plainpacs.scp.commitment.reports import Reporter
+from plainpacs.scp.daemon import systemd
+from plainpacs.scp.daemon.child import Child, indexer_command
+from plainpacs.scp.daemon.metrics import MetricsServer
+from plainpacs.scp.daemon.workers import Receivers, number_of_receivers
+from plainpacs.scp.receiver.receiver import Receiver
+
+_LOG = logging.getLogger("plainpacs.scp")
+
+
+def serve(
+    root: str,
+    settings: Settings,
+    *,
+    create: bool = False,
+    reread: Callable[[], Settings] | None = None,
+) -> None:
+    """Receives into the archive at ``root`` and indexes it until SIGTERM or SIGINT.
+
+    At a SIGHUP the rules of who may associate are taken anew from ``reread`` (raises BadSettings),
+    and the certificates from their files. What is wrong then is logged, and changes nothing.
+
+    Listens before anything else, so that nothing is made or started when it cannot. Stops in this
+    order: no more associations, the stores in hand are finished and answered, associations are
+    aborted, the indexer ends, the archive is closed with nothing left behind.
+    Raises NotAnArchive, UnsuitableFileSystem, InUse, StorageUnavailable.
+    """
+    root = os.path.abspath(root)
+    logs.set_up(settings.log_level, settings.log_format)
+    terminal = os.isatty(2)
+    with waiting_for_stop(signal.SIGHUP) as wait_for_signal:
+        count = number_of_receivers(settings)
+        receiver = Receiver(settings) if count == 1 else Receivers(settings, count)
+        metrics: MetricsServer | None = None
+        try:
+            if settings.metrics_port is not None:
+                metrics = MetricsServer(settings.metrics_bind, settings.metrics_port)
+            if create:
+                create_archive(root, settings.node)
+            archive = Archive.open(
+                root,
+                node=settings.node,
+                sync=settings.sync == "on",
+                digest=settings.digest,
+                reserve=Reserve.parse(settings.reserve),
+                on_conflict=settings.on_conflict,
+            )
+        except BaseException:
+            if metrics:
+                metrics.close()
+            receiver.stop()
+            raise
+        indexer = Child("indexer", indexer_command(root, archive.identity, settings))
+        reporter = Reporter(archive, settings)
+        try:
+            receiver.start(archive)
+            indexer.start()
+            reporter.start()
+            _greet(settings, greeting(root, settings, receiver.port))
+            if metrics:
+                metrics.start(archive, receiver)
+                _LOG.info("metrics on %s port %d", settings.metrics_bind, metrics.port)
+            audit.record(archive.audit, "start", aets=settings.aet, port=receiver.port)
+            archive.audit.flush()
+            systemd.say(READY=1, STATUS=f"{', '.join(settings.aet)} on port {receiver.port}")
+            with systemd.watchdog(lambda: not receiver.fault()):
+                # A terminal that was closed is no wish to go on with other settings.
+                while (number := wait_for_signal()) == signal.SIGHUP and terminal <= os.isatty(2):
+                    systemd.reloading()
+                    _reload(receiver, reread or (lambda: settings))
+                    systemd.say(READY=1)
+            name = signal.Signals(number).name
+            systemd.say(STOPPING=1, STATUS="finishing the stores in hand")
+            _LOG.info("%s: finishing the stores in hand, then stopping", name)
+        finally:
+            try:
+                if metrics:
+                    metrics.close()
+                receiver.stop()
+                reporter.stop()
+                indexer.stop()
+            finally:
+                audit.record(archive.audit, "stop")
+                archive.close()
+        _LOG.info("stopped")
+
+
+def _greet(settings: Settings, words: str) -> None:
+    if settings.log_format == "json":  # every line of the log is an object then
+        _LOG.info("%s", words)
+    else:
+        print(words, file=sys.stderr, flush=True)
+
+
+def _reload(receiver: Receiver | Receivers, reread: Callable[[], Settings]) -> None:
+    try:
+        others = receiver.reload(reread())
+    except PlainpacsError as error:
+        _LOG.error("SIGHUP: the settings stay as they were: %s", error)
+        return
+    wanting = f"; a restart is needed for {', '.join(others)}" if others else ""
+    _LOG.info("SIGHUP: access rules, limits and certificates read again%s", wanting)
+
+
+def greeting(root: str, settings: Settings, port: int) -> str:
+    """What is said on start: where, as whom, and a client's command line that works."""
+    reach = settings.bind or "127.0.0.1"
+    listening = f"{settings.bind or 'all addresses'}, port {port}"
+    called = "any called AE title" if settings.called_ae == "any" else "or called ANY-SCP"
+    caller = f" -aet {settings.calling_ae[0]}" if settings.calling_ae else ""
+    if settings.tls_cert:  # DCMTK's storescu; pynetdicom's speaks no TLS
+        shown = " +tls KEY.pem CERTIFICATE.pem" if settings.tls_verify == "on" else " +tla"
+        caller = f"{shown} +cf CA.pem{caller}"
+    return "\n".join(
+        (
+            f"plainpacs serves {root}",
+            f"as {', '.join(settings.aet)} ({called}) on {listening} of {socket.gethostname()}",
+            # So spelled, it works with DCMTK's storescu and with pynetdicom's, which is beside us.
+            f"try: storescu{caller} -aec {settings.aet[0]} {reach} {port} FILE",
+        )
+    )

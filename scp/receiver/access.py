@@ -1,0 +1,104 @@
+"""Who may associate: our names, the callers' names and addresses, how many at once, and TLS.
+
+``Access`` is made from the settings and never changes; a reload puts another in its place, and each
+connection keeps to the one it began with. A refusal is a row of ``status.REJECTIONS``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from plainpacs.archive.app.settings import Settings
+from plainpacs.scp.network import answers
+from plainpacs.scp.network.answers import Rejection
+from plainpacs.scp.network.pdu import APPLICATION_CONTEXT
+from plainpacs.scp.network.session_protocol import Proposal
+from plainpacs.scp.network.tls import server_context
+
+ANY_SCP = "ANY-SCP"
+"""What DCMTK's clients call whom they were not told to call otherwise."""
+
+RELOADED = (
+    *("called_ae", "calling_ae", "allow_peers", "ae_addresses"),
+    *("max_associations", "max_associations_per_peer"),
+    *("tls_cert", "tls_key", "tls_ca", "tls_verify", "nodes"),
+)
+"""The settings that hold anew after a SIGHUP; the others want a restart."""
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The rules in force for a connection. Addresses are as ``server`` shows them."""
+
+    aet: tuple[str, ...]
+    any_called: bool
+    calling: frozenset[str]
+    """Empty: all."""
+    networks: tuple[_Network, ...]
+    """Empty: all."""
+    bound: Mapping[str, tuple[_Network, ...]]
+    """Calling AE titles that may come from these networks only."""
+    max_associations: int
+    max_per_peer: int
+    """0: no limit but the one of all."""
+    tls: ssl.SSLContext | None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Access:
+        """Reads the certificates too. Raises BadSettings."""
+        bound: dict[str, tuple[_Network, ...]] = {}
+        for binding in settings.ae_addresses:
+            title, _, network = binding.rpartition("=")
+            bound[title] = (*bound.get(title, ()), ipaddress.ip_network(network))
+        return cls(
+            aet=settings.aet,
+            any_called=settings.called_ae == "any",
+            calling=frozenset(settings.calling_ae),
+            networks=tuple(map(ipaddress.ip_network, settings.allow_peers)),
+            bound=bound,
+            max_associations=settings.max_associations,
+            max_per_peer=settings.max_associations_per_peer,
+            tls=server_context(settings),
+        )
+
+    def is_stranger(self, peer: str) -> bool:
+        """Whether whoever is at the address ``peer`` is refused, whatever is asked for."""
+        return bool(self.networks) and not _lies_in(peer, self.networks)
+
+    def rejection(self, proposal: Proposal, peer: str) -> Rejection | None:
+        """Why an association is refused for who calls whom from where; None when it is not."""
+        if self.is_stranger(peer):
+            return answers.ADDRESS_NOT_ALLOWED
+        if proposal.application_context != APPLICATION_CONTEXT:
+            return answers.APPLICATION_CONTEXT_UNKNOWN
+        if not self.any_called and proposal.called_ae not in (*self.aet, ANY_SCP):
+            return answers.CALLED_AE_NOT_OURS
+        if self.calling and proposal.calling_ae not in self.calling:
+            return answers.CALLING_AE_NOT_ALLOWED
+        networks = self.bound.get(proposal.calling_ae)
+        if networks is not None and not _lies_in(peer, networks):
+            return answers.CALLING_AE_FROM_ELSEWHERE
+        return None
+
+
+def reloaded(before: Settings, now: Settings) -> tuple[Settings, list[str]]:
+    """``before`` with what of ``now`` may change while the service runs, and what else differs."""
+    merged = replace(before, **{name: getattr(now, name) for name in RELOADED})
+    names = Settings.__dataclass_fields__
+    return merged, [name for name in names if getattr(merged, name) != getattr(now, name)]
+
+
+def _lies_in(peer: str, networks: tuple[_Network, ...]) -> bool:
+    try:
+        address: _Address = ipaddress.ip_address(peer)
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return any(address in network for network in networks)

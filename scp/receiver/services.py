@@ -1,0 +1,124 @@
+"""The services besides C-ECHO and C-STORE: which there are, and what each is given.
+
+A service is one function. It is loaded when it is asked for first, so that a process that only
+receives has no more than it needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, cast
+
+from plainpacs.archive.app.settings import Settings
+from plainpacs.archive.store.store import Archive
+from plainpacs.scp.network.channel import Channel
+from plainpacs.scp.network.dimse import Command, CommandField
+from plainpacs.scp.network.negotiation import PATIENT_ROOT_GET, STUDY_ROOT_GET, ContextResult, Role
+from plainpacs.scp.receiver.statistics import Caller
+
+
+class Awaited(Protocol):
+    """A request of ours that the peer is to answer when it comes to it."""
+
+    def answered(self, command: Command) -> None:
+        """``command`` is the response. Raises ProtocolError when it is none."""
+
+    def ended(self) -> None:
+        """The association is over, and there was no answer. Raises nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request to a service. ``data`` is its data set, encoded; empty when there was none.
+
+    ``contexts`` are all that were accepted, by id, and ``context`` is the one it came on.
+    """
+
+    command: Command
+    data: bytes
+    context: ContextResult
+    contexts: Mapping[int, ContextResult]
+    channel: Channel
+    caller: Caller
+    archive: Archive
+    settings: Settings
+    agreed: bytes = b""
+    """What was agreed on for the SOP Class of ``context`` by extended negotiation."""
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    """The roles of the peer, by SOP Class, where it asked for some."""
+    awaited: dict[int, Awaited] = field(default_factory=dict)
+    """Of this association, by message id: what a service puts in when it sent a request and does
+    not wait for the response."""
+
+
+Service = Callable[[Asked], bytes | None]
+"""Answers by way of the channel, and gives the command set to answer with last, if any.
+
+Raises what the channel raises. Any other Exception is answered with 0110, and logged as a defect.
+"""
+
+_PATIENT_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.1.1"
+_STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+_PATIENT_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.1.2"
+_STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
+_COMMITMENT = "1.2.840.10008.1.20.1"
+_QUERY_RETRIEVE = "1.2.840.10008.5.1.4.1.2."
+
+_SERVICES: dict[tuple[str, CommandField], str] = {
+    (_PATIENT_ROOT_FIND, CommandField.C_FIND_RQ): "plainpacs.scp.query_retrieve.find:serve",
+    (_STUDY_ROOT_FIND, CommandField.C_FIND_RQ): "plainpacs.scp.query_retrieve.find:serve",
+    (_PATIENT_ROOT_MOVE, CommandField.C_MOVE_RQ): "plainpacs.scp.query_retrieve.retrieve:move",
+    (_STUDY_ROOT_MOVE, CommandField.C_MOVE_RQ): "plainpacs.scp.query_retrieve.retrieve:move",
+    (PATIENT_ROOT_GET, CommandField.C_GET_RQ): "plainpacs.scp.query_retrieve.retrieve:get",
+    (STUDY_ROOT_GET, CommandField.C_GET_RQ): "plainpacs.scp.query_retrieve.retrieve:get",
+    (_COMMITMENT, CommandField.N_ACTION_RQ): "plainpacs.scp.commitment.service:action",
+}
+"""By SOP Class of the context and operation: ``module:function``."""
+
+_OFFERED: dict[str, bytes] = {
+    # Relational queries, and the date and time of one event combined; neither fuzzy semantic
+    # matching of names, nor timezone query adjustment, nor enhanced multi-frame image conversion.
+    _PATIENT_ROOT_FIND: b"\1\1\0\0\0",
+    _STUDY_ROOT_FIND: b"\1\1\0\0\0",
+    # Relational retrieves (C.5.2.1).
+    **dict.fromkeys(
+        (_PATIENT_ROOT_MOVE, _STUDY_ROOT_MOVE, PATIENT_ROOT_GET, STUDY_ROOT_GET), b"\1\0"
+    ),
+}
+"""By SOP Class: what of extended negotiation is agreed to, byte by byte (PS3.4 C.5.1.1)."""
+
+
+def find(abstract_syntax: str, field: int) -> Service | None:
+    """What serves the operation ``field`` on a context for ``abstract_syntax``."""
+    place = _SERVICES.get((abstract_syntax, cast(CommandField, field)))
+    if place is None:
+        return None
+    module, _, name = place.partition(":")
+    return cast(Service, getattr(importlib.import_module(module), name))
+
+
+def prepare(abstract_syntaxes: Collection[str]) -> None:
+    """Loads what serves these, so that the first request need not wait for it."""
+    for (abstract_syntax, _), place in _SERVICES.items():
+        if abstract_syntax in abstract_syntaxes:
+            importlib.import_module(place.partition(":")[0])
+
+
+_SOP_CLASSES = frozenset(abstract_syntax for abstract_syntax, _ in _SERVICES)
+_WITHOUT_QUERIES = frozenset(uid for uid in _SOP_CLASSES if not uid.startswith(_QUERY_RETRIEVE))
+
+
+def served(settings: Settings) -> frozenset[str]:
+    """Whose contexts are accepted besides Verification and storage."""
+    return _SOP_CLASSES if settings.query_retrieve == "on" else _WITHOUT_QUERIES
+
+
+def agreed(wanted: Mapping[str, bytes], served: Collection[str]) -> dict[str, bytes]:
+    """The answer to a SOP Class Extended Negotiation: what is both wanted and offered."""
+    return {
+        uid: bytes(one & other for one, other in zip(asked, _OFFERED[uid], strict=False))
+        for uid, asked in wanted.items()
+        if uid in _OFFERED and uid in served
+    }

@@ -1,0 +1,294 @@
+"""One association as the receiver sees it: who may, what is negotiated, what each message gets.
+
+Every refusal is one line in the log that says who sent what, why it was refused, and which flag
+would change it; every association that came about is one line when it ends. No line has patient
+data.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from plainpacs.archive.store.audit import COUNTED_AS, uid_or_none
+from plainpacs.archive.store.store import Provenance, StoreOutcome
+from plainpacs.scp.network.answers import Rejection, StoreStatus
+from plainpacs.scp.network.channel import Channel, Ended
+from plainpacs.scp.network.connection import Stopping
+from plainpacs.scp.network.dimse import (
+    RESPONSE,
+    Command,
+    CommandField,
+    Drain,
+    Message,
+    ProtocolError,
+    Spill,
+    response,
+)
+from plainpacs.scp.network.negotiation import (
+    ContextResult,
+    Result,
+    Role,
+    answered_roles,
+    name_of,
+    negotiate,
+)
+from plainpacs.scp.network.reader import ConnectionLost, PeerTimeout
+from plainpacs.scp.network.session_protocol import RELEASED, Acceptance, Proposal
+from plainpacs.scp.receiver import services
+from plainpacs.scp.receiver.access import Access
+from plainpacs.scp.receiver.audit_trail import Visit
+from plainpacs.scp.receiver.statistics import Caller, Course, Refusal, Refused
+from plainpacs.scp.storage.store_scp import LargeInstance, StoreAnswer, StoreRequest, store
+
+if TYPE_CHECKING:  # it makes the sessions
+    from plainpacs.scp.receiver.receiver import Receiver
+
+_LOG = logging.getLogger("plainpacs.scp")
+
+_NAMES_SHOWN = 5
+
+_WHY = {
+    Result.USER_REJECTION: "the peer would be SCP, and asks for no C-GET",
+    Result.ABSTRACT_SYNTAX_NOT_SUPPORTED: "not Verification, the storage of an instance, nor a "
+    "service that is on (query_retrieve)",
+    Result.TRANSFER_SYNTAXES_NOT_SUPPORTED: "no transfer syntax that can be kept",
+}
+
+_NOT_OURS_TO_ANSWER = (ProtocolError, PeerTimeout, ConnectionLost, Stopping, Ended, OSError)
+
+
+class ReceiverSession:
+    """One connection. See ``session.Session`` for what is called when."""
+
+    def __init__(self, receiver: Receiver, access: Access, peer: str) -> None:
+        self._receiver = receiver
+        self._access = access
+        self._settings = receiver.settings
+        self._caller = Caller(peer)
+        self._visit: Visit
+        self._provenance = Provenance()
+        self._contexts: dict[int, ContextResult] = {}
+        self._agreed: Mapping[str, bytes] = {}
+        self._roles: Mapping[str, Role] = {}
+        self._awaited: dict[int, services.Awaited] = {}
+        self._admitted = False
+        self._counts: Counter[str] = Counter()
+        self._bytes = 0
+        self._began = time.monotonic()
+
+    # --- the association ----------------------------------------------------------------------
+
+    def propose(self, proposal: Proposal) -> Acceptance | Rejection:
+        self._caller = Caller(self._caller.peer, proposal.calling_ae, proposal.called_ae)
+        peer = self._caller.peer
+        rejection = self._access.rejection(proposal, peer)
+        rejection = rejection or self._receiver.admit(self._access, peer)
+        if rejection is not None:
+            self._log_rejection(rejection)
+            return rejection
+        self._admitted = True
+        self._receiver.tally.accepted()
+        self._visit = Visit(self._receiver.trail, self._caller)
+        self._provenance = Provenance(proposal.calling_ae, proposal.called_ae, self._caller.peer)
+        served = services.served(self._settings)
+        results = negotiate(proposal.contexts, proposal.declared, proposal.roles, served)
+        self._contexts = {r.id: r for r in results if r.result is Result.ACCEPTED}
+        self._log_refused_contexts(results)
+        services.prepare({context.abstract_syntax for context in self._contexts.values()})
+        self._agreed = services.agreed(proposal.extended, served)
+        self._roles = answered_roles(proposal.roles, results)
+        return Acceptance(tuple(results), self._roles, self._agreed)
+
+    def ended(self, how: str, fault: str) -> None:
+        if not self._admitted:
+            level = logging.WARNING if fault else logging.DEBUG
+            _LOG.log(level, "connection ended: %s: %s", self._caller, fault or how)
+            return
+        self._receiver.dismiss(self._caller.peer)
+        self._visit.ended()
+        for awaited in self._awaited.values():
+            awaited.ended()
+        if how != RELEASED:
+            self._receiver.tally.aborted()
+        if self._counts["stored"] or self._counts["conflicts"]:
+            self._receiver.flush()
+        _LOG.info(
+            "association ended: %s: %s; %s",
+            self._caller,
+            f"{how}: {fault}" if fault else how,
+            Course(self._counts, self._bytes, time.monotonic() - self._began),
+        )
+
+    # --- messages -----------------------------------------------------------------------------
+
+    def serve(self, message: Message, channel: Channel) -> bytes | None:
+        context = self._context(message.context_id)
+        command = message.command
+        if command.field & RESPONSE:
+            awaited = self._awaited.pop(command.message_id, None)
+            if awaited is not None:
+                awaited.answered(command)
+            return None
+        if command.field == CommandField.C_CANCEL_RQ:
+            return None  # what could be cancelled is over
+        if command.field == CommandField.C_ECHO_RQ:
+            return response(command, StoreStatus.SUCCESS)
+        if command.field == CommandField.C_STORE_RQ:
+            return self._store(context, command, message.data)
+        service = services.find(context.abstract_syntax, command.field)
+        if service is not None:
+            return self._ask(service, context, message, channel)
+        why = f"operation {command.field:04X}H is none that {_shown(context.abstract_syntax)} has"
+        refused = StoreStatus.UNRECOGNIZED_OPERATION
+        remedy = "no flag changes it"
+        _LOG.warning("refused: %s: %04X %s; %s", self._caller, refused, why, remedy)
+        self._count(Refused.OPERATION, f"{refused:04X}", why)
+        return response(command, StoreStatus.UNRECOGNIZED_OPERATION)
+
+    def _ask(
+        self, service: services.Service, context: ContextResult, message: Message, channel: Channel
+    ) -> bytes | None:
+        command, data = message.command, message.data
+        if isinstance(data, Drain):
+            why = "an identifier of some megabytes"
+            _LOG.warning("refused: %s: %s", self._caller, why)
+            return response(command, StoreStatus.CANNOT_UNDERSTAND, why)
+        asked = services.Asked(
+            command,
+            bytes(data) if isinstance(data, memoryview) else b"",
+            context,
+            self._contexts,
+            channel,
+            self._caller,
+            self._receiver.archive,
+            self._settings,
+            self._agreed.get(context.abstract_syntax, b""),
+            self._roles,
+            self._awaited,
+        )
+        try:
+            return service(asked)
+        except _NOT_OURS_TO_ANSWER:
+            raise
+        except Exception:
+            _LOG.exception("a defect of plainpacs")
+            return response(command, StoreStatus.PROCESSING_FAILURE)
+
+    def spill(self, context_id: int, command: Command) -> Spill:
+        context = self._context(context_id)
+        if command.field != CommandField.C_STORE_RQ:
+            return Drain()
+        request = self._request(context, command)
+        return LargeInstance(self._receiver.archive, request, self._settings.refuse_sop_class)
+
+    def _context(self, context_id: int) -> ContextResult:
+        context = self._contexts.get(context_id)
+        if context is None:
+            raise ProtocolError(f"a message came on context {context_id}, not accepted")
+        return context
+
+    def _request(self, context: ContextResult, command: Command) -> StoreRequest:
+        return StoreRequest(
+            command.sop_class,
+            command.sop_instance,
+            context.abstract_syntax,
+            context.transfer_syntax,
+            self._provenance,
+        )
+
+    def _store(
+        self, context: ContextResult, command: Command, data: memoryview | Spill | None
+    ) -> bytes:
+        if isinstance(data, LargeInstance):
+            size = data.size
+            answer = data.store()
+        else:
+            assert data is None or isinstance(data, memoryview), "a Drain is for other commands"
+            request = self._request(context, command)
+            refused = self._settings.refuse_sop_class
+            answer = store(self._receiver.archive, request, data, refused)
+            size = len(data or b"")
+        self._bytes += size
+        self._account(answer, command, size)
+        return response(command, answer.status, answer.comment)
+
+    def _account(self, answer: StoreAnswer, command: Command, size: int) -> None:
+        if answer.stored is None:
+            self._counts["refused"] += 1
+            unforeseen = answer.status is StoreStatus.PROCESSING_FAILURE
+            # The words of an error that is not ours may quote the data set.
+            why = answer.comment if unforeseen else str(answer.error)
+            uid = uid_or_none(command.sop_instance)
+            named = f" {uid}" if uid else ""
+            _LOG.warning(
+                "refused: %s: %04X an instance%s of %s: %s; %s",
+                self._caller,
+                answer.status,
+                named,
+                _shown(command.sop_class),
+                why,
+                answer.remedy,
+            )
+            told = answer.comment or why
+            self._count(Refused.INSTANCE, f"{answer.status:04X}", told, command.sop_instance)
+            if unforeseen:
+                _LOG.error("a defect of plainpacs", exc_info=answer.error)
+            return
+        outcome = answer.stored.outcome
+        self._counts[COUNTED_AS[outcome]] += 1
+        self._visit.stored(answer.stored)
+        self._receiver.tally.stored(outcome, self._caller, size)
+        if outcome is StoreOutcome.CONFLICT:
+            _LOG.warning(
+                "conflict: %s sent other bytes under a stored SOP Instance UID; kept in %s",
+                self._caller,
+                answer.stored.path,
+            )
+
+    # --- refusals -----------------------------------------------------------------------------
+
+    def _log_rejection(self, rejection: Rejection) -> None:
+        known = {"called_ae": "", "calling_ae": "", **self._caller.log_fields()}  # printable
+        remedy = rejection.remedy.format(**known)
+        _LOG.warning(
+            "refused association: %s: %s %s; %s",
+            self._caller,
+            rejection.code,
+            rejection.what,
+            remedy,
+        )
+        self._count(Refused.ASSOCIATION, rejection.code, rejection.what)
+
+    def _log_refused_contexts(self, results: Iterable[ContextResult]) -> None:
+        by_result: dict[Result, list[str]] = {}
+        for context in results:
+            if context.result is not Result.ACCEPTED:
+                by_result.setdefault(context.result, []).append(_shown(context.abstract_syntax))
+        for result, names in by_result.items():
+            distinct = list(dict.fromkeys(names))
+            more = f" and {len(distinct) - _NAMES_SHOWN} more" * (len(distinct) > _NAMES_SHOWN)
+            what = ", ".join(distinct[:_NAMES_SHOWN]) + more
+            _LOG.warning(
+                "refused contexts: %s: result %d for %s: %s; no flag changes it",
+                self._caller,
+                result,
+                what,
+                _WHY[result],
+            )
+            why = f"{what}: {_WHY[result]}"
+            self._count(Refused.CONTEXTS, f"context {result:d}", why)
+
+    def _count(self, what: Refused, code: str, why: str, sop_instance: str = "") -> None:
+        self._receiver.count(Refusal(what, code, why, self._caller), sop_instance)
+
+
+def _shown(uid: str) -> str:
+    """``uid`` for the log: its name if registered. What is not spelled like one might be anything,
+    a patient's name too."""
+    if not uid:
+        return "no UID"
+    return name_of(uid) if uid_or_none(uid) else "a malformed UID"
