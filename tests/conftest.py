@@ -2,9 +2,9 @@
 
 import signal
 
-import pausing
-from running import start
-from serving import serve
+from tests.support import pausing
+from tests.support.receiver import start
+from tests.support.serve import serve
 
 __all__ = ["serve", "start"]
 

@@ -20,9 +20,8 @@ from pathlib import Path
 
 import orjson
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from peer import Peer
-from support import data_set
+from tests.support.archives import data_set
+from tests.support.peer import Peer
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PIXELS = bytes(512 * 512 * 2)

@@ -29,10 +29,7 @@ from plainpacs.archive.dicom.part10 import EXPLICIT_LITTLE_ENDIAN
 from plainpacs.archive.store.store import Archive, Provenance
 from plainpacs.archive.tree.root import create_archive
 from plainpacs.indexer.service.indexer import Indexer
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from support import data_set
+from tests.support.archives import data_set
 
 PLAINPACS = (sys.executable, "-m", "plainpacs.archive.app.cli")
 BARE = """

@@ -1,0 +1,1 @@
+"""What ``tests.benchmarks.receive`` is made of."""

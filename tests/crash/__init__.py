@@ -1,0 +1,1 @@
+"""Kills, power loss, failing system calls and interleavings: what is promised holds."""

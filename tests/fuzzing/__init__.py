@@ -1,0 +1,1 @@
+"""Mutated input: ``python -m tests.fuzzing``, and a short run of it."""

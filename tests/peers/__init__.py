@@ -1,0 +1,1 @@
+"""Tests with DCMTK, Orthanc and pynetdicom as the other side."""

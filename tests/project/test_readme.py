@@ -1,0 +1,196 @@
+"""The README is true: its commands are run as they stand, its tables name what there is."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click import Command
+
+from plainpacs.archive.app import cli
+from plainpacs.archive.app.settings import TABLE, load
+from plainpacs.archive.store.store import Archive
+from plainpacs.indexer.service.indexer import Indexer
+from plainpacs.scp.receiver.receiver import Receiver
+from tests.support.archives import eventually, instances_in, part10, tree
+from tests.support.peer import dcmtk
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+TEXT = README.read_text()
+STUDY = "1.2.840.113619.2.5.1762583153"
+PLAINPACS = f'plainpacs() {{ {shlex.quote(sys.executable)} -m plainpacs.archive.app.cli "$@"; }}\n'
+
+
+def block_with(words: str) -> str:
+    """The shell commands of the block that contains ``words``."""
+    [block] = [one for one in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) if words in one]
+    return str(block)
+
+
+def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PLAINPACS_")}
+    done = subprocess.run(
+        ["bash", "-euc", PLAINPACS + script],
+        cwd=folder,
+        env=env | {"TCP_NODELAY": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """``archive`` beside what the README calls FOLDER and FILE, with the study it shows."""
+    run("plainpacs init archive", tmp_path)
+    folder = tmp_path / "FOLDER"
+    folder.mkdir()
+    for number in range(3):
+        raw = part10(
+            StudyInstanceUID=STUDY,
+            SeriesInstanceUID=f"{STUDY}.1",
+            SOPInstanceUID=f"{STUDY}.1.{number + 1}",
+        )
+        (folder / f"{number}").write_bytes(raw)
+    (tmp_path / "FILE").write_bytes(part10())
+    return tmp_path / "archive"
+
+
+def test_five_minutes(archive: Path, tmp_path: Path) -> None:
+    dcmtk("echoscu", "--version")
+    receiver = Receiver(load({"bind": "127.0.0.1", "port": "0"}, environ={}))
+    with Archive.open(str(archive)) as opened:
+        receiver.start(opened)
+        try:
+            sending = block_with("echoscu").replace("11112", str(receiver.port))
+            for line in sending.splitlines():
+                tool, *arguments = shlex.split(line)
+                done = dcmtk(tool, *(str(tmp_path / a) if a.isupper() and a in ("FOLDER", "FILE")
+                                     else a for a in arguments))  # fmt: skip
+                assert done.returncode == 0, f"{line}\n{done.stderr}"
+        finally:
+            receiver.stop()
+    assert len(instances_in(archive)) == 4
+    with Indexer.open(str(archive)) as indexer:
+        indexer.once()
+    reading = block_with("plainpacs ls doe")
+    assert reading.startswith("cd archive\n")
+    done = run(reading, tmp_path)
+    assert done.stdout.count(STUDY) >= 4
+    assert f"archive/202401/{STUDY}\n" in done.stdout
+
+
+def test_verifying(archive: Path, tmp_path: Path) -> None:
+    run("plainpacs import -a archive FOLDER; plainpacs index --once -a archive", tmp_path)
+    lists = "plainpacs verify --sums sha256 > ../sums; sha256sum -c ../sums"
+    assert lists.split(" >", maxsplit=1)[0].replace("sha256", "blake3") in TEXT
+    done = run(f"cd archive\n{block_with('plainpacs verify --fast')}{lists}", tmp_path)
+    assert done.stdout.count(": OK") == 3
+
+
+def test_exporting(archive: Path, tmp_path: Path) -> None:
+    run("plainpacs import -a archive FOLDER; plainpacs index --once -a archive", tmp_path)
+    run(f"cd archive\n{block_with('plainpacs export')}", tmp_path)
+    assert (tmp_path / "cd/DICOMDIR").is_file()
+    assert (tmp_path / "cd.zip").is_file()
+    assert (tmp_path / "ct.json").is_file()
+
+
+def test_the_first_command(tmp_path: Path) -> None:
+    command = block_with("pip install . &&").strip()
+    assert command == "pip install . && plainpacs serve --create ./archive"
+    serve = shlex.split(command.partition("&& ")[2])[1:]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "plainpacs.archive.app.cli", *serve, "--port", "0"],
+            cwd=tmp_path,
+            stderr=log,
+        )
+    try:
+        eventually((tmp_path / "archive/plainpacs.json").exists)
+        eventually(lambda: b"try: storescu" in (tmp_path / "log").read_bytes())
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def test_looking(archive: Path, tmp_path: Path) -> None:
+    run("plainpacs import -a archive FOLDER; plainpacs index --once -a archive", tmp_path)
+    run(f"cd archive\n{block_with('plainpacs links')}", tmp_path)
+    assert (tmp_path / "people/Doe, Jane [P1]/2024-01-31 CT/CT").is_dir()
+    assert (tmp_path / "sheet.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_import_and_backup(archive: Path, tmp_path: Path) -> None:
+    command = block_with("plainpacs import").strip()
+    assert command.startswith("plainpacs import ")
+    run("cd archive; plainpacs import ../FOLDER ../FILE", tmp_path)
+    backup = block_with("rsync").replace("/data/archive/", "archive/")
+    run(backup.replace("backup:/archive/", "copy/"), tmp_path)
+    assert tree(tmp_path / "copy") == tree(archive)
+    assert not (tmp_path / "copy/.plainpacs/pending").exists()
+    assert (tmp_path / "copy/.plainpacs/conflicts").exists()
+    run("plainpacs index --once -a copy; plainpacs ls -a copy", tmp_path)
+
+
+def test_other_archives(archive: Path, tmp_path: Path) -> None:
+    run("plainpacs import -a archive FOLDER; plainpacs index --once -a archive", tmp_path)
+    served = {"bind": "127.0.0.1", "port": "0", "called_ae": "any"}
+    receiver = Receiver(load(served, environ={}))
+    with Archive.open(str(archive)) as opened:
+        receiver.start(opened)
+        try:
+            settings = (
+                "plainpacs init other\nexport PLAINPACS_ARCHIVE=other PLAINPACS_CONFIG=p.toml\n"
+            )
+            (tmp_path / "p.toml").write_text(f'[nodes]\nPACS = "127.0.0.1:{receiver.port}"\n')
+            run(settings + block_with("plainpacs echo PACS"), tmp_path)
+        finally:
+            receiver.stop()
+    assert tree(tmp_path / "other").keys() >= set(instances_in(archive))
+
+
+def commands_in(section: str) -> set[str]:
+    start = TEXT.index(f"## {section}")
+    return set(re.findall(r"^\| `([a-z]+)", TEXT[start : TEXT.index("\n## ", start + 5)], re.M))
+
+
+def test_the_table_of_commands_is_complete() -> None:
+    assert commands_in("Commands") == set(cli.COMMANDS)
+
+
+def test_every_flag_named_exists() -> None:
+    known = {declaration.flag for declaration in TABLE} | {"--create", "--config", "--help"}
+    group = cli.root
+    context = group.make_context("plainpacs", [])
+    for name in cli.COMMANDS:
+        command = group.get_command(context, name)
+        assert isinstance(command, Command)
+        known |= {flag for option in command.params for flag in option.opts}
+    of_others = {"--fork", "--delete", "--exclude", "--dist"}
+    of_others |= {"--quick", "--case", "--markdown", "--peers", "--dir"}  # the benchmarks'
+    of_others |= {"--minutes", "--cases"}  # of the soak and the fuzzer
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT)) - of_others
+    assert named <= known
+    assert "--sync" in named
+
+
+def test_the_settings_shown_are_settings(tmp_path: Path) -> None:
+    [shown] = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
+    config = tmp_path / "plainpacs.toml"
+    config.write_text(shown)
+    assert load({}, str(config), {}).aet == ("DRDCM", "ARCHIVE")
+
+
+def test_its_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert (README.parent / target).exists(), target
+    for module in re.findall(r"python -m (tests\.[a-z.]+)", TEXT):
+        assert (README.parent / (module.replace(".", "/") + ".py")).exists(), module

@@ -1,0 +1,1 @@
+"""What many tests need: archives, receivers, peers, and looking at a tree."""
