@@ -32,6 +32,6 @@ VOLUME ["/archive"]
 EXPOSE 11112
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=10s --start-period=20s --retries=3 \
-    CMD ["python", "-m", "plainpacs.scp.daemon.healthcheck"]
+    CMD ["python", "-P", "-m", "plainpacs.scp.daemon.healthcheck"]
 ENTRYPOINT ["plainpacs"]
 CMD ["serve"]

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any
 
+from plainpacs.archive.child_process import python_command
 from plainpacs.archive.dicom import part10
 from plainpacs.archive.dicom.flatten import PIXEL_DATA, DataSet, Leaf
 from plainpacs.archive.store.temporary import mapped
@@ -45,10 +46,9 @@ def same_pixels(root: str, first: str, second: str) -> tuple[bool | None, str]:
 
     None when that cannot be found out; the words say how it was found out, or why not.
     """
-    command = [sys.executable, "-P", "-m", __name__, root, first, second]
     try:
         done = subprocess.run(
-            command,
+            python_command(__name__, root, first, second),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

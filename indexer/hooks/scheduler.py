@@ -17,13 +17,13 @@ import contextlib
 import logging
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fcntl import LOCK_EX
 
+from plainpacs.archive.child_process import python_command
 from plainpacs.archive.errors import PlainpacsError
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.root import file_system_now, stamp, try_lock
@@ -311,12 +311,12 @@ class Hooks:
                 return
             job.begun = job.changes
             job.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "plainpacs.indexer.hooks.runner"),
+                python_command(
+                    "plainpacs.indexer.hooks.runner",
                     *(kind.value, *study, str(lock), str(self._root), self._path),
                     *(self._since[kind], self._settings.log_level, self._settings.log_format),
                     self._settings.commands[kind],
-                ],
+                ),
                 stdin=subprocess.DEVNULL,
                 pass_fds=(lock, self._root),
                 start_new_session=True,

@@ -17,6 +17,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+from plainpacs.archive.child_process import python_command
 from plainpacs.archive.conflicts.pixels import confine
 
 _PATIENCE_SECONDS = 60.0
@@ -90,7 +91,7 @@ def _started() -> subprocess.Popen[bytes]:
     # Threads of numerical libraries would each take their share of the memory allowed.
     alone = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", __name__],
+        python_command(__name__),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -11,11 +11,11 @@ import contextlib
 import logging
 import os
 import subprocess
-import sys
 import threading
 import time
 
 from plainpacs.archive.app.settings import Settings
+from plainpacs.archive.child_process import python_command
 from plainpacs.archive.tree.root import stamp
 
 _LOG = logging.getLogger("plainpacs.scp")
@@ -28,7 +28,7 @@ _PATIENCE_SECONDS = 15.0
 
 def indexer_command(root: str, identity: str, settings: Settings) -> list[str]:
     """The command that indexes archive ``identity`` at ``root`` until its standard input ends."""
-    command = [sys.executable, "-m", "plainpacs.archive.app.cli", "index", "--parent-pipe"]
+    command = python_command("plainpacs", "index", "--parent-pipe")
     command += ["--digest", settings.digest, "--log-level", settings.log_level]
     command += ["--log-format", settings.log_format, "--only", identity]
     if settings.node:

@@ -19,6 +19,7 @@ from dataclasses import asdict
 from plainpacs.archive.app import logs
 from plainpacs.archive.app.settings import Settings, load
 from plainpacs.archive.app.signals import waiting_for_stop
+from plainpacs.archive.child_process import python_command
 from plainpacs.archive.errors import PlainpacsError
 from plainpacs.archive.store.free_space import Reserve
 from plainpacs.archive.store.store import Archive
@@ -119,7 +120,7 @@ class Receivers:
             "listener": inherited[0],
             "board": [inherited[1], self._board.slots, slot],
         }
-        return [sys.executable, "-m", __name__, json.dumps(told)]
+        return python_command(__name__, json.dumps(told))
 
     def _keep_noting(self) -> None:
         stopping = False

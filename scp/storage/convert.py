@@ -11,10 +11,10 @@ import json
 import os
 import select
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
+from plainpacs.archive.child_process import python_command
 from plainpacs.archive.dicom.deflate import Inflated
 from plainpacs.archive.dicom.header import MOST_INFLATED
 from plainpacs.archive.dicom.uids import (
@@ -106,7 +106,7 @@ class _Decoder:
         # Threads of a numerical library would take memory that is limited there.
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "plainpacs.scp.storage.decompress"],
+            python_command("plainpacs.scp.storage.decompress"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

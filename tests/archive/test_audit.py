@@ -229,7 +229,7 @@ def test_import_is_recorded_by_study_and_names_no_path(tmp_path: Path) -> None:
     (folder / "other").write_bytes(part10(SOPInstanceUID="1.7", StudyInstanceUID="1.8"))
     (folder / "none").write_bytes(b"no DICOM")
     (folder / "bad").write_bytes(part10(StudyInstanceUID="SECRET^NAME"))
-    importing = [sys.executable, "-m", "plainpacs.archive.app.cli", "import", "-a", root]
+    importing = [sys.executable, "-m", "plainpacs", "import", "-a", root]
     done = subprocess.run([*importing, str(folder)], check=False, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     found = sorted(lines(root), key=str)
@@ -350,7 +350,7 @@ def test_time_is_that_of_writing(opened: Archive) -> None:
 
 def shown(root: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "plainpacs.archive.app.cli", "audit", "-a", root, *arguments],
+        [sys.executable, "-m", "plainpacs", "audit", "-a", root, *arguments],
         check=False,
         capture_output=True,
         text=True,

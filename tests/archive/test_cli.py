@@ -19,7 +19,7 @@ from tests.support.archives import new_archive, store
 def run(
     *arguments: str, cwd: Path | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "plainpacs.archive.app.cli", *arguments]
+    command = [sys.executable, "-m", "plainpacs", *arguments]
     env = {key: value for key, value in os.environ.items() if not key.startswith("PLAINPACS_")}
     return subprocess.run(
         command, capture_output=True, text=True, cwd=cwd, env=env | variables, check=False

@@ -16,7 +16,7 @@ from plainpacs.indexer.commands.complete import MOST, studies
 from plainpacs.indexer.service.indexer import Indexer
 from tests.support.archives import new_archive, store
 
-COMMAND = f"'{sys.executable}' -m plainpacs.archive.app.cli"
+COMMAND = f"'{sys.executable}' -m plainpacs"
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from tests.support.archives import (
 )
 from tests.support.peer import dcmtk
 
-PLAINPACS = [sys.executable, "-m", "plainpacs.archive.app.cli"]
+PLAINPACS = [sys.executable, "-m", "plainpacs"]
 READS = (
     ("ls",),
     ("ls", "--format", "csv", "doe"),

@@ -147,7 +147,7 @@ def test_interrupted_and_repeated(path: str, tmp_path: Path, number: int) -> Non
     disc.mkdir()
     for index in range(1500):
         (disc / f"{index:05}").write_bytes(part10(SOPInstanceUID=f"1.2.{index + 1}"))
-    command = [sys.executable, "-m", "plainpacs.archive.app.cli", "import", "-a", path, str(disc)]
+    command = [sys.executable, "-m", "plainpacs", "import", "-a", path, str(disc)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     folder = Path(path, "202401/1.2.3/1.2.3.4")
     eventually(lambda: folder.is_dir() and len(os.listdir(folder)) > 50)

@@ -123,7 +123,7 @@ def test_an_unknown_format_is_wrong_usage(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "plainpacs.archive.app.cli",
+        "plainpacs",
         "serve",
         root,
         "--log-format",

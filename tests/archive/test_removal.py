@@ -427,7 +427,7 @@ def test_what_it_says(path: str) -> None:
 def test_what_it_cannot_do(path: str, arguments: list[str], status: int, words: str) -> None:
     before = tree(path)
     done = subprocess.run(
-        [os.sys.executable, "-m", "plainpacs.archive.app.cli", *arguments, "-a", path],
+        [os.sys.executable, "-m", "plainpacs", *arguments, "-a", path],
         capture_output=True,
         text=True,
         check=False,

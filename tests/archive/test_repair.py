@@ -20,7 +20,7 @@ from plainpacs.indexer.service.indexer import Indexer
 from tests.support.archives import instances_in, left_behind, tree
 from tests.support.damage import DAMAGES, SERIES, VICTIM, Damage, change, flipped, index, make, node
 
-PLAINPACS = (sys.executable, "-m", "plainpacs.archive.app.cli")
+PLAINPACS = (sys.executable, "-m", "plainpacs")
 each = pytest.mark.parametrize("name", DAMAGES)
 
 

@@ -40,7 +40,7 @@ from tests.support.damage import (
     node,
 )
 
-COMMAND = (sys.executable, "-m", "plainpacs.archive.app.cli")
+COMMAND = (sys.executable, "-m", "plainpacs")
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def times(pid: int) -> tuple[float, float]:
 
 
 def listed(root: str) -> int:
-    command = [sys.executable, "-m", "plainpacs.archive.app.cli", "ls", "-a", root]
+    command = [sys.executable, "-m", "plainpacs", "ls", "-a", root]
     found = subprocess.run(command, capture_output=True, check=False).stdout
     return int(orjson.loads(found)["NumberOfStudyRelatedInstances"]) if found else 0
 
@@ -58,7 +58,7 @@ def listed(root: str) -> int:
 def main(seconds: float = 60.0, instances: int = 5000) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = f"{folder}/archive"
-        command = [sys.executable, "-m", "plainpacs.archive.app.cli", "serve", "--create", root]
+        command = [sys.executable, "-m", "plainpacs", "serve", "--create", root]
         server = subprocess.Popen([*command, "--port", "0"], stderr=subprocess.PIPE, text=True)
         assert server.stderr
         port = None

@@ -36,7 +36,7 @@ from plainpacs.archive.tree.layout import INSTANCES, instance_path
 from plainpacs.indexer.index import instance_shards
 from tests.benchmarks.ls import MONTHS, make_archive, patient_id, some_study
 
-PLAINPACS = (sys.executable, "-m", "plainpacs.archive.app.cli")
+PLAINPACS = (sys.executable, "-m", "plainpacs")
 MONTH = MONTHS[70]
 
 

@@ -108,7 +108,7 @@ def compare(folder: Path, count: int, runs: int) -> None:
 
 
 def _plainpacs(archive: Path, files: Path, patient: str) -> Callable[[], int]:
-    command = [sys.executable, "-m", "plainpacs.archive.app.cli"]
+    command = [sys.executable, "-m", "plainpacs"]
     own = {**os.environ, "PLAINPACS_ARCHIVE": str(archive)}
     subprocess.run([*command, "init", str(archive)], check=True, capture_output=True)
     for more in (["import", str(files)], ["index", "--once"]):

@@ -118,7 +118,7 @@ def make_archive(root: Path, studies: int) -> int:
 
 def measure(root: Path, arguments: list[str]) -> tuple[float, float, int]:
     """Median seconds and processor seconds of whole processes, and the lines printed to a pipe."""
-    command = [sys.executable, "-m", "plainpacs.archive.app.cli", *arguments]
+    command = [sys.executable, "-m", "plainpacs", *arguments]
     environment = {**os.environ, "PLAINPACS_ARCHIVE": str(root)}
     times, processor = [], []
     lines = 0

@@ -31,7 +31,7 @@ from plainpacs.archive.tree.root import create_archive
 from plainpacs.indexer.service.indexer import Indexer
 from tests.support.archives import data_set
 
-PLAINPACS = (sys.executable, "-m", "plainpacs.archive.app.cli")
+PLAINPACS = (sys.executable, "-m", "plainpacs")
 BARE = """
 import sys, threading, blake3
 def read(paths):

@@ -498,7 +498,7 @@ def test_an_instance_removed_meanwhile(root: str, tmp_path: Path) -> None:
 
 
 def piped(root: str, *arguments: str) -> bytes:
-    command = [sys.executable, "-m", "plainpacs.archive.app.cli", "-a", root, "export", *arguments]
+    command = [sys.executable, "-m", "plainpacs", "-a", root, "export", *arguments]
     done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -518,9 +518,7 @@ def test_a_document_into_a_pipe(root: str) -> None:
 
 
 def test_a_reader_who_goes_away(root: str) -> None:
-    script = (
-        f"'{sys.executable}' -m plainpacs.archive.app.cli -a '{root}' export 1.2.3 - --zip | true"
-    )
+    script = f"'{sys.executable}' -m plainpacs -a '{root}' export 1.2.3 - --zip | true"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
 

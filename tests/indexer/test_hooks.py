@@ -384,9 +384,7 @@ def test_serve_runs_them_and_plainpacs_works_inside(
     serve: Serve, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PLAINPACS_SETTLE_SECONDS", "0.2")
-    script = Script(
-        memory, f"{sys.executable} -m plainpacs.archive.app.cli ls --format paths > {memory}/shown"
-    )
+    script = Script(memory, f"{sys.executable} -m plainpacs ls --format paths > {memory}/shown")
     service = serve("--on-study-settled", str(script), "--on-instance", f"{script} {{peer}}")
     with Peer(service.port) as peer:
         assert peer.store(peer_data_set()) == 0, "before there is an indexer"

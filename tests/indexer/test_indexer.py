@@ -478,7 +478,7 @@ def test_a_request_is_done_by_whoever_asked_when_the_indexer_dies(
     once(path)
     shutil.rmtree(Path(path, "202401/1.2"))
     root = open_root(path)
-    command = [sys.executable, "-m", "plainpacs.archive.app.cli"]
+    command = [sys.executable, "-m", "plainpacs"]
     indexer = subprocess.Popen([*command, "index", path], stderr=subprocess.DEVNULL)
     try:
         eventually(lambda: is_locked(root, layout.INDEXER_LOCK))
@@ -612,7 +612,7 @@ def test_the_command_ends_with_its_parent(path: str) -> None:
     command = [
         sys.executable,
         "-m",
-        "plainpacs.archive.app.cli",
+        "plainpacs",
         "index",
         "--parent-pipe",
         "-a",
@@ -628,7 +628,7 @@ def test_the_command_ends_with_its_parent(path: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_ends_by_signal(path: str, number: int) -> None:
-    command = [sys.executable, "-m", "plainpacs.archive.app.cli", "index", "-a", path]
+    command = [sys.executable, "-m", "plainpacs", "index", "-a", path]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     fill(path)
     eventually(lambda: listed(path) == {f"1.{study}" for study in range(5)})

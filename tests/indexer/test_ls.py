@@ -28,7 +28,7 @@ from plainpacs.indexer.output import formats as output
 from plainpacs.indexer.service.indexer import Indexer
 from tests.support.archives import instances_in, new_archive, real_folders, store, tree
 
-COMMAND = [sys.executable, "-m", "plainpacs.archive.app.cli"]
+COMMAND = [sys.executable, "-m", "plainpacs"]
 
 
 def fill(path: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 FLOORS = (
-    "archive/buffer archive/errors",
+    "archive/buffer archive/child_process archive/errors",
     "archive/tree archive/dicom",
     "archive/store",
     "archive/app archive/removal",

@@ -122,7 +122,7 @@ def test_nothing_that_is_said_has_a_name(serve: Serve, form: str) -> None:
     assert "conflict: TESTER" in service.said
     assert "Traceback" not in service.said
     shown = subprocess.run(
-        [sys.executable, "-m", "plainpacs.archive.app.cli", "status", "-a", str(service.root)],
+        [sys.executable, "-m", "plainpacs", "status", "-a", str(service.root)],
         check=True,
         capture_output=True,
         text=True,
@@ -202,7 +202,7 @@ def test_import_and_index_say_no_names(tmp_path: Path) -> None:
         )
     for command_line in (["import", str(folder)], ["index", "--once"], ["reindex", "--full"]):
         done = subprocess.run(
-            [sys.executable, "-m", "plainpacs.archive.app.cli", *command_line, "-a", root],
+            [sys.executable, "-m", "plainpacs", *command_line, "-a", root],
             check=False,
             capture_output=True,
             text=True,
@@ -311,9 +311,7 @@ def test_who_cannot_close_the_folder_says_so(open_folder: Path) -> None:
         for name in names:
             os.chown(Path(folder, name), 0, NOBODY)
             os.chmod(Path(folder, name), 0o660)
-    line = as_nobody(
-        sys.executable, "-m", "plainpacs.archive.app.cli", "index", "--once", str(root)
-    )
+    line = as_nobody(sys.executable, "-m", "plainpacs", "index", "--once", str(root))
     done: Any = subprocess.run(line, check=False, capture_output=True, text=True, cwd="/")
     assert done.returncode == 0, done.stderr
     assert "others may read" in done.stderr

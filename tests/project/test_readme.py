@@ -23,7 +23,7 @@ from tests.support.peer import dcmtk
 README = Path(__file__).resolve().parents[2] / "README.md"
 TEXT = README.read_text()
 STUDY = "1.2.840.113619.2.5.1762583153"
-PLAINPACS = f'plainpacs() {{ {shlex.quote(sys.executable)} -m plainpacs.archive.app.cli "$@"; }}\n'
+PLAINPACS = f'plainpacs() {{ {shlex.quote(sys.executable)} -m plainpacs "$@"; }}\n'
 
 
 def block_with(words: str) -> str:
@@ -109,7 +109,7 @@ def test_the_first_command(tmp_path: Path) -> None:
     serve = shlex.split(command.partition("&& ")[2])[1:]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "plainpacs.archive.app.cli", *serve, "--port", "0"],
+            [sys.executable, "-m", "plainpacs", *serve, "--port", "0"],
             cwd=tmp_path,
             stderr=log,
         )

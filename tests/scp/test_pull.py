@@ -184,7 +184,7 @@ def test_an_interrupted_pull_goes_on(tmp_path: Path, run: Run, empty: str) -> No
                 *(
                     sys.executable,
                     "-m",
-                    "plainpacs.archive.app.cli",
+                    "plainpacs",
                     "pull",
                     at(other.port, "PACS"),
                 ),

@@ -676,7 +676,7 @@ def test_what_cannot_be_used_is_refused_at_the_start(
 
 def test_a_bad_certificate_is_said_in_one_line_and_nothing_is_made(tmp_path: Path) -> None:
     root = tmp_path / "new"
-    command_line = [sys.executable, "-m", "plainpacs.archive.app.cli", "serve", "--create"]
+    command_line = [sys.executable, "-m", "plainpacs", "serve", "--create"]
     done = subprocess.run(
         [*command_line, "--port", "0", "--tls-cert", "/nowhere", str(root)],
         check=False,

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.benchmarks.receiving.processes import family, is_indexer
 from tests.soak.volume import Volume
 
-PLAINPACS = [sys.executable, "-m", "plainpacs.archive.app.cli"]
+PLAINPACS = [sys.executable, "-m", "plainpacs"]
 _PATIENCE = 60.0
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.archives import eventually
 
-COMMAND = [sys.executable, "-m", "plainpacs.archive.app.cli", "serve"]
+COMMAND = [sys.executable, "-m", "plainpacs", "serve"]
 
 
 @dataclass

@@ -25,7 +25,7 @@ from tests.benchmarks.receiving.processes import family, is_indexer
 T = TypeVar("T")
 
 _HERE = Path(__file__).resolve().parent
-_PLAINPACS = [sys.executable, "-m", "plainpacs.archive.app.cli"]
+_PLAINPACS = [sys.executable, "-m", "plainpacs"]
 _PATIENCE = 60.0
 
 
