@@ -15,22 +15,22 @@ from plainpacs.archive.app.context import Context
 from plainpacs.archive.errors import PlainpacsError
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "init": ("plainpacs.archive.commands.init_import:init", "Make an archive."),
+    "init": ("plainpacs.archive.commands.init:init", "Make an archive."),
     "serve": ("plainpacs.scp.commands.serve:serve", "Receive instances and index them."),
     "ls": ("plainpacs.indexer.commands.ls:ls", "List studies."),
-    "show": ("plainpacs.indexer.commands.ls:show", "Show one study."),
-    "path": ("plainpacs.indexer.commands.ls:path", "Where a study, series or instance lies."),
+    "show": ("plainpacs.indexer.commands.show:show", "Show one study."),
+    "path": ("plainpacs.indexer.commands.path:path", "Where a study, series or instance lies."),
     "status": ("plainpacs.indexer.commands.status:status", "What is there and what runs."),
     "stats": ("plainpacs.indexer.commands.stats:stats", "Count by month, modality or sender."),
     "import": (
-        "plainpacs.archive.commands.init_import:import_",
+        "plainpacs.archive.commands.import_:import_",
         "Take files, folders or an archive in.",
     ),
     "links": ("plainpacs.indexer.commands.links:links", "Keep a tree of links named for people."),
     "sheet": ("plainpacs.indexer.commands.sheet:sheet", "A study's images on one page."),
     "rm": ("plainpacs.indexer.commands.rm:rm", "Remove, into the trash or for good."),
-    "restore": ("plainpacs.indexer.commands.rm:restore", "Bring back what was removed."),
-    "forbidden": ("plainpacs.indexer.commands.rm:forbidden", "What is refused for good."),
+    "restore": ("plainpacs.indexer.commands.restore:restore", "Bring back what was removed."),
+    "forbidden": ("plainpacs.indexer.commands.forbidden:forbidden", "What is refused for good."),
     "verify": ("plainpacs.indexer.commands.verify:verify", "Look for damage; changes nothing."),
     "repair": ("plainpacs.indexer.commands.repair:repair", "Mend what verify finds."),
     "export": ("plainpacs.indexer.commands.export:export", "Copy out: a folder, a zip, for OHIF."),
@@ -38,7 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "plainpacs.indexer.commands.conflicts:conflicts_",
         "What is kept aside, and deciding it.",
     ),
-    "echo": ("plainpacs.scp.commands.nodes:echo", "Ask a node whether it is there."),
+    "echo": ("plainpacs.scp.commands.echo:echo", "Ask a node whether it is there."),
     "find": ("plainpacs.scp.commands.find:find", "Search another archive."),
     "pull": ("plainpacs.scp.commands.pull:pull", "Fetch from another archive what is missing."),
     "send": ("plainpacs.scp.commands.send:send", "Send instances elsewhere."),
@@ -51,7 +51,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "completion": ("plainpacs.archive.app.completion:completion", "Complete commands in a shell."),
     "reindex": (
-        "plainpacs.indexer.commands.index:reindex",
+        "plainpacs.indexer.commands.reindex:reindex",
         "Find changes now, or rebuild all indexes.",
     ),
 }

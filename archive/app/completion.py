@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 from plainpacs.archive.app.context import Context
 from plainpacs.archive.errors import PlainpacsError
 
-_STUDIES = ("plainpacs.indexer.commands.complete", "studies")
+_STUDIES = ("plainpacs.indexer.output.proposals", "studies")
 _VARIABLE = "_PLAINPACS_COMPLETE"
 _WHERE = {
     "bash": "~/.bashrc",

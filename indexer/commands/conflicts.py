@@ -113,7 +113,7 @@ def _list(path: str, uids: list[str], form: str, *, verbose: bool) -> None:
         formats.write_paths(os.path.join(path, record["second_path"]) for record in records)
     elif records:
         # rich is slow to load
-        from plainpacs.indexer.commands import conflict_table  # noqa: PLC0415
+        from plainpacs.indexer.output import conflict_table  # noqa: PLC0415
 
         conflict_table.write(records)
     if not records:
@@ -217,31 +217,28 @@ def _decide(path: str, uids: list[str], keep: str, digest: str, chosen: Settings
     from plainpacs.archive.conflicts.resolve import Decider  # noqa: PLC0415 - as just said
     from plainpacs.archive.removal.remove import Removal  # noqa: PLC0415 - as just said
     from plainpacs.indexer.service.refresh import refresh_alone  # noqa: PLC0415 - as just said
+    from plainpacs.indexer.service.removal import repeatable  # noqa: PLC0415 - as just said
 
-    try:
-        with Removal.open(path, node=chosen.node, digest=chosen.digest) as removal:
-            waiting = variants(removal.root, _kept_targets(removal.root, uids))
-            if not waiting:
-                raise NoMatch("nothing of these is kept aside (two-places: see `plainpacs rm`)")
-            if digest and len(waiting) > 1:
-                raise NoMatch(f"--variant is for one instance; these are {len(waiting):,}")
-            with Decider(removal, digest=chosen.digest) as decider:
-                if keep == "first":
-                    done = decider.keep_first(waiting)
-                else:
-                    done = [decider.keep_second(some, digest) for some in waiting.values()]
-            audit.record(
-                removal.writer,
-                "conflicts",
-                keep=keep,
-                uids=uids,
-                instances=sum(1 for one in done if not one.error),
-            )
-            studies = {(key.month, key.study) for key in waiting}
-            refresh_alone(path, studies, node=chosen.node, digest=chosen.digest)
-    except OSError as error:
-        words = f"{error.strerror or error}; what was not done yet, the same command does again"
-        raise StorageUnavailable(words) from error
+    with repeatable(), Removal.open(path, node=chosen.node, digest=chosen.digest) as removal:
+        waiting = variants(removal.root, _kept_targets(removal.root, uids))
+        if not waiting:
+            raise NoMatch("nothing of these is kept aside (two-places: see `plainpacs rm`)")
+        if digest and len(waiting) > 1:
+            raise NoMatch(f"--variant is for one instance; these are {len(waiting):,}")
+        with Decider(removal, digest=chosen.digest) as decider:
+            if keep == "first":
+                done = decider.keep_first(waiting)
+            else:
+                done = [decider.keep_second(some, digest) for some in waiting.values()]
+        audit.record(
+            removal.writer,
+            "conflicts",
+            keep=keep,
+            uids=uids,
+            instances=sum(1 for one in done if not one.error),
+        )
+        studies = {(key.month, key.study) for key in waiting}
+        refresh_alone(path, studies, node=chosen.node, digest=chosen.digest)
     for one in done:
         if one.error:
             note(f"{one.key.instance} stays as it is: {one.error}")

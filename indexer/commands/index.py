@@ -1,4 +1,4 @@
-"""The commands on the indexes: ``index`` and ``reindex``."""
+"""The command ``index``: keeping the indexes of an archive that nothing receives into."""
 
 from __future__ import annotations
 
@@ -15,15 +15,10 @@ from plainpacs.archive.app import logs, settings
 from plainpacs.archive.app.context import Context
 from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.app.signals import waiting_for_stop
-from plainpacs.archive.errors import InUse
-from plainpacs.archive.tree import layout
-from plainpacs.archive.tree.root import is_locked, open_root, stamp
+from plainpacs.archive.tree.root import stamp
 from plainpacs.indexer.hooks.retry_policy import Kind
 from plainpacs.indexer.hooks.scheduler import HookSettings
 from plainpacs.indexer.service.indexer import Indexer
-from plainpacs.indexer.service.pending import REQUEST_REBUILD, REQUEST_RECONCILE, Pending
-
-_POLL = 0.1
 
 
 @click.command()
@@ -113,54 +108,3 @@ def _until_stdin_ends() -> None:
     """Our parent holds the other end of our stdin: when it dies, however, we learn of it."""
     while os.read(0, 100):
         pass
-
-
-@click.command()
-@click.option("--full", is_flag=True, help="Rebuild every index from the instances.")
-@settings.options("node", "digest")
-@click.pass_obj
-def reindex(context: Context, /, full: bool, config: str | None, **flags: Any) -> None:
-    """Find what was changed by hand, now; with --full, rebuild every index.
-
-    Indexes can be deleted at any time: --full makes them again, to the same bytes. While
-    `plainpacs serve` runs, its indexer does the work and this waits for it.
-
-    Example:  plainpacs reindex --full -a /data/archive
-    """
-    chosen = settings.load(flags, config)
-    path = context.archive_path()
-    request = REQUEST_REBUILD if full else REQUEST_RECONCILE
-    count = index_all(path, chosen, full=full, request=request)
-    click.echo("done" if count is None else f"{count} studies indexed", err=True)
-
-
-def index_all(path: str, chosen: Settings, *, full: bool, request: str) -> int | None:
-    """Indexes what is pending or changed, or (``full``) everything; how many studies that was.
-
-    None when an indexer at work did what ``request`` means in our stead. If that one ends before
-    it has, we do. Raises StorageUnavailable and what ``Indexer.open`` raises, but InUse.
-    """
-    while True:
-        try:
-            with Indexer.open(path, node=chosen.node, digest=chosen.digest) as indexer:
-                return indexer.once(full=full)
-        except InUse:
-            if _ask(path, request):
-                return None
-
-
-def _ask(path: str, request: str) -> bool:
-    """Has the indexer that is at work do it, and waits; False when it ended before."""
-    click.echo("an indexer is at work on the archive; it does this now", err=True)
-    root = open_root(path)
-    pending = Pending(root)
-    try:
-        pending.request(request)
-        while pending.requested(request):
-            if not is_locked(root, layout.INDEXER_LOCK):
-                return False
-            time.sleep(_POLL)
-        return True
-    finally:
-        pending.close()
-        os.close(root)

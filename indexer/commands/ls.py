@@ -1,4 +1,4 @@
-"""The commands that list and find: ``ls``, ``show``, ``path``. They read and never write.
+"""The command ``ls``. It reads and never writes.
 
 Results go to standard output, everything else to standard error; no match is exit status 1.
 """
@@ -6,7 +6,6 @@ Results go to standard output, everything else to standard error; no match is ex
 from __future__ import annotations
 
 import gc
-import os
 from itertools import islice
 
 import click
@@ -15,30 +14,17 @@ import orjson
 from plainpacs.archive.app.context import Context
 from plainpacs.archive.dicom.attributes import Level
 from plainpacs.archive.errors import BadQuery, NoMatch
-from plainpacs.archive.tree import layout
-from plainpacs.indexer.index import catalogue, lookup
-from plainpacs.indexer.index.merge import Record, merge
+from plainpacs.indexer.index import catalogue
 from plainpacs.indexer.output import formats
 from plainpacs.indexer.output.formats import note
-from plainpacs.indexer.output.listing import (
-    INSTANCE_COLUMNS,
-    LEVELS,
-    SERIES_COLUMNS,
-    STUDY_COLUMNS,
-    Listing,
-    field_names,
-)
+from plainpacs.indexer.output.listing import LEVELS, Listing, field_names
 from plainpacs.indexer.query.find import find
 from plainpacs.indexer.query.query import ALIASES, KEYS, Query, parse
 from plainpacs.indexer.query.search import everything, studies
 from plainpacs.indexer.query.sorting import sort_keys
 
-__all__ = ["SHOWN", "STUDY_COLUMNS", "ls", "path", "show"]
-
 SHOWN = 50
 """Studies in a table on a terminal, unless ``--all``."""
-
-PLACE_COLUMNS = ("path", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 
 _KEYS = ", ".join([*KEYS, *(f"{alias} ({key})" for alias, key in ALIASES.items())])
 
@@ -197,106 +183,3 @@ def _write_records(
     if len(found) > SHOWN:
         note(f"only the first {SHOWN} are shown: narrow the search, or add --all")
     return len(found)
-
-
-@click.command()
-@click.argument("uid")
-@click.option("-v", "--verbose", is_flag=True, help="With the instances.")
-@formats.format_option
-@formats.null_option
-@click.pass_obj
-def show(context: Context, /, *, uid: str, verbose: bool, format_: str | None, null: bool) -> None:
-    """Show one study and its series; with -v their instances too.
-
-    Formats: json, the object in study.json (-v: each series with "instances", the lines of its
-    manifest); jsonl, the same on one line; csv, a row for each series (-v: instance); paths, the
-    study's folder (-v: each instance's file).
-
-    \b
-    Example:  plainpacs show 1.2.840.113619.2.55.3 -v
-    """
-    form = formats.chosen(formats.path_format(format_, null))
-    root = context.archive_path()
-    parts = lookup.study_parts(root, lookup.given_uid(uid), note)
-    if verbose:
-        parts = lookup.with_instances(root, parts, note)
-    record = merge(parts)
-    if form == "json":
-        formats.write_object(record)
-    elif form == "jsonl":
-        formats.write_jsonl([orjson.dumps(record, option=orjson.OPT_SORT_KEYS)])
-    elif form == "csv" and verbose:
-        formats.write_csv(INSTANCE_COLUMNS, _instances(parts))
-    elif form == "csv":
-        named = {"StudyInstanceUID": record["StudyInstanceUID"]}
-        formats.write_csv(SERIES_COLUMNS, ({**series, **named} for series in record["series"]))
-    elif form == "paths" and verbose:
-        paths = (os.path.join(root, one["path"]) for one in _instances(parts))
-        formats.write_paths(paths, null=null)
-    elif form == "paths":
-        folders = (os.path.join(root, month, record["StudyInstanceUID"]) for month, _ in parts)
-        formats.write_paths(folders, null=null)
-    else:
-        # rich is slow to load
-        from plainpacs.indexer.output import columns as tables  # noqa: PLC0415
-
-        tables.write_study(record, [month for month, _ in parts])
-
-
-def _instances(parts: list[tuple[str, Record]]) -> list[Record]:
-    """The instances of every part, each with its ``path`` relative to the root."""
-    found = []
-    for month, part in parts:
-        for series in part["series"]:
-            folder = f"{month}/{part['StudyInstanceUID']}/{series['SeriesInstanceUID']}"
-            found += [{**line, "path": f"{folder}/{line['file']}"} for line in series["instances"]]
-    return found
-
-
-@click.command()
-@click.argument("uid")
-@click.option("--all", "all_", is_flag=True, help="Print every place, when there are several.")
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(formats.FORMATS),
-    default="paths",
-    show_default=True,
-    help="How to print.",
-)
-@formats.null_option
-@click.pass_obj
-def path(context: Context, /, *, uid: str, all_: bool, format_: str, null: bool) -> None:
-    """Print the folder of a study or series, or the file of an instance.
-
-    When it lies in several places nothing is printed and the exit status is 1, unless --all.
-
-    \b
-    Example:  dcmdump "$(plainpacs path 1.2.840.113619.2.55.3.604688)"
-    """
-    formats.path_format(format_, null)
-    root = context.archive_path()
-    uid = lookup.given_uid(uid)
-    places = lookup.places(root, uid, note)
-    if not places:
-        raise NoMatch(f"no study, series or instance {uid} here")
-    if len(places) > 1 and not all_:
-        raise NoMatch(f"{uid} lies in {len(places)} places: --all prints them")
-    records = [_place(root, place) for place in places]
-    if format_ == "paths":
-        formats.write_paths((record["path"] for record in records), null=null)
-    elif format_ == "csv":
-        formats.write_csv(PLACE_COLUMNS, records)
-    elif format_ == "table":
-        # rich is slow to load
-        from plainpacs.indexer.output import columns as tables  # noqa: PLC0415
-
-        tables.write_places(record["path"] for record in records)
-    else:
-        write = formats.write_json if format_ == "json" else formats.write_jsonl
-        write([orjson.dumps(record) for record in records])
-
-
-def _place(root: str, place: str) -> Record:
-    uids = place.removesuffix(layout.INSTANCE_ENDING).split("/")[1:]
-    return {"path": os.path.join(root, place), **dict(zip(PLACE_COLUMNS[1:], uids, strict=False))}

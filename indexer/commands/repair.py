@@ -13,7 +13,6 @@ from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.verify.finding import Finding
 from plainpacs.archive.verify.repair import INDEXES, LEFT, Mender, plan
 from plainpacs.archive.verify.verify import Options, Verification
-from plainpacs.indexer.commands.index import index_all
 from plainpacs.indexer.commands.verify import (
     checks,
     format_option,
@@ -25,6 +24,7 @@ from plainpacs.indexer.commands.verify import (
 from plainpacs.indexer.output import formats
 from plainpacs.indexer.output.formats import note
 from plainpacs.indexer.service.pending import REQUEST_REBUILD, REQUEST_RECONCILE
+from plainpacs.indexer.service.refresh import index_all
 
 
 @click.command()
@@ -88,6 +88,6 @@ def _apply(root: str, chosen: Settings, findings: list[Finding], form: str) -> i
     # An indexer at work trusts what it wrote itself, unless it makes everything again.
     index = any(finding.kind in INDEXES for finding in findings)
     request = REQUEST_REBUILD if rebuild or index else REQUEST_RECONCILE
-    index_all(root, chosen, full=rebuild, request=request)
+    index_all(root, note, request, node=chosen.node, digest=chosen.digest, full=rebuild)
     note(f"{mended:,} mended, {left:,} for you to look at")
     return left

@@ -1,39 +1,23 @@
-"""The commands that take instances out and bring them back: ``rm``, ``restore``, ``forbidden``."""
+"""The command ``rm``: into the trash, or for good."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import click
-import orjson
 
 from plainpacs.archive.app import settings
 from plainpacs.archive.app.context import Context
-from plainpacs.archive.errors import NoMatch, StorageUnavailable
-from plainpacs.archive.removal import trash
-from plainpacs.archive.store import audit
-from plainpacs.archive.store.forbidden import Forbidden, allow
-from plainpacs.archive.store.incoming_cleanup import mark_published
-from plainpacs.archive.store.publish import StoreOutcome
-from plainpacs.archive.store.writer import Writer
+from plainpacs.archive.errors import NoMatch
 from plainpacs.archive.tree import layout
-from plainpacs.archive.tree.root import open_root
 from plainpacs.indexer.index import lookup
 from plainpacs.indexer.output import formats
 from plainpacs.indexer.output.formats import note
-from plainpacs.indexer.output.humanize import local_time, person_name, size
+from plainpacs.indexer.output.humanize import person_name, size
 from plainpacs.indexer.service import removal
-from plainpacs.indexer.service.removal import Found, Removed
-
-TRASH_COLUMNS = (
-    *("removed", "StudyInstanceUID", "series", "instances", "bytes", "path"),
-    *("PatientName", "PatientID", "StudyDate", "StudyDescription"),
-)
+from plainpacs.indexer.service.removal import Found, Removed, repeatable
 
 
 @click.command()
@@ -74,7 +58,7 @@ def rm(
     chosen = settings.load(flags, config)
     path = context.archive_path()
     wanted = [lookup.given_uid(uid) for uid in uids]
-    with _in_words():
+    with repeatable():
         found = removal.find(path, wanted, note)
     nothing = [*found.instances, *found.entries] == [] and not (erase and found.targets)
     for uid in found.unknown:
@@ -89,7 +73,7 @@ def rm(
         return
     if not yes and (found.instances or erase or forbid):
         _ask(erase=erase)
-    with _in_words():
+    with repeatable():
         removed = removal.remove(
             path,
             found,
@@ -147,169 +131,3 @@ def _say_done(path: str, removed: Removed, uids: list[str]) -> None:
         note(f"{purged.linked:,} of the files have other names elsewhere, where their bytes stay")
     for words in removed.links:
         note(words)
-
-
-@contextlib.contextmanager
-def _writing(path: str, node: str | None) -> Iterator[Writer]:
-    writer = Writer.open(path, node, mark_published)
-    try:
-        yield writer
-    finally:
-        writer.close()
-
-
-@contextlib.contextmanager
-def _in_words() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageUnavailable(
-            f"{error.strerror or error}; what was not done yet, the same command does again"
-        ) from error
-
-
-@click.command()
-@click.argument("uids", metavar="[UID]...", nargs=-1)
-@click.option("--list", "list_", is_flag=True, help="List what is in the trash, and since when.")
-@formats.format_option
-@settings.options("node", "digest")
-@click.pass_obj
-def restore(
-    context: Context,
-    /,
-    *,
-    uids: tuple[str, ...],
-    list_: bool,
-    format_: str | None,
-    config: str | None,
-    **flags: Any,
-) -> None:
-    """Bring studies, series or instances back from the trash.
-
-    Where the same instance was stored meanwhile, it only leaves the trash; where other bytes were,
-    what was removed is kept aside among the conflicts. An instance that was removed several times
-    comes back as it was the last time; again for the time before.
-
-    \b
-    Example:  plainpacs restore --list
-    """
-    chosen = settings.load(flags, config)
-    path = context.archive_path()
-    if list_ == bool(uids):
-        raise click.UsageError("name UIDs to bring back, or --list what is in the trash")
-    if list_:
-        _list_trash(path, formats.chosen(format_))
-        return
-    with _in_words():
-        wanted = [lookup.given_uid(uid) for uid in uids]
-        done, unknown = removal.restore(path, wanted, node=chosen.node, digest=chosen.digest)
-    counts = Counter(one.stored.outcome for one in done if one.stored)
-    for one in done:
-        if one.error:
-            note(f"{one.entry.path} stays: {one.error}")
-    note(
-        f"{counts[StoreOutcome.STORED]:,} brought back; {counts[StoreOutcome.DUPLICATE]:,} there "
-        f"already; {counts[StoreOutcome.CONFLICT]:,} kept aside (other bytes were stored since)"
-    )
-    for uid in unknown:
-        note(f"nothing of {uid} is in the trash")
-    sys.exit(1 if unknown or any(one.error for one in done) else 0)
-
-
-def _list_trash(path: str, form: str) -> None:
-    root = open_root(path)
-    try:
-        with _in_words():
-            records = [study.as_dict() for study in trash.removed_studies(root)]
-    finally:
-        os.close(root)
-    if form == "json":
-        formats.write_json([orjson.dumps(record) for record in records])
-    elif form == "jsonl":
-        formats.write_jsonl([orjson.dumps(record) for record in records])
-    elif form == "csv":
-        formats.write_csv(TRASH_COLUMNS, records)
-    elif form == "paths":
-        formats.write_paths(os.path.join(path, record["path"]) for record in records)
-    elif records:
-        from plainpacs.indexer.output.table import Column  # rich is slow to load  # noqa: PLC0415
-
-        formats.write_table(
-            [
-                Column("removed"),
-                Column("patient"),
-                Column("instances", right=True),
-                Column("study"),
-            ],
-            [
-                [
-                    local_time(record["removed"]),
-                    person_name(record.get("PatientName")),
-                    f"{record['instances']:,}",
-                    record["StudyInstanceUID"],
-                ]
-                for record in records
-            ],
-        )
-    if not records:
-        raise NoMatch("the trash is empty")
-
-
-@click.command()
-@click.option("--lift", metavar="UID", multiple=True, help="No longer refuse this UID.")
-@formats.format_option
-@settings.options("node")
-@click.pass_obj
-def forbidden(
-    context: Context,
-    /,
-    *,
-    lift: tuple[str, ...],
-    format_: str | None,
-    config: str | None,
-    node: str | None,
-) -> None:
-    """List the UIDs that are refused, since `rm --forbid`; with --lift, no longer refuse one.
-
-    \b
-    Example:  plainpacs forbidden --lift 1.2.840.113619.2.55.3
-    """
-    form = formats.chosen(format_)
-    path = context.archive_path()
-    if lift:
-        _lift(path, [lookup.given_uid(uid) for uid in lift], settings.load({"node": node}, config))
-        return
-    root = open_root(path)
-    try:
-        since = Forbidden.load(root).since
-    finally:
-        os.close(root)
-    if not since:
-        raise NoMatch("nothing is forbidden")
-    records = [{"uid": uid, "forbidden": when} for uid, when in sorted(since.items())]
-    if form == "json":
-        formats.write_json([orjson.dumps(record) for record in records])
-    elif form == "jsonl":
-        formats.write_jsonl([orjson.dumps(record) for record in records])
-    elif form == "csv":
-        formats.write_csv(("uid", "forbidden"), records)
-    elif form == "paths":
-        raise click.UsageError("what is forbidden has no paths")
-    else:
-        from plainpacs.indexer.output.table import Column  # rich is slow to load  # noqa: PLC0415
-
-        formats.write_table(
-            [Column("since"), Column("UID")],
-            [[local_time(when), uid] for uid, when in sorted(since.items())],
-        )
-
-
-def _lift(path: str, uids: list[str], chosen: settings.Settings) -> None:
-    with _in_words(), _writing(path, chosen.node) as writer:
-        known = Forbidden.load(writer.root).since
-        unknown = [uid for uid in uids if uid not in known]
-        if unknown:
-            raise NoMatch(f"not forbidden: {', '.join(unknown)}")
-        allow(writer.root, uids)
-        audit.record(writer, "lift", uids=uids)
-    note("no longer refused; receivers at work notice within a second")

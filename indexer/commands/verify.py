@@ -1,4 +1,4 @@
-"""The command ``verify``: whether all is as it should be. Mending it: ``repair_commands``."""
+"""The command ``verify``: whether all is as it should be. Mending it: ``repair``."""
 
 from __future__ import annotations
 

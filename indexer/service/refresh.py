@@ -1,4 +1,4 @@
-"""Making the indexes of some studies true now, whoever is the archive's indexer."""
+"""Making the indexes of some studies, or of all, true now, whoever is the archive's indexer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Collection
 from plainpacs.archive.errors import InUse, StorageUnavailable
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.root import is_locked, open_root
+from plainpacs.indexer.index.lookup import Note
 from plainpacs.indexer.index.rebuild import Study
 from plainpacs.indexer.service.indexer import Indexer
 from plainpacs.indexer.service.pending import Pending, request_to_compact
@@ -42,6 +43,47 @@ def refresh_alone(
     except InUse:
         return False
     return True
+
+
+def index_all(
+    path: str,
+    note: Note,
+    request: str,
+    *,
+    node: str | None = None,
+    digest: str = "blake3",
+    full: bool = False,
+) -> int | None:
+    """Indexes what is pending or changed, or (``full``) everything; how many studies that was.
+
+    None when an indexer at work did what ``request`` means in our stead, which ``note`` is told. If
+    that one ends before it has, we do. Raises StorageUnavailable and what ``Indexer.open`` raises,
+    but InUse.
+    """
+    while True:
+        try:
+            with Indexer.open(path, node=node, digest=digest) as indexer:
+                return indexer.once(full=full)
+        except InUse:
+            note("an indexer is at work on the archive; it does this now")
+            if _request(path, request):
+                return None
+
+
+def _request(path: str, request: str) -> bool:
+    """Has the indexer at work do it, and waits; False when it ended before."""
+    root = open_root(path)
+    pending = Pending(root)
+    try:
+        pending.request(request)
+        while pending.requested(request):
+            if not is_locked(root, layout.INDEXER_LOCK):
+                return False
+            time.sleep(_POLL)
+        return True
+    finally:
+        pending.close()
+        os.close(root)
 
 
 def _ask(path: str, studies: Collection[Study]) -> bool:

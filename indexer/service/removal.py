@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from plainpacs.archive.errors import StorageUnavailable
 from plainpacs.archive.removal import trash
 from plainpacs.archive.removal.purge import Purged, purge
 from plainpacs.archive.removal.remove import Removal, Restored
@@ -49,6 +51,18 @@ class Removed:
     entries: list[Aside]
     purged: Purged | None = None
     links: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def repeatable() -> Iterator[None]:
+    """What the system refuses within it is StorageUnavailable, and the words say that the same
+    command goes on."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageUnavailable(
+            f"{error.strerror or error}; what was not done yet, the same command does again"
+        ) from error
 
 
 def find(path: str, uids: Iterable[str], note: Note) -> Found:

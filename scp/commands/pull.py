@@ -15,7 +15,7 @@ import click
 
 from plainpacs.archive.app.ae_address import ae_title
 from plainpacs.archive.app.context import Context
-from plainpacs.archive.commands.init_import import say_who_indexes
+from plainpacs.archive.commands.import_ import say_who_indexes
 from plainpacs.archive.errors import BadSettings, NoMatch
 from plainpacs.archive.store import audit
 from plainpacs.archive.store.audit import COUNTED_AS, StudyCounts

@@ -12,7 +12,7 @@ import pytest
 
 from plainpacs.archive.app.cli import COMMANDS
 from plainpacs.archive.store.store import Archive
-from plainpacs.indexer.commands.complete import MOST, studies
+from plainpacs.indexer.output.proposals import MOST, studies
 from plainpacs.indexer.service.indexer import Indexer
 from tests.support.archives import new_archive, store
 

@@ -36,22 +36,14 @@ from plainpacs.archive.errors import NoMatch
 from plainpacs.archive.store import import_files
 from plainpacs.archive.store.store import Archive
 from plainpacs.archive.tree.root import open_root
-from plainpacs.archive.verify import verify
-from plainpacs.indexer.commands import (
-    conflicts as conflict_commands,
-)
-from plainpacs.indexer.commands import (
-    rm as removal_commands,
-)
-from plainpacs.indexer.commands import (
-    verify as verify_commands,
-)
+from plainpacs.archive.verify import verify as verifying
+from plainpacs.indexer.commands import conflicts, reindex, restore, rm, verify
 from plainpacs.indexer.index import catalogue, instance_shards
 from plainpacs.indexer.service.indexer import Indexer
 from tests.support.archives import CT_IMAGE_STORAGE, MODALITY, data_set, new_archive, part10, store
 from tests.support.promises import data_set_of, digest_of
 
-LOADED = (conflict_commands, removal_commands, verify_commands)
+LOADED = (conflicts, reindex, restore, rm, verify)
 """What the command line loads when it is used: here before, for all forks."""
 BEGIN, END = "/plainpacs.order.begins", "/plainpacs.order.ends"
 _PR_SET_PTRACER = 0x59616D61
@@ -243,7 +235,7 @@ def commanding(*arguments: str) -> Run:
     """A command of the command line, with any result but a failure."""
 
     def run(path: str) -> Iterator[None]:
-        verify.ThreadPoolExecutor = _AtOnce  # type: ignore[misc]  # in a process of its own
+        verifying.ThreadPoolExecutor = _AtOnce  # type: ignore[misc]  # in a process of its own
         yield
         with contextlib.suppress(NoMatch):  # the second time, when the first came to its end
             _command(*arguments, "-a", path)

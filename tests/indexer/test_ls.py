@@ -23,8 +23,9 @@ from click.testing import CliRunner, Result
 from plainpacs.archive.app import cli
 from plainpacs.archive.store.import_files import import_all, sources
 from plainpacs.archive.store.store import Archive
-from plainpacs.indexer.commands.ls import SHOWN, STUDY_COLUMNS
+from plainpacs.indexer.commands.ls import SHOWN
 from plainpacs.indexer.output import formats as output
+from plainpacs.indexer.output.listing import STUDY_COLUMNS
 from plainpacs.indexer.service.indexer import Indexer
 from tests.support.archives import instances_in, new_archive, real_folders, store, tree
 

@@ -1,4 +1,4 @@
-"""The commands on the tree itself: ``init`` and ``import``."""
+"""The command ``import``."""
 
 from __future__ import annotations
 
@@ -19,23 +19,9 @@ from plainpacs.archive.store.free_space import Reserve
 from plainpacs.archive.store.import_files import Imported, import_all, sources
 from plainpacs.archive.store.store import Archive
 from plainpacs.archive.tree import layout
-from plainpacs.archive.tree.root import create_archive, is_locked, open_root
+from plainpacs.archive.tree.root import is_locked, open_root
 
 _RECORDED_EVERY = 10.0
-
-
-@click.command()
-@click.argument("root", metavar="ROOT")
-@settings.options("node")
-def init(root: str, node: str | None, config: str | None) -> None:
-    """Make the folder ROOT an archive.
-
-    What lies in it already is left alone; `plainpacs import` takes DICOM files in.
-
-    Example:  plainpacs init /data/archive
-    """
-    create_archive(root, settings.load({"node": node}, config).node)
-    click.echo(f"{root} is an archive; receive into it with: plainpacs serve {root}", err=True)
 
 
 @click.command(name="import")

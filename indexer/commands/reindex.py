@@ -1,0 +1,32 @@
+"""The command ``reindex``: changes made by hand found now, or every index made again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from plainpacs.archive.app import settings
+from plainpacs.archive.app.context import Context
+from plainpacs.indexer.output.formats import note
+from plainpacs.indexer.service.pending import REQUEST_REBUILD, REQUEST_RECONCILE
+from plainpacs.indexer.service.refresh import index_all
+
+
+@click.command()
+@click.option("--full", is_flag=True, help="Rebuild every index from the instances.")
+@settings.options("node", "digest")
+@click.pass_obj
+def reindex(context: Context, /, full: bool, config: str | None, **flags: Any) -> None:
+    """Find what was changed by hand, now; with --full, rebuild every index.
+
+    Indexes can be deleted at any time: --full makes them again, to the same bytes. While
+    `plainpacs serve` runs, its indexer does the work and this waits for it.
+
+    Example:  plainpacs reindex --full -a /data/archive
+    """
+    chosen = settings.load(flags, config)
+    path = context.archive_path()
+    request = REQUEST_REBUILD if full else REQUEST_RECONCILE
+    count = index_all(path, note, request, node=chosen.node, digest=chosen.digest, full=full)
+    note("done" if count is None else f"{count:,} studies indexed")
