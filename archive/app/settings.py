@@ -47,7 +47,7 @@ class Settings:
     idle_timeout: float = 300.0
     nodes: tuple[str, ...] = ()
     refuse_sop_class: tuple[str, ...] = ()
-    query_retrieve: str = "on"
+    query_retrieve: str = "nodes"
     tls_cert: str = ""
     tls_key: str = ""
     tls_ca: str = ""
@@ -231,12 +231,13 @@ TABLE: tuple[Declaration, ...] = (
     Declaration("max_pdu", _whole(4096, 1 << 27), "BYTES", "longest PDU we announce to take"),
     Declaration("pdu_timeout", _seconds, "SECONDS", "a PDU arrives within, from its first byte"),
     Declaration("idle_timeout", _seconds, "SECONDS", "silence after which we abort"),
-    Declaration("nodes", _nodes, "AET@HOST:PORT,…", "applications elsewhere: what C-MOVE may send"
-                " to, storage commitment reports to, and commands call by name (none); with TLS:"
-                " AET@HOST:PORT/tls"),
+    Declaration("nodes", _nodes, "AET@HOST:PORT,…", "applications elsewhere: who may query,"
+                " what C-MOVE may send to, storage commitment reports to, and commands call by name"
+                " (none); with TLS: AET@HOST:PORT/tls"),
     Declaration("refuse_sop_class", _several(_uid), "UID,…", "SOP Classes refused (none)"),
-    Declaration("query_retrieve", _choice("on", "off"), "on|off", "answer queries and retrieves"
-                " (C-FIND, C-MOVE, C-GET); off: only receive", switch=True),
+    Declaration("query_retrieve", _choice("any", "nodes", "off"), "any|nodes|off", "who may query"
+                " and retrieve (C-FIND, C-MOVE, C-GET): all who may associate; this machine and the"
+                " --nodes; nobody"),
     Declaration("tls_cert", _text, "FILE", "certificate, and chain, in PEM: serve TLS (no TLS)"),
     Declaration("tls_key", _text, "FILE", "its private key, if not in the same file"),
     Declaration("tls_ca", _text, "FILE", "certificates of who is trusted to have signed peers'"),

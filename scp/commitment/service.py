@@ -212,7 +212,7 @@ class Report:
             else:
                 bad.append(item | {"FailureReason": int(verdict.reason)})
         told: dict[str, Value] = {"TransactionUID": self.transaction.uid}
-        if settings.query_retrieve == "on":
+        if settings.query_retrieve != "off":
             told["RetrieveAETitle"] = our_title(self.transaction, settings)
         if good:
             told["ReferencedSOPSequence"] = good

@@ -98,6 +98,8 @@ PROTOCOL_VERSION_UNKNOWN = Rejection(
     "no flag changes it: the peer does not speak DICOM",
 )
 """By the upper layer itself, before the design's rows count."""
+NOT_AUTHORIZED = 0x0124
+"""Refused: Not authorized (PS3.7 Annex C), of every DIMSE service."""
 REJECTIONS = (
     CALLED_AE_NOT_OURS,
     CALLING_AE_NOT_ALLOWED,

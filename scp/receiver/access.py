@@ -1,4 +1,4 @@
-"""Who may associate: our names, the callers' names and addresses, how many at once, and TLS.
+"""Who may associate and who may query: names, addresses, how many at once, and TLS.
 
 ``Access`` is made from the settings and never changes; a reload puts another in its place, and each
 connection keeps to the one it began with. A refusal is a row of ``status.REJECTIONS``.
@@ -7,12 +7,14 @@ connection keeps to the one it began with. A refusal is a row of ``status.REJECT
 from __future__ import annotations
 
 import ipaddress
+import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from plainpacs.archive.app.ae_address import Address
 from plainpacs.archive.app.settings import Settings
-from plainpacs.scp.network import answers
+from plainpacs.scp.network import answers, remote_aes
 from plainpacs.scp.network.answers import Rejection
 from plainpacs.scp.network.pdu import APPLICATION_CONTEXT
 from plainpacs.scp.network.session_protocol import Proposal
@@ -24,7 +26,7 @@ ANY_SCP = "ANY-SCP"
 RELOADED = (
     *("called_ae", "calling_ae", "allow_peers", "ae_addresses"),
     *("max_associations", "max_associations_per_peer"),
-    *("tls_cert", "tls_key", "tls_ca", "tls_verify", "nodes"),
+    *("tls_cert", "tls_key", "tls_ca", "tls_verify", "nodes", "query_retrieve"),
 )
 """The settings that hold anew after a SIGHUP; the others want a restart."""
 
@@ -48,6 +50,8 @@ class Access:
     max_per_peer: int
     """0: no limit but the one of all."""
     tls: ssl.SSLContext | None
+    query_retrieve: str
+    nodes: tuple[Address, ...]
 
     @classmethod
     def of(cls, settings: Settings) -> Access:
@@ -65,6 +69,8 @@ class Access:
             max_associations=settings.max_associations,
             max_per_peer=settings.max_associations_per_peer,
             tls=server_context(settings),
+            query_retrieve=settings.query_retrieve,
+            nodes=remote_aes.known(settings),
         )
 
     def is_stranger(self, peer: str) -> bool:
@@ -86,6 +92,24 @@ class Access:
             return answers.CALLING_AE_FROM_ELSEWHERE
         return None
 
+    def query_refusal(self, calling_ae: str, peer: str) -> str:
+        """Why queries and retrieves of ``calling_ae`` at the address ``peer`` are refused; empty
+        when they are answered. Looks up the node's host name, which may take seconds.
+        """
+        address = _address(peer)
+        if self.query_retrieve == "any" or (address is not None and address.is_loopback):
+            return ""
+        host = next((one.host for one in self.nodes if one.ae_title == calling_ae), None)
+        if host is None:
+            return "the calling AE title is not in the nodes"
+        try:
+            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            return f"the host of its node, {host}, cannot be looked up ({error})"
+        if address in [_address(str(one[4][0])) for one in found]:
+            return ""
+        return f"the address of its node is {host}"
+
 
 def reloaded(before: Settings, now: Settings) -> tuple[Settings, list[str]]:
     """``before`` with what of ``now`` may change while the service runs, and what else differs."""
@@ -95,10 +119,16 @@ def reloaded(before: Settings, now: Settings) -> tuple[Settings, list[str]]:
 
 
 def _lies_in(peer: str, networks: tuple[_Network, ...]) -> bool:
+    address = _address(peer)
+    return address is not None and any(address in network for network in networks)
+
+
+def _address(text: str) -> _Address | None:
+    """Without its zone, and as IPv4 where it is IPv4 mapped into IPv6; None when it is none."""
     try:
-        address: _Address = ipaddress.ip_address(peer)
+        address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
-        return False
+        return None
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return any(address in network for network in networks)
+        return address.ipv4_mapped
+    return address

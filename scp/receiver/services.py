@@ -99,6 +99,11 @@ def find(abstract_syntax: str, field: int) -> Service | None:
     return cast(Service, getattr(importlib.import_module(module), name))
 
 
+def is_query_retrieve(abstract_syntax: str) -> bool:
+    """Whether the operations on it give out what is kept: C-FIND, C-MOVE and C-GET."""
+    return abstract_syntax.startswith(_QUERY_RETRIEVE)
+
+
 def prepare(abstract_syntaxes: Collection[str]) -> None:
     """Loads what serves these, so that the first request need not wait for it."""
     for (abstract_syntax, _), place in _SERVICES.items():
@@ -107,12 +112,12 @@ def prepare(abstract_syntaxes: Collection[str]) -> None:
 
 
 _SOP_CLASSES = frozenset(abstract_syntax for abstract_syntax, _ in _SERVICES)
-_WITHOUT_QUERIES = frozenset(uid for uid in _SOP_CLASSES if not uid.startswith(_QUERY_RETRIEVE))
+_WITHOUT_QUERIES = frozenset(uid for uid in _SOP_CLASSES if not is_query_retrieve(uid))
 
 
 def served(settings: Settings) -> frozenset[str]:
     """Whose contexts are accepted besides Verification and storage."""
-    return _SOP_CLASSES if settings.query_retrieve == "on" else _WITHOUT_QUERIES
+    return _WITHOUT_QUERIES if settings.query_retrieve == "off" else _SOP_CLASSES
 
 
 def agreed(wanted: Mapping[str, bytes], served: Collection[str]) -> dict[str, bytes]:

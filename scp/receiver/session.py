@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from plainpacs.archive.store.audit import COUNTED_AS, uid_or_none
 from plainpacs.archive.store.store import Provenance, StoreOutcome
-from plainpacs.scp.network.answers import Rejection, StoreStatus
+from plainpacs.scp.network.answers import NOT_AUTHORIZED, Rejection, StoreStatus
 from plainpacs.scp.network.channel import Channel, Ended
 from plainpacs.scp.network.connection import Stopping
 from plainpacs.scp.network.dimse import (
@@ -58,6 +58,8 @@ _WHY = {
     Result.TRANSFER_SYNTAXES_NOT_SUPPORTED: "no transfer syntax that can be kept",
 }
 
+_NO_NODE = "not a node of this archive: see its setting query_retrieve"
+
 _NOT_OURS_TO_ANSWER = (ProtocolError, PeerTimeout, ConnectionLost, Stopping, Ended, OSError)
 
 
@@ -76,6 +78,8 @@ class ReceiverSession:
         self._roles: Mapping[str, Role] = {}
         self._awaited: dict[int, services.Awaited] = {}
         self._admitted = False
+        self._query_refusal: str | None = None
+        """Once somebody queries: see ``Access.query_refusal``."""
         self._counts: Counter[str] = Counter()
         self._bytes = 0
         self._began = time.monotonic()
@@ -153,6 +157,8 @@ class ReceiverSession:
         self, service: services.Service, context: ContextResult, message: Message, channel: Channel
     ) -> bytes | None:
         command, data = message.command, message.data
+        if services.is_query_retrieve(context.abstract_syntax) and not self._may_query():
+            return response(command, NOT_AUTHORIZED, _NO_NODE)
         if isinstance(data, Drain):
             why = "an identifier of some megabytes"
             _LOG.warning("refused: %s: %s", self._caller, why)
@@ -177,6 +183,22 @@ class ReceiverSession:
         except Exception:
             _LOG.exception("a defect of plainpacs")
             return response(command, StoreStatus.PROCESSING_FAILURE)
+
+    def _may_query(self) -> bool:
+        """Whether queries and retrieves are answered; a refusal is logged and counted."""
+        caller = self._caller
+        if self._query_refusal is None:
+            self._query_refusal = self._access.query_refusal(caller.calling_ae, caller.peer)
+        why = self._query_refusal
+        if why:
+            _LOG.warning(
+                "refused: %s: %04X a query or retrieve: %s; flag to answer it: --nodes with %s@%s, "
+                "or --query-retrieve any",
+                *(caller, NOT_AUTHORIZED, why),
+                *(caller.log_fields().get("calling_ae", ""), caller.peer),
+            )
+            self._count(Refused.OPERATION, f"{NOT_AUTHORIZED:04X}", why)
+        return not why
 
     def spill(self, context_id: int, command: Command) -> Spill:
         context = self._context(context_id)

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,6 +148,52 @@ def test_who_is_refused(
     proposal = Proposal(calling, "DRDCM", APPLICATION_CONTEXT, ())
     assert access.rejection(proposal, peer) == expected
     assert access.is_stranger(peer) == (expected is status.ADDRESS_NOT_ALLOWED)
+
+
+HOSTS = {"pacs.example": ["10.0.0.7", "fd00::7"], "ws": ["10.0.0.8"]}
+
+
+def looked_up(host: str, *_: object, **__: object) -> list[tuple[Any, ...]]:
+    try:
+        host_addresses = HOSTS[host] if "." not in host or "example" in host else [host]
+    except KeyError:
+        raise socket.gaierror("Name or service not known") from None
+    return [(0, 0, 0, "", (address, 0)) for address in host_addresses]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "calling", "peer", "why"),
+    [
+        ("", "X", "127.0.0.1", ""),
+        ("", "X", "::1", ""),
+        ("", "X", "127.4.5.6", ""),
+        ("", "X", "::ffff:127.0.0.1", ""),
+        ("", "X", "10.0.0.5", "not in the nodes"),
+        ("X@10.0.0.5:104", "X", "10.0.0.5", ""),
+        ("X@10.0.0.5:104", "X", "::ffff:10.0.0.5", ""),
+        ("X@10.0.0.5:104", "X", "10.0.0.6", "its node is 10.0.0.5"),
+        ("X@10.0.0.5:104", "x", "10.0.0.5", "not in the nodes"),
+        ("X@10.0.0.5:104,Y@10.0.0.6:104", "Y", "10.0.0.5", "its node is 10.0.0.6"),
+        ("X@pacs.example:104/tls", "X", "10.0.0.7", ""),
+        ("X@pacs.example:104", "X", "fd00::7", ""),
+        ("X@pacs.example:104", "X", "10.0.0.8", "its node is pacs.example"),
+        ("X@gone:104", "X", "10.0.0.8", "gone, cannot be looked up"),
+        ("", "X", "not an address", "not in the nodes"),
+    ],
+)
+def test_who_may_query(
+    monkeypatch: pytest.MonkeyPatch, nodes: str, calling: str, peer: str, why: str
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", looked_up)
+    refused = Access.of(loaded(nodes=nodes)).query_refusal(calling, peer)
+    assert why in refused
+    assert bool(refused) == bool(why)
+    assert not Access.of(loaded(nodes=nodes, query_retrieve="any")).query_refusal(calling, peer)
+
+
+def test_a_name_that_no_resolver_takes_refuses_and_nothing_else() -> None:
+    access = Access.of(loaded(nodes=f"X@{'a' * 64}.example:104"))
+    assert "cannot be looked up" in access.query_refusal("X", "10.0.0.5")
 
 
 def test_what_a_reload_takes_over_and_what_it_cannot() -> None:

@@ -15,9 +15,12 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from plainpacs.archive.app.settings import Settings
+from plainpacs.scp.daemon.serve import greeting
 from tests.support.archives import eventually, instances_in, left_behind, new_archive, part10
 from tests.support.peer import ABORT, DATA, SOP, STUDY, Peer, command, data_set, dcmtk, message, us
 from tests.support.serve import COMMAND, Serve, is_alive
@@ -36,6 +39,44 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 # --- first contact --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "send", "query"),
+    [
+        (
+            {},
+            "any application (restrict it: --calling-ae, --allow-peers)",
+            "this machine only (allow others: --nodes AET@HOST:PORT)",
+        ),
+        (
+            {
+                "calling_ae": ("CT1", "MR1"),
+                "allow_peers": ("10.0.0.0/8",),
+                "ae_addresses": ("CT1=10.1.0.0/16", "CT1=10.2.0.0/16"),
+                "nodes": tuple(f"N{number}@10.0.0.{number}:104" for number in range(1, 8)),
+            },
+            "AE title CT1, MR1 at 10.0.0.0/8; CT1 from the addresses of --ae-addresses alone",
+            "this machine and the nodes N1, N2, N3, N4, N5 and 2 more",
+        ),
+        (
+            {"tls_verify": "on", "query_retrieve": "any"},
+            "any application with a trusted certificate",
+            "whoever may send (--query-retrieve any)",
+        ),
+        (
+            {"ae_addresses": ("CT1=10.1.0.0/16",), "query_retrieve": "off"},
+            "any application; CT1 from the addresses of --ae-addresses alone",
+            "nobody (--query-retrieve off)",
+        ),
+    ],
+)
+def test_it_says_who_may_send_and_who_may_query(
+    settings: dict[str, Any], send: str, query: str
+) -> None:
+    said = greeting("/srv/dicom", Settings(**settings), 11112).splitlines()
+    assert f"may send: {send}" in said
+    assert f"may query and retrieve: {query}" in said
 
 
 def test_the_line_it_prints_works(serve: Serve, tmp_path: Path) -> None:

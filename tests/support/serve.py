@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -83,6 +84,19 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         if one.process.poll() is None:
             one.process.kill()
             one.process.wait()
+
+
+def address_of_this_machine() -> str:
+    """One that is not loopback; the test is skipped where there is none."""
+    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as one:
+        try:
+            one.connect(("198.51.100.1", 9))  # nothing is sent: it finds the way there
+        except OSError as error:
+            pytest.skip(f"this machine has no address but loopback: {error}")
+        address = str(one.getsockname()[0])
+    if address.startswith("127."):
+        pytest.skip("this machine has no address but loopback")
+    return address
 
 
 def arguments_of(pid: int) -> list[bytes]:
