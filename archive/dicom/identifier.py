@@ -11,6 +11,9 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+
 from plainpacs.archive.buffer import Buffer
 from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet, character_set
 from plainpacs.archive.dicom.dictionary import tag_of, vr_of
@@ -56,7 +59,7 @@ class BadIdentifier(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class DataElement:
+class Element:
     """``value``: its bytes as they came; ``items``: of a sequence."""
 
     vr: str
@@ -68,7 +71,7 @@ class DataElement:
 class DataSet:
     """An identifier, or an item of it. ``elements`` by tag, in the order that they came."""
 
-    elements: Mapping[int, DataElement]
+    elements: Mapping[int, Element]
     character_set: CharacterSet = field(default=DEFAULT)
 
     def text(self, keyword: str) -> str:
@@ -98,7 +101,7 @@ class DataSet:
         return found.items if found else ()
 
 
-def _numbers(element: DataElement) -> list[int | float]:
+def _numbers(element: Element) -> list[int | float]:
     shape = struct.Struct("<" + BINARY[element.vr])
     whole = len(element.value) - len(element.value) % shape.size
     return [number for (number,) in shape.iter_unpack(element.value[:whole])]
@@ -115,11 +118,35 @@ def read(data: Buffer, transfer_syntax: str) -> DataSet:
     return found
 
 
+def of_pydicom(found: Dataset, outer: CharacterSet = DEFAULT, depth: int = 0) -> DataSet:
+    """What pydicom read in little endian, with the bytes that came. Raises BadIdentifier."""
+    elements: dict[int, Element] = {}
+    for tag in found.keys():  # noqa: SIM118 - a Dataset's iterator decodes the values
+        raw = found.get_item(tag)
+        number = int(tag)
+        vr = raw.VR if raw.VR and raw.VR != "UN" else vr_of(number)
+        if vr == "SQ" or (raw.VR == "SQ"):
+            if depth >= _DEEPEST:
+                raise BadIdentifier("too many sequences within one another", number)
+            try:
+                items = found[tag].value
+            except Exception as error:  # whatever pydicom raises
+                raise BadIdentifier("a sequence cannot be read", number) from error
+            within = _character_set(elements, outer)
+            elements[number] = Element(
+                "SQ", b"", tuple(of_pydicom(item, within, depth + 1) for item in items)
+            )
+        elif number & 0xFFFF and number >> 16 > 0x0002:
+            value = raw.value if isinstance(raw, RawDataElement) else b""
+            elements[number] = Element(vr, value or b"")
+    return _finished(elements, outer)
+
+
 def read_until(data: Buffer, transfer_syntax: str, last: int) -> tuple[DataSet, bool]:
     """The elements of a data set up to the tag ``last``, as far as they can be read; and whether
     that is all of them. ``data`` may be only the beginning of it."""
     reader = _Reader(bytes(data))
-    elements: dict[int, DataElement] = {}
+    elements: dict[int, Element] = {}
     at, end = 0, len(data)
     explicit = transfer_syntax != IMPLICIT
     try:
@@ -142,7 +169,7 @@ class _Reader:
     ) -> tuple[DataSet, int]:  # fmt: skip
         """The elements from ``at`` to ``end``, or, ``delimited``, to the end of the item; and where
         what follows starts. ``outer``: the character set unless they name one (PS3.5 7.5.3)."""
-        elements: dict[int, DataElement] = {}
+        elements: dict[int, Element] = {}
         while at < end:
             if delimited and self._data[at : at + 4] == _ITEM_END_BYTES:
                 return _finished(elements, outer), at + 8
@@ -152,7 +179,7 @@ class _Reader:
         return _finished(elements, outer), at
 
     def element(
-        self, at: int, end: int, elements: dict[int, DataElement], outer: CharacterSet, *,
+        self, at: int, end: int, elements: dict[int, Element], outer: CharacterSet, *,
         depth: int, explicit: bool,
     ) -> int:  # fmt: skip
         """Puts the element at ``at`` into ``elements``; gives where the next one starts."""
@@ -170,14 +197,14 @@ class _Reader:
             within = explicit and vr != "UN"
             charset = _character_set(elements, outer)
             items, at = self._items(value, end, length, tag, charset, depth=depth, explicit=within)
-            elements[tag] = DataElement("SQ", b"", items)
+            elements[tag] = Element("SQ", b"", items)
             return at
         at = value + length
         if at > end:
             raise BadIdentifier("an element is longer than what it lies in", tag)
         # Nobody needs the length of a group; and Orthanc sends elements of File Meta Information.
         if number and group > 0x0002:
-            elements[tag] = DataElement(vr, self._data[value:at])
+            elements[tag] = Element(vr, self._data[value:at])
         return at
 
     def _header(
@@ -227,11 +254,11 @@ class _Reader:
         return tuple(items), at
 
 
-def _finished(elements: Mapping[int, DataElement], outer: CharacterSet) -> DataSet:
+def _finished(elements: Mapping[int, Element], outer: CharacterSet) -> DataSet:
     return DataSet(elements, _character_set(elements, outer))
 
 
-def _character_set(elements: Mapping[int, DataElement], outer: CharacterSet) -> CharacterSet:
+def _character_set(elements: Mapping[int, Element], outer: CharacterSet) -> CharacterSet:
     named = elements.get(CHARACTER_SET)
     return character_set(terms_of(named.value)) if named else outer
 

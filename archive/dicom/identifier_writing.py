@@ -9,6 +9,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 
+from pydicom import config
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+
 from plainpacs.archive.dicom.charset_encoding import UTF8, Repertoire
 from plainpacs.archive.dicom.dictionary import tag_of, vr_of
 from plainpacs.archive.dicom.identifier import (
@@ -17,8 +21,8 @@ from plainpacs.archive.dicom.identifier import (
     IN_CHARACTER_SET,
     LONG_VRS,
     LONGEST_SHORT,
-    DataElement,
     DataSet,
+    Element,
 )
 from plainpacs.archive.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN as EXPLICIT
 
@@ -49,6 +53,24 @@ def encode(
         named = "\\".join(chosen.terms).encode("ascii", "replace")
         encoded[CHARACTER_SET] = element(CHARACTER_SET, "CS", named, explicit=explicit)
     return b"".join(encoded[tag] for tag in sorted(encoded))
+
+
+def to_pydicom(values: Mapping[str, Value]) -> Dataset:
+    """As pydicom has it. SpecificCharacterSet is UTF-8 where more than ASCII is there."""
+    found = Dataset()
+    for keyword, value in values.items():
+        tag = tag_of(keyword)
+        vr = vr_of(tag)
+        if vr == "SQ" and not isinstance(value, (str, int, float)):
+            items = [to_pydicom(one) for one in value if isinstance(one, Mapping)]
+            found.add_new(tag, vr, items)
+            if any(CHARACTER_SET in item for item in items):
+                found.SpecificCharacterSet = UTF8.terms[0]
+        else:
+            found[tag] = DataElement(tag, vr, value, validation_mode=config.IGNORE)
+            if isinstance(value, str) and not value.isascii():
+                found.SpecificCharacterSet = UTF8.terms[0]
+    return found
 
 
 def _encoded(
@@ -113,7 +135,7 @@ def _written(value: object) -> str:
 
 
 def written_anew(
-    tag: int, found: DataElement, within: DataSet, repertoire: Repertoire, *, explicit: bool
+    tag: int, found: Element, within: DataSet, repertoire: Repertoire, *, explicit: bool
 ) -> bytes | None:
     """An element that was read as part of ``within``, in another transfer syntax and character set;
     None when ``repertoire`` cannot carry the text."""

@@ -19,7 +19,6 @@ from plainpacs.indexer.output.formats import note
 from plainpacs.indexer.output.progress import Gauge
 from plainpacs.scp.commands import send_selection
 from plainpacs.scp.commands.send_selection import Unreadable
-from plainpacs.scp.network.dimse import CommandField
 from plainpacs.scp.network.peer_status import meaning
 from plainpacs.scp.remote import calling, instance_listing
 from plainpacs.scp.remote.calling import Calling
@@ -179,7 +178,7 @@ class _Report:
 
 def _why(sent: Sent) -> str:
     if sent.status is not None:
-        return meaning(CommandField.C_STORE_RQ, sent.status)
+        return meaning("C-STORE", sent.status)
     return sent.why
 
 

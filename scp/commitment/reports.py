@@ -11,7 +11,10 @@ import os
 import threading
 import time
 
+from pynetdicom.presentation import build_context
+
 from plainpacs.archive.app.settings import Settings
+from plainpacs.archive.dicom.identifier_writing import to_pydicom
 from plainpacs.archive.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
 from plainpacs.archive.errors import BadSettings, PlainpacsError
 from plainpacs.archive.store.store import Archive
@@ -19,12 +22,11 @@ from plainpacs.archive.tree.root import open_root
 from plainpacs.scp.commitment import requests
 from plainpacs.scp.commitment.check import PutOff
 from plainpacs.scp.commitment.requests import Claim, Transaction
-from plainpacs.scp.commitment.service import SOP_CLASS, Report, our_title
+from plainpacs.scp.commitment.service import SOP_CLASS, SOP_INSTANCE, Report, our_title
 from plainpacs.scp.network import remote_aes
-from plainpacs.scp.network.channel import Ended
 from plainpacs.scp.network.connection import Stopping
 from plainpacs.scp.network.dimse import ProtocolError
-from plainpacs.scp.network.negotiation import ProposedContext, Role
+from plainpacs.scp.network.engine import Ended
 from plainpacs.scp.network.reader import ConnectionLost, Limits, PeerTimeout
 from plainpacs.scp.network.requestor import NoAssociation, Node, Requestor
 from plainpacs.scp.receiver.statistics import Caller
@@ -34,8 +36,7 @@ _LOG = logging.getLogger("plainpacs.scp")
 _LOOK_SECONDS = 2.0
 _ANSWER_SECONDS = 60.0
 _KEPT_SECONDS = 7 * 24 * 3600.0
-_CONTEXT = 1
-_SYNTAXES = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
+_SYNTAXES = [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN]
 _TRANSIENT = (ProtocolError, ConnectionLost, PeerTimeout, Ended, OSError, PlainpacsError)
 
 
@@ -162,22 +163,21 @@ class Reporter:
         report = Report.of(
             self._archive.root, transaction, settings, self._stops.is_set, thorough=True
         )
-        context = ProposedContext(_CONTEXT, SOP_CLASS, _SYNTAXES)
         limits = Limits(settings.pdu_timeout, _ANSWER_SECONDS, settings.max_pdu)
         with Requestor.open(
             node,
             our_title(transaction, settings),
-            [context],
+            [build_context(SOP_CLASS, _SYNTAXES)],
             limits=limits,
             # We ask for the association, and are the SCP all the same (PS3.4 J.3.3.1.3).
-            roles={SOP_CLASS: Role(scu=False, scp=True)},
+            sent_to_us=(SOP_CLASS,),
             stopping=self._stopping,
         ) as association:
-            syntax = association.contexts[_CONTEXT].transfer_syntax
-            data = report.data_set(syntax, settings)
-            answer = association.channel.request(_CONTEXT, report.command(1), 1, [data])
+            answer, _ = association.send_n_event_report(
+                to_pydicom(report.information(settings)), report.event, SOP_CLASS, SOP_INSTANCE
+            )
         report.log()
-        if not report.taken(answer, node):
+        if not report.taken(answer.Status, node):
             return False
         report.record(self._archive.audit)
         self._archive.audit.flush()

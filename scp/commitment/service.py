@@ -189,17 +189,13 @@ class Report:
     def failed(self) -> int:
         return sum(one.reason is not FailureReason.COMMITTED for one in self.verdicts)
 
-    def command(self, message_id: int) -> bytes:
-        """The N-EVENT-REPORT-RQ (PS3.4 J.3.3.1)."""
-        elements: dict[Element, int | str | bytes] = {
-            Element.AFFECTED_SOP_CLASS_UID: SOP_CLASS,
-            Element.AFFECTED_SOP_INSTANCE_UID: SOP_INSTANCE,
-            Element.EVENT_TYPE_ID: _SOME_FAILED if self.failed else _ALL_COMMITTED,
-        }
-        return request(CommandField.N_EVENT_REPORT_RQ, message_id, elements, has_data_set=True)
+    @property
+    def event(self) -> int:
+        """Event Type ID (PS3.4 J.3.3.1)."""
+        return _SOME_FAILED if self.failed else _ALL_COMMITTED
 
-    def data_set(self, transfer_syntax: str, settings: Settings) -> bytes:
-        """Its Event Information (PS3.4 Table J.3-2)."""
+    def information(self, settings: Settings) -> dict[str, Value]:
+        """Event Information (PS3.4 Table J.3-2)."""
         good: list[dict[str, Value]] = []
         bad: list[dict[str, Value]] = []
         for one, verdict in zip(self.transaction.references, self.verdicts, strict=True):
@@ -218,7 +214,7 @@ class Report:
             told["ReferencedSOPSequence"] = good
         if bad:
             told["FailedSOPSequence"] = bad
-        return encode(told, transfer_syntax)
+        return told
 
     def log(self) -> None:
         """Says what is not committed, and why; no more than a few."""
@@ -234,15 +230,15 @@ class Report:
         if len(bad) > _REASONS_LOGGED:
             _LOG.warning("not committed: %d more of the same request", len(bad) - _REASONS_LOGGED)
 
-    def taken(self, command: Command, by: object) -> bool:
-        """Whether the response ``command`` says that the asker has the report. Logs it."""
-        if command.status in _TAKEN or command.status & 0xF000 == 0xB000:
+    def taken(self, status: int, by: object) -> bool:
+        """Whether a response with this status says that the asker has the report. Logs it."""
+        if status in _TAKEN or status & 0xF000 == 0xB000:
             count = len(self.verdicts)
             words = "commitment reported: %s: %d of %d instances"
             _LOG.info(words, by, count - self.failed, count)
             return True
         words = "commitment: %s answers the report with %04X; it is sent again later"
-        _LOG.warning(words, by, command.status)
+        _LOG.warning(words, by, status)
         return False
 
     def record(self, audit: AuditLog) -> None:
@@ -271,7 +267,7 @@ class _Awaited:
 
     def answered(self, command: Command) -> None:
         try:
-            if self._report.taken(command, self._caller):
+            if self._report.taken(command.status, self._caller):
                 self._report.record(self._audit)
                 self._claim.done()
             else:
@@ -301,7 +297,14 @@ def _report_here(asked: Asked, claim: Claim) -> Claim | None:
         return claim
     report.log()
     message_id = max(asked.awaited, default=0) % 0xFFFF + 1
-    data = report.data_set(asked.context.transfer_syntax, asked.settings)
+    data = encode(report.information(asked.settings), asked.context.transfer_syntax)
+    elements: dict[Element, int | str | bytes] = {
+        Element.AFFECTED_SOP_CLASS_UID: SOP_CLASS,
+        Element.AFFECTED_SOP_INSTANCE_UID: SOP_INSTANCE,
+        Element.EVENT_TYPE_ID: report.event,
+    }
+    field = CommandField.N_EVENT_REPORT_RQ
+    command = request(field, message_id, elements, has_data_set=True)
     asked.awaited[message_id] = _Awaited(claim, report, asked.caller, asked.archive.audit)
-    channel.send(asked.context.id, report.command(message_id), [data])
+    channel.send(asked.context.id, command, [data])
     return None

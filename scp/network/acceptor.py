@@ -12,11 +12,18 @@ from dataclasses import dataclass
 
 from plainpacs.scp.network import answers, pdu
 from plainpacs.scp.network.answers import Rejection
-from plainpacs.scp.network.channel import Channel, Ended
+from plainpacs.scp.network.channel import Channel
 from plainpacs.scp.network.connection import Stopping, Transport
 from plainpacs.scp.network.dimse import ProtocolError, Reason
-from plainpacs.scp.network.pdu import PDU
-from plainpacs.scp.network.reader import ConnectionLost, Limits, MessageReader, PeerTimeout
+from plainpacs.scp.network.engine import Ended
+from plainpacs.scp.network.reader import (
+    ABORT_BY_USER,
+    PDU,
+    ConnectionLost,
+    Limits,
+    MessageReader,
+    PeerTimeout,
+)
 from plainpacs.scp.network.session_protocol import RELEASED, Session
 
 _LOG = logging.getLogger("plainpacs.scp")
@@ -83,15 +90,15 @@ class Association:
         except ProtocolError as error:
             # Before there is an association, what is wrong is the user's to refuse (AA-1).
             known = self._established
-            farewell = pdu.abort(error.reason) if known else pdu.ABORT_BY_USER
+            farewell = pdu.abort(error.reason) if known else ABORT_BY_USER
             return _End("aborted by us", str(error), farewell)
         except PeerTimeout as late:
             if not self._established:  # the connection is closed without a word (AA-2)
                 return _End("no association was requested", "" if late.idle else str(late))
-            farewell = pdu.ABORT_BY_USER if late.idle else pdu.abort(Reason.NOT_SPECIFIED)
+            farewell = ABORT_BY_USER if late.idle else pdu.abort(Reason.NOT_SPECIFIED)
             return _End("aborted by us", str(late), farewell)
         except Stopping:
-            farewell = pdu.ABORT_BY_USER if self._established else b""
+            farewell = ABORT_BY_USER if self._established else b""
             return _End("aborted by us: plainpacs stops", farewell=farewell)
         except Ended as ended:
             return _ended_by_peer(ended.how)
@@ -129,8 +136,8 @@ class Association:
             channel.heed_stop()
             for _ in range(_MESSAGES_BETWEEN_LOOKS):
                 message = self._reader.read()
-                if isinstance(message, PDU):
-                    return _ended_by_peer(message)
+                if isinstance(message, bytes):
+                    return _ended_by_peer(PDU(message[0]))
                 answer = self._session.serve(message, channel)
                 if answer is not None:
                     channel.send(message.context_id, answer)

@@ -22,22 +22,14 @@ from plainpacs.scp.network.dimse import (
     ProtocolError,
     command_fragments,
 )
-from plainpacs.scp.network.pdu import PDU
-from plainpacs.scp.network.reader import MessageReader
+from plainpacs.scp.network.engine import Ended
+from plainpacs.scp.network.reader import PDU, MessageReader
 
 _LONGEST_SENT = 1 << 18
 """Bytes of a PDU to a peer that takes longer ones, or any."""
 _SENT_AT_ONCE = 1 << 18
 """Bytes that the peer has to take within the time for a PDU."""
 _VALUE_HEADER = 6
-
-
-class Ended(Exception):
-    """The peer ended the association amid a service: ``how`` is RELEASE_RQ or ABORT."""
-
-    def __init__(self, how: PDU) -> None:
-        super().__init__(how.name)
-        self.how = how
 
 
 class Channel:
@@ -133,8 +125,8 @@ class Channel:
     def read(self) -> Message:
         """The next message. Its data set is valid until something is read again."""
         message = self._reader.read()
-        if isinstance(message, PDU):
-            raise Ended(message)
+        if isinstance(message, bytes):
+            raise Ended(PDU(message[0]))
         return message
 
     def is_silent_for(self, seconds: float) -> bool:
@@ -186,6 +178,13 @@ class Channel:
             if command.field & RESPONSE and command.message_id == message_id:
                 return command
             self._take(message)
+
+    def send_message(
+        self, context_id: int, command_set: bytes, data_set: Iterable[Buffer] | None = None
+    ) -> None:
+        self.send(context_id, command_set, data_set)
+
+    await_answer = answer
 
     def _take(self, message: Message) -> None:
         """What comes while a service is at work: nothing else is allowed (PS3.7 D.3.3.3)."""

@@ -109,6 +109,7 @@ class Command(NamedTuple):
     sop_instance: str
     elements: Mapping[int, bytes]
     """All of it, by element number."""
+    encoded: bytes = b""
 
     @property
     def status(self) -> int:
@@ -181,6 +182,7 @@ def read_command(encoded: bytes) -> Command:
         _uid(values, Element.AFFECTED_SOP_CLASS_UID, Element.REQUESTED_SOP_CLASS_UID),
         _uid(values, Element.AFFECTED_SOP_INSTANCE_UID, Element.REQUESTED_SOP_INSTANCE_UID),
         values,
+        encoded,
     )
 
 

@@ -17,11 +17,10 @@ from plainpacs.archive.tree.identity import strip_padding
 from plainpacs.scp.network.answers import Rejection
 from plainpacs.scp.network.dimse import ProtocolError, Reason
 from plainpacs.scp.network.negotiation import ProposedContext, Role
+from plainpacs.scp.network.reader import HEADER, PDU
 from plainpacs.scp.network.session_protocol import Acceptance, Proposal
 
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
-HEADER = struct.Struct(">BxL")
-"""Type and length of what follows: the first six bytes of every PDU."""
 _ITEM = struct.Struct(">BxH")
 _REQUEST = struct.Struct(">H2x16s16s32x")
 TITLES_END = _REQUEST.size
@@ -50,18 +49,6 @@ class Item(enum.IntEnum):
     IMPLEMENTATION_VERSION = 0x55
     EXTENDED = 0x56
     COMMON_EXTENDED = 0x57
-
-
-class PDU(enum.IntEnum):
-    """The types of PDU (PS3.8 9.3.1)."""
-
-    ASSOCIATE_RQ = 1
-    ASSOCIATE_AC = 2
-    ASSOCIATE_RJ = 3
-    P_DATA_TF = 4
-    RELEASE_RQ = 5
-    RELEASE_RP = 6
-    ABORT = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +236,6 @@ def abort(reason: Reason) -> bytes:
     return HEADER.pack(PDU.ABORT, 4) + bytes((0, 0, 2, reason))
 
 
-ABORT_BY_USER = HEADER.pack(PDU.ABORT, 4) + bytes(4)
-"""An A-ABORT because we want to end; the reason means nothing then (PS3.8 9.3.8)."""
 RELEASE_RQ = HEADER.pack(PDU.RELEASE_RQ, 4) + bytes(4)
 RELEASE_RP = HEADER.pack(PDU.RELEASE_RP, 4) + bytes(4)
 

@@ -9,6 +9,7 @@ checked before it counts.
 
 from __future__ import annotations
 
+import enum
 import mmap
 import struct
 import time
@@ -27,8 +28,9 @@ from plainpacs.scp.network.dimse import (
     Spill,
     read_command,
 )
-from plainpacs.scp.network.pdu import HEADER, PDU
 
+HEADER = struct.Struct(">BxL")
+"""Type and length of what follows: the first six bytes of every PDU."""
 _VALUE = struct.Struct(">LBB")
 """Length, context id and message control header of a presentation data value."""
 
@@ -42,6 +44,22 @@ _TLS_HANDSHAKE = 22
 """What a TLS client's first byte is (RFC 8446 5.1); no PDU has it."""
 # 128 contexts with all syntaxes fit in it, and so does any fragment of a command.
 _BUFFER = MOST_GATHERED + _RECEIVED_AT_ONCE
+
+
+class PDU(enum.IntEnum):
+    """The types of PDU (PS3.8 9.3.1)."""
+
+    ASSOCIATE_RQ = 1
+    ASSOCIATE_AC = 2
+    ASSOCIATE_RJ = 3
+    P_DATA_TF = 4
+    RELEASE_RQ = 5
+    RELEASE_RP = 6
+    ABORT = 7
+
+
+ABORT_BY_USER = HEADER.pack(PDU.ABORT, 4) + bytes(4)
+"""An A-ABORT because we want to end; the reason means nothing then (PS3.8 9.3.8)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,19 +153,20 @@ class MessageReader:
         self._at = begin + length
         return bytes(self._view[begin : self._at])
 
-    def read_answer(self) -> tuple[int, bytes]:
-        """Type and variable field of the PDU that answers our request for an association."""
+    def read_first(self, kinds: Collection[int]) -> bytes:
+        """The whole PDU that asks for an association, or answers ours: one of these ``kinds``."""
         self._deadline = time.monotonic() + self._limits.pdu_timeout
         self._need(HEADER.size)
         kind, length = HEADER.unpack_from(self._view, self._at)
-        if kind not in (PDU.ASSOCIATE_AC, PDU.ASSOCIATE_RJ, PDU.ABORT):
-            raise _unexpected(kind, "in answer to a request for an association")
+        if kind == _TLS_HANDSHAKE:
+            raise ProtocolError(
+                "TLS came to a port without; serve with --tls-cert, or set the peer to no TLS"
+            )
+        if kind not in kinds:
+            raise _unexpected(kind, "before an association")
         if length > _LONGEST_REQUEST:
-            raise ProtocolError(f"an answer of {length} bytes to a request for an association")
-        self._need(HEADER.size + length)
-        begin = self._at + HEADER.size
-        self._at = begin + length
-        return kind, bytes(self._view[begin : self._at])
+            raise ProtocolError(f"a PDU of {length} bytes before an association")
+        return self._whole(length)
 
     def expect_within(self, seconds: float) -> None:
         """From now on the peer may be silent for so long only."""
@@ -170,8 +189,8 @@ class MessageReader:
         self._end = got
         return True
 
-    def read(self) -> Message | PDU:
-        """The next message, or the PDU that ends the association: RELEASE_RQ or ABORT.
+    def read(self) -> Message | bytes:
+        """The next message, or the whole of another PDU: one of ``ends``.
 
         The data set is valid until the next call.
         """
@@ -182,9 +201,9 @@ class MessageReader:
         encoded = b""
         while True:
             while not self._pdu_left:
-                kind = self._begin_pdu()
-                if kind is not PDU.P_DATA_TF:
-                    return kind
+                control = self._begin_pdu()
+                if control is not None:
+                    return control
             context_id, header, length = self._begin_value()
             if header & COMMAND_BIT:
                 if self._command is not None:
@@ -215,7 +234,7 @@ class MessageReader:
 
     # --- headers ------------------------------------------------------------------------------
 
-    def _begin_pdu(self) -> PDU:
+    def _begin_pdu(self) -> bytes | None:
         self._deadline = 0.0
         self._need(HEADER.size)
         kind, length = HEADER.unpack_from(self._view, self._at)
@@ -224,14 +243,19 @@ class MessageReader:
                 raise ProtocolError(f"a P-DATA PDU of {length} bytes")
             self._pdu_left = length
             self._at += HEADER.size
-            return PDU.P_DATA_TF
+            return None
         if kind not in self._ends:
             raise _unexpected(kind, "within an association")
         if length != 4:
             raise ProtocolError(f"a PDU of type {kind} and {length} bytes")
+        return self._whole(length)
+
+    def _whole(self, length: int) -> bytes:
+        """The PDU that begins here, with ``length`` bytes behind its header."""
         self._need(HEADER.size + length)
+        begin = self._at
         self._at += HEADER.size + length
-        return PDU(kind)
+        return bytes(self._view[begin : self._at])
 
     def _begin_value(self) -> tuple[int, int, int]:
         """Context id, message control header and length of the next fragment."""

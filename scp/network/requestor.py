@@ -1,7 +1,7 @@
 """Associations that we ask for: to store elsewhere, to query and retrieve there, to report.
 
-    with Requestor.open(node, "PLAINPACS", contexts) as association:
-        status = association.channel.request(context_id, command_set, 1, data_set).status
+    with Requestor.open(node, "PLAINPACS", [build_context(Verification)], limits=limits) as one:
+        status = one.send_c_echo()
 
 What fails says at which step: connecting, TLS, the association, or later within it.
 """
@@ -12,22 +12,36 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
+
+from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
+from pynetdicom.presentation import PresentationContext, PresentationContextTuple, build_role
 
 from plainpacs.archive.errors import PlainpacsError
-from plainpacs.scp.network import pdu, request_pdu
-from plainpacs.scp.network.channel import Channel, Ended
 from plainpacs.scp.network.connection import Connection, Stopping, Transport
-from plainpacs.scp.network.dimse import Command, Drain, ProtocolError, Spill
-from plainpacs.scp.network.negotiation import ContextResult, ProposedContext, Role
-from plainpacs.scp.network.pdu import PDU
-from plainpacs.scp.network.reader import ConnectionLost, Limits, MessageReader, PeerTimeout
-from plainpacs.scp.network.request_pdu import Accepted
+from plainpacs.scp.network.dimse import ProtocolError
+from plainpacs.scp.network.engine import Driven, Ended
+from plainpacs.scp.network.reader import PDU, ConnectionLost, Limits, PeerTimeout
 from plainpacs.scp.network.tls import HandshakeFailed, TLSConnection
 
 _CONNECT_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 2.0
+_ENDS = (PDU.RELEASE_RQ, PDU.RELEASE_RP, PDU.ABORT)
+_OVER = ("Sta1", "Sta13")
+
+# PS3.8 Table 9-21: by source, then by reason.
+_REASONS = {
+    1: {
+        1: "no reason given",
+        2: "the application context is not supported",
+        3: "it does not know our calling AE title: have it entered there",
+        7: "it does not know the called AE title: check how it is called",
+    },
+    2: {1: "no reason given", 2: "it does not speak this version of the protocol"},
+    3: {1: "temporary congestion: try again later", 2: "its limit of associations is reached"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,67 +69,93 @@ class NoAssociation(PlainpacsError):
         self.transient = transient
 
 
-class Requestor:
-    """An association with ``node``, established; a context manager that releases it.
+class Requestor(Driven):
+    """An association with ``node``, established: pynetdicom's, with its ``send_c_*`` and
+    ``send_n_*``. A context manager that releases it; left by an exception, it is aborted instead.
 
-    ``channel`` is there to talk over. Left by an exception, it is aborted instead. ``contexts``
-    are those the peer accepted, by id, and ``roles`` the roles it agreed to.
+    ``contexts`` are those the peer accepted, by id.
     """
 
+    node: Node
+    contexts: Mapping[int, PresentationContextTuple]
+
     def __init__(
-        self, node: Node, connection: Transport, reader: MessageReader, accepted: Accepted,
-        seconds: float,
+        self, node: Node, calling_ae: str, connection: Transport, limits: Limits
     ) -> None:  # fmt: skip
+        super().__init__("requestor", calling_ae, connection, limits, _ENDS)
         self.node = node
-        self.contexts: Mapping[int, ContextResult] = accepted.contexts
-        self.roles: Mapping[str, Role] = accepted.roles
-        self.channel = Channel(connection, reader, accepted.longest_pdu, seconds)
-        self._connection = connection
-        self._reader = reader
-        self._seconds = seconds
+        self.acceptor.ae_title = node.ae_title
+        self.dul.event_queue.get()  # which says that a peer has connected to us
 
     @classmethod
     def open(
         cls,
         node: Node,
         calling_ae: str,
-        contexts: Sequence[ProposedContext],
+        contexts: Sequence[PresentationContext],
         *,
         limits: Limits,
-        roles: Mapping[str, Role] | None = None,
+        sent_to_us: Collection[str] = (),
         extended: Mapping[str, bytes] | None = None,
-        spill: Callable[[int, Command], Spill] = lambda _, __: Drain(),
         stopping: int = -1,
-    ) -> Requestor:
-        """Connects and negotiates. ``spill``: where a large data set goes that the peer sends;
+    ) -> Self:
+        """Connects and negotiates. ``sent_to_us``: the SOP Classes that we want to be SCP of
+        (PS3.7 D.3.3.4); ``extended``: what is wanted of others by extended negotiation (D.3.3.5);
         ``stopping``: a descriptor that is readable once there is nothing more to wait for.
 
         Raises NoAssociation, also when the peer accepts none of the contexts; and Stopping.
         """
-        connection = _connect(node, limits.pdu_timeout, stopping)
-        reader = MessageReader(
-            connection, limits, spill, (PDU.RELEASE_RQ, PDU.RELEASE_RP, PDU.ABORT)
-        )
+        one = cls(node, calling_ae, _connect(node, limits.pdu_timeout, stopping), limits)
         try:
-            asked = request_pdu.request(
-                node.ae_title,
-                calling_ae,
-                contexts,
-                limits.announced_pdu,
-                roles=roles,
-                extended=extended,
-            )
-            connection.send(asked, limits.pdu_timeout)
-            accepted = _answer(node, reader, contexts)
+            one._negotiate(contexts, sent_to_us, extended or {})
         except (ProtocolError, ConnectionLost, PeerTimeout, OSError) as error:
-            _drop(connection, reader)
+            one.close()
             raise NoAssociation(node, "association", _words(error)) from None
         except BaseException:
-            _drop(connection, reader)
+            one.close()
             raise
-        return cls(node, connection, reader, accepted, limits.pdu_timeout)
+        return one
 
-    def context_for(self, abstract_syntax: str, *transfer_syntaxes: str) -> ContextResult | None:
+    def _negotiate(
+        self,
+        contexts: Sequence[PresentationContext],
+        sent_to_us: Collection[str],
+        extended: Mapping[str, bytes],
+    ) -> None:
+        for number, context in enumerate(contexts):
+            context.context_id = 2 * number + 1
+        self.requestor.requested_contexts = list(contexts)
+        for uid in sent_to_us:
+            self.requestor.add_negotiation_item(build_role(uid, scp_role=True))
+        for uid, wanted in extended.items():
+            item = SOPClassExtendedNegotiation()
+            item.sop_class_uid = uid
+            item.service_class_application_information = wanted
+            self.requestor.add_negotiation_item(item)
+        self.acse.negotiate_association()
+        answer = self.acceptor.primitive
+        if answer is None:
+            raise NoAssociation(self.node, "association", "the peer aborted it")
+        if self.is_rejected:
+            result, source, reason = answer.result, answer.result_source, answer.diagnostic
+            words = _REASONS.get(source or 0, {}).get(
+                reason or 0, "a reason that DICOM does not have"
+            )
+            raise NoAssociation(
+                self.node,
+                "association",
+                f"{words} ({result}/{source}/{reason})",
+                transient=result == 2,
+            )
+        self._drop_what_nobody_offered(contexts)
+        self.contexts = {one.as_tuple.context_id: one.as_tuple for one in self.accepted_contexts}
+        if not self.contexts:
+            words = "the peer accepts none of what was proposed"
+            raise NoAssociation(self.node, "association", words)
+
+    def context_for(
+        self, abstract_syntax: str, *transfer_syntaxes: str
+    ) -> PresentationContextTuple | None:
         """An accepted context for this abstract syntax, in one of the transfer syntaxes if any is
         named; None when there is none."""
         return next(
@@ -128,34 +168,36 @@ class Requestor:
             None,
         )
 
-    def __enter__(self) -> Requestor:
+    def next_status(self) -> int | None:
+        """The status of the next response, of which nothing else is wanted."""
+        _, message = self.dimse.get_msg(block=True)
+        return message.Status if message is not None else None
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.release()
         else:
-            self.abort()
+            self.give_up()
 
     def release(self) -> None:
         """Ends the association in order (PS3.8 7.2). Raises nothing: what was done is done."""
         with contextlib.suppress(
             Ended, ProtocolError, ConnectionLost, PeerTimeout, Stopping, OSError
         ):
-            self._reader.expect_within(self._seconds)
-            self._connection.send(pdu.RELEASE_RQ, self._seconds)
-            while True:
-                self.channel.read()  # until Ended
-        self._close()
+            self.reader.expect_within(self.limits.pdu_timeout)
+            self.acse.negotiate_release()
+        self.close()
 
-    def abort(self) -> None:
+    def give_up(self) -> None:
         """Ends the association at once (PS3.8 7.3)."""
-        with contextlib.suppress(Stopping, OSError):
-            self._connection.send(pdu.ABORT_BY_USER, _LAST_WORDS_SECONDS)
-        self._close()
-
-    def _close(self) -> None:
-        _drop(self._connection, self._reader)
+        if self.dul.state_machine.current_state not in _OVER:
+            self.wire.seconds = _LAST_WORDS_SECONDS
+            with contextlib.suppress(Stopping, OSError):
+                self.acse.send_abort(0)
+        self.close()
 
 
 def _connect(node: Node, seconds: float, stopping: int) -> Transport:
@@ -177,24 +219,6 @@ def _connect(node: Node, seconds: float, stopping: int) -> Transport:
         secured.close()
         raise
     return secured
-
-
-def _answer(node: Node, reader: MessageReader, proposed: Sequence[ProposedContext]) -> Accepted:
-    kind, body = reader.read_answer()
-    if kind == PDU.ASSOCIATE_RJ:
-        refused = request_pdu.read_rejection(body)
-        raise NoAssociation(node, "association", refused.why, transient=refused.transient)
-    if kind == PDU.ABORT:
-        raise NoAssociation(node, "association", "the peer aborted it")
-    accepted = request_pdu.read_acceptance(body, proposed)
-    if not accepted.contexts:
-        raise NoAssociation(node, "association", "the peer accepts none of what was proposed")
-    return accepted
-
-
-def _drop(connection: Transport, reader: MessageReader) -> None:
-    reader.close()
-    connection.close()
 
 
 def _words(error: BaseException) -> str:

@@ -19,8 +19,8 @@ from typing import Any
 from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.buffer import Buffer
 from plainpacs.archive.errors import BadSettings
-from plainpacs.scp.network import pdu
 from plainpacs.scp.network.connection import Connection
+from plainpacs.scp.network.reader import ABORT_BY_USER, PDU
 
 _SUITES = ":".join(
     (
@@ -198,10 +198,10 @@ class TLSConnection:
             self._connection.wait(deadline - time.monotonic())
         if not got:
             raise ConnectionResetError
-        if not self._heard and self._sealed[0] == pdu.PDU.ASSOCIATE_RQ:
+        if not self._heard and self._sealed[0] == PDU.ASSOCIATE_RQ:
             self._ending = True
             with contextlib.suppress(OSError):  # in its own language, that it may say so
-                self._connection.send(pdu.ABORT_BY_USER, self._seconds)
+                self._connection.send(ABORT_BY_USER, self._seconds)
             what = "is spoken on this port, and DICOM came without"
             raise HandshakeFailed(what, _PLAIN_PEER, told=True)
         self._heard += got

@@ -16,6 +16,9 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from itertools import zip_longest
 
+from pydicom.uid import UID
+from pynetdicom.presentation import PresentationContextTuple
+
 from plainpacs.archive.dicom.identifier import BadIdentifier, read
 from plainpacs.archive.dicom.identifier_writing import encode
 from plainpacs.archive.errors import BadSettings, PlainpacsError
@@ -85,7 +88,9 @@ def get(asked: Asked) -> bytes | None:
 
 def _to_the_peer(asked: Asked, found: list[Outgoing]) -> Iterator[Sent]:
     ours = [
-        context
+        PresentationContextTuple(
+            context.id, UID(context.abstract_syntax), UID(context.transfer_syntax)
+        )
         for context in asked.contexts.values()
         if (role := asked.roles.get(context.abstract_syntax)) is not None and role.scp
     ]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from plainpacs.archive.store.audit import COUNTED_AS, uid_or_none
 from plainpacs.archive.store.store import Provenance, StoreOutcome
 from plainpacs.scp.network.answers import NOT_AUTHORIZED, Rejection, StoreStatus
-from plainpacs.scp.network.channel import Channel, Ended
+from plainpacs.scp.network.channel import Channel
 from plainpacs.scp.network.connection import Stopping
 from plainpacs.scp.network.dimse import (
     RESPONSE,
@@ -28,6 +28,7 @@ from plainpacs.scp.network.dimse import (
     Spill,
     response,
 )
+from plainpacs.scp.network.engine import Ended
 from plainpacs.scp.network.negotiation import (
     ContextResult,
     Result,

@@ -19,18 +19,18 @@ from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
 from plainpacs.archive.errors import BadSettings, PlainpacsError
 from plainpacs.scp.network import remote_aes
-from plainpacs.scp.network.channel import Ended
 from plainpacs.scp.network.dimse import ProtocolError
+from plainpacs.scp.network.engine import Ended
 from plainpacs.scp.network.reader import ConnectionLost, Limits, PeerTimeout
 from plainpacs.scp.network.requestor import Node
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-UNCOMPRESSED = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
+UNCOMPRESSED = [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN]
 """What requests and their identifiers are proposed in."""
 
 LOST = (Ended, ConnectionLost, PeerTimeout, ProtocolError, OSError)
-"""What a channel raises when its association is of no use any more."""
+"""What is raised when an association is of no use any more."""
 
 
 class Failed(PlainpacsError):
@@ -82,7 +82,7 @@ def calling(node: str, as_: str | None, config: str | None, flags: Mapping[str, 
 @contextlib.contextmanager
 def saying_what_was_lost(node: Node) -> Iterator[None]:
     """Raises Failed for what ends an association amid a service. To be put around nothing but
-    what goes over the channel: an OSError may mean other things elsewhere."""
+    what goes over the association: an OSError may mean other things elsewhere."""
     try:
         yield
     except LOST as error:

@@ -6,8 +6,11 @@ would answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
+from pynetdicom.presentation import build_context
+
+from plainpacs.archive.dicom.identifier_writing import to_pydicom
 from plainpacs.archive.store.store import Archive, Provenance
 from plainpacs.scp.network.dimse import (
     Command,
@@ -18,49 +21,52 @@ from plainpacs.scp.network.dimse import (
     Spill,
     response,
 )
-from plainpacs.scp.network.negotiation import ProposedContext
-from plainpacs.scp.network.peer_status import PENDING
 from plainpacs.scp.network.requestor import Requestor
-from plainpacs.scp.remote import retrieve as retrieving
 from plainpacs.scp.remote.calling import UNCOMPRESSED, Calling, Failed
 from plainpacs.scp.remote.find_scu import STUDY_ROOT_GET
-from plainpacs.scp.remote.retrieve import MODEL_CONTEXT, Result, Take, Wanted
+from plainpacs.scp.remote.retrieve import Result, Take, Wanted, result_of
 from plainpacs.scp.storage import cget_contexts
-from plainpacs.scp.storage.store_scp import LargeInstance, StoreAnswer, StoreRequest, store
+from plainpacs.scp.storage.store_scp import LargeInstance, StoreRequest, store
+
+
+class _Receiving(Requestor):
+    """An association on which instances come too, which ``getter`` keeps."""
+
+    getter: Getter | None = None
+
+    def spill(self, context_id: int, command: Command) -> Spill:
+        if command.field != CommandField.C_STORE_RQ or self.getter is None:
+            return Drain()
+        return self.getter.spill(self.getter.request(context_id, command))
+
+    def take(self, message: Message) -> None:
+        if message.command.field == CommandField.C_STORE_RQ and self.getter is not None:
+            self.getter.store(message)
+        else:
+            super().take(message)
 
 
 def _associate_to_get(
-    call: Calling,
-    sop_classes: Collection[str],
-    spill: Callable[[int, Command], Spill] = lambda _, __: Drain(),
-    stopping: int = -1,
-) -> Requestor:
+    call: Calling, sop_classes: Collection[str], stopping: int = -1
+) -> _Receiving:
     """Raises NoAssociation, Stopping; Failed when the peer would not send over the association."""
-    storage = cget_contexts.storage_contexts(
-        sorted(sop_classes) or cget_contexts.USUAL, MODEL_CONTEXT + 2
-    )
-    association = Requestor.open(
+    storage = cget_contexts.storage_contexts(sorted(sop_classes) or cget_contexts.USUAL)
+    association = _Receiving.open(
         call.node,
         call.ae_title,
-        [ProposedContext(MODEL_CONTEXT, STUDY_ROOT_GET, UNCOMPRESSED), *storage],
+        [build_context(STUDY_ROOT_GET, UNCOMPRESSED), *storage],
         limits=call.limits,
-        roles=cget_contexts.roles(storage),
-        spill=spill,
+        sent_to_us=dict.fromkeys(str(one.abstract_syntax) for one in storage),
         stopping=stopping,
     )
-    storing = (one for number, one in association.contexts.items() if number != MODEL_CONTEXT)
-    if MODEL_CONTEXT not in association.contexts:
+    if association.context_for(STUDY_ROOT_GET) is None:
         why = "the peer does not offer C-GET"
-    elif not any(one.abstract_syntax in _scp_of(association) for one in storing):
+    elif not any(one.as_scp for one in association.accepted_contexts):
         why = "the peer offers C-GET, but would send none of it: it takes no role selection"
     else:
         return association
     association.release()
     raise Failed(call.node, "context", why)
-
-
-def _scp_of(association: Requestor) -> set[str]:
-    return {uid for uid, role in association.roles.items() if role.scp}
 
 
 def try_to_get(call: Calling, wanted: Wanted) -> None:
@@ -81,67 +87,54 @@ class Getter:
         *,
         stopping: int = -1,
     ) -> None:
-        self._call = call
         self._archive = archive
+        self._refused = call.settings.refuse_sop_class
         self._provenance = provenance
         self._take = take
         self._messages = 0
         self._classes = frozenset(sop_classes)
-        self._association = _associate_to_get(call, self._classes, self._spill, stopping)
-        self._contexts = self._association.contexts
+        self.association = _associate_to_get(call, self._classes, stopping)
+        self.association.getter = self
 
     def serves(self, wanted: Wanted) -> bool:
         needed = wanted.sop_classes()
         return bool(needed) and needed <= self._classes if self._classes else not needed
 
     def retrieve(self, wanted: Wanted) -> Result:
-        channel, context = self._association.channel, self._contexts[MODEL_CONTEXT]
         self._messages = self._messages % 0xFFFF + 1
-        retrieving.ask(self._association, CommandField.C_GET_RQ, context, self._messages, wanted)
-        while True:
-            message = channel.read()
-            if message.command.field == CommandField.C_STORE_RQ:
-                answer = self._store(message)
-                channel.send(
-                    message.context_id, response(message.command, answer.status, answer.comment)
-                )
-                continue
-            retrieving.check(message.command, CommandField.C_GET_RQ, self._messages)
-            if message.command.status not in PENDING:
-                return retrieving.result_of(CommandField.C_GET_RQ, message, context)
+        answers = self.association.send_c_get(
+            to_pydicom(wanted.identifier()), STUDY_ROOT_GET, self._messages, priority=0
+        )
+        *_, (answer, identifier) = answers
+        return result_of("C-GET", answer, identifier)
 
-    def _store(self, message: Message) -> StoreAnswer:
-        if isinstance(message.data, LargeInstance):
-            size, answer = message.data.size, message.data.store()
-        else:
-            data = message.data if isinstance(message.data, memoryview) else None
-            size = len(data or b"")
-            answer = store(
-                self._archive,
-                self._request(message.context_id, message.command),
-                data,
-                self._call.settings.refuse_sop_class,
-            )
-        self._take(message.command.sop_instance, answer, size)
-        return answer
+    # --- for the association --------------------------------------------------------------------
 
-    def _spill(self, context_id: int, command: Command) -> Spill:
-        if command.field != CommandField.C_STORE_RQ:
-            raise ProtocolError("an identifier of some megabytes")
-        refused = self._call.settings.refuse_sop_class
-        return LargeInstance(self._archive, self._request(context_id, command), refused)
-
-    def _request(self, context_id: int, command: Command) -> StoreRequest:
-        context = self._contexts.get(context_id)
-        if context is None or context_id == MODEL_CONTEXT:
+    def request(self, context_id: int, command: Command) -> StoreRequest:
+        context = self.association.contexts.get(context_id)
+        if context is None or context.abstract_syntax == STUDY_ROOT_GET:
             raise ProtocolError(f"an instance came on context {context_id}, not for it")
         return StoreRequest(
             command.sop_class,
             command.sop_instance,
-            context.abstract_syntax,
-            context.transfer_syntax,
+            str(context.abstract_syntax),
+            str(context.transfer_syntax),
             self._provenance,
         )
 
-    def close(self, *, abort: bool) -> None:
-        retrieving.close(self._association, abort=abort)
+    def spill(self, request: StoreRequest) -> Spill:
+        return LargeInstance(self._archive, request, self._refused)
+
+    def store(self, message: Message) -> None:
+        """Keeps an instance, and answers."""
+        command, data = message.command, message.data
+        if isinstance(data, LargeInstance):
+            size, answer = data.size, data.store()
+        else:
+            held = data if isinstance(data, memoryview) else None
+            size = len(held or b"")
+            request = self.request(message.context_id, command)
+            answer = store(self._archive, request, held, self._refused)
+        self._take(command.sop_instance, answer, size)
+        said = response(command, answer.status, answer.comment)
+        self.association.send_message(message.context_id, said)

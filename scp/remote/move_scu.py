@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from plainpacs.scp.network.dimse import Command, CommandField, Element
-from plainpacs.scp.network.negotiation import ProposedContext
-from plainpacs.scp.network.peer_status import PENDING, told
+from pynetdicom.presentation import build_context
+
+from plainpacs.archive.dicom.identifier_writing import to_pydicom
+from plainpacs.scp.network.peer_status import told
 from plainpacs.scp.network.requestor import Requestor
-from plainpacs.scp.remote import retrieve as retrieving
 from plainpacs.scp.remote.calling import UNCOMPRESSED, Calling, Failed
 from plainpacs.scp.remote.find_scu import STUDY_ROOT_MOVE
-from plainpacs.scp.remote.retrieve import MODEL_CONTEXT, Result, Wanted
+from plainpacs.scp.remote.retrieve import Result, Wanted, result_of
 
 _DESTINATION_UNKNOWN = 0xA801
-
-
-@dataclass(slots=True)
-class _Progress:
-    """What C-MOVE-RSPs say: how many instances were sent."""
-
-    seen: int = 0
-    tell: Callable[[int], None] = field(default=lambda _: None)
-
-    def take(self, command: Command) -> None:
-        counted = sum(
-            command.number(one) or 0
-            for one in (
-                Element.COMPLETED_SUB_OPERATIONS,
-                Element.WARNING_SUB_OPERATIONS,
-            )
-        )
-        if counted > self.seen:
-            self.tell(counted - self.seen)
-            self.seen = counted
 
 
 class Mover:
@@ -55,10 +34,10 @@ class Mover:
         self._destination = destination
         self._moved = moved
         self._messages = 0
-        self._association = Requestor.open(
+        self.association = Requestor.open(
             call.node,
             call.ae_title,
-            [ProposedContext(MODEL_CONTEXT, STUDY_ROOT_MOVE, UNCOMPRESSED)],
+            [build_context(STUDY_ROOT_MOVE, UNCOMPRESSED)],
             limits=call.limits,
             stopping=stopping,
         )
@@ -67,22 +46,24 @@ class Mover:
         return True
 
     def retrieve(self, wanted: Wanted) -> Result:
-        channel = self._association.channel
-        context = self._association.contexts[MODEL_CONTEXT]
         self._messages = self._messages % 0xFFFF + 1
-        more = {Element.MOVE_DESTINATION: self._destination}
-        operation = CommandField.C_MOVE_RQ
-        retrieving.ask(self._association, operation, context, self._messages, wanted, more=more)
-        progress = _Progress(tell=self._moved)
-        while True:
-            message = channel.read()
-            retrieving.check(message.command, operation, self._messages)
-            progress.take(message.command)
-            if message.command.status == _DESTINATION_UNKNOWN:
-                words = told(operation, message.command)
+        seen = 0
+        answers = self.association.send_c_move(
+            to_pydicom(wanted.identifier()),
+            self._destination,
+            STUDY_ROOT_MOVE,
+            self._messages,
+            priority=0,
+        )
+        for answer, identifier in answers:  # noqa: B007 - the last is what counts
+            counted = sum(
+                answer.get(keyword) or 0
+                for keyword in ("NumberOfCompletedSuboperations", "NumberOfWarningSuboperations")
+            )
+            if counted > seen:
+                self._moved(counted - seen)
+                seen = counted
+            if answer.Status == _DESTINATION_UNKNOWN:
+                words = told("C-MOVE", answer)
                 raise Failed(self._node, "status", f"{words}: {self._destination}")
-            if message.command.status not in PENDING:
-                return retrieving.result_of(operation, message, context)
-
-    def close(self, *, abort: bool) -> None:
-        retrieving.close(self._association, abort=abort)
+        return result_of("C-MOVE", answer, identifier)

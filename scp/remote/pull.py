@@ -189,7 +189,7 @@ class _Worker:
     def _close(self, *, abort: bool) -> None:
         retriever, self.retriever = self.retriever, None
         if retriever is not None:
-            retriever.close(abort=abort)
+            (retriever.association.give_up if abort else retriever.association.release)()
 
     def _take(self, uid: str, answer: StoreAnswer, size: int) -> None:
         if answer.stored is not None:

@@ -1,35 +1,23 @@
 """C-GET and C-MOVE as their user (PS3.4 C.4.2, C.4.3): what both have in common.
 
-What is asked for, what comes of it, and the messages between. ``getting`` takes the instances over
-the same association, ``moving`` has them sent to a receiver.
+What is asked for, and what comes of it. ``get_scu`` takes the instances over the same association,
+``move_scu`` has them sent to a receiver.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Protocol
 
+from pydicom.dataset import Dataset
+
 from plainpacs.archive.dicom.attributes import Level
-from plainpacs.archive.dicom.identifier import BadIdentifier, read
-from plainpacs.archive.dicom.identifier_writing import Value, encode
-from plainpacs.scp.network.dimse import (
-    RESPONSE,
-    Command,
-    CommandField,
-    Element,
-    Message,
-    ProtocolError,
-    request,
-)
-from plainpacs.scp.network.negotiation import ContextResult
+from plainpacs.archive.dicom.identifier import BadIdentifier, of_pydicom
+from plainpacs.archive.dicom.identifier_writing import Value
 from plainpacs.scp.network.peer_status import told
 from plainpacs.scp.network.requestor import Requestor
 from plainpacs.scp.storage.store_scp import StoreAnswer
-
-MODEL_CONTEXT = 1
-"""The id of the context that is for requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,51 +72,22 @@ Take = Callable[[str, StoreAnswer, int], None]
 
 
 class Retriever(Protocol):
+    @property
+    def association(self) -> Requestor: ...
+
     def serves(self, wanted: Wanted) -> bool:
         """Whether what is wanted can come over this association."""
 
     def retrieve(self, wanted: Wanted) -> Result:
-        """Raises what a channel raises; and Failed when nothing can be retrieved at all."""
-
-    def close(self, *, abort: bool) -> None: ...
+        """Raises what an association raises; and Failed when nothing can be retrieved at all."""
 
 
-def ask(
-    association: Requestor,
-    operation: CommandField,
-    context: ContextResult,
-    number: int,
-    wanted: Wanted,
-    *,
-    more: Mapping[Element, str] = MappingProxyType({}),
-) -> None:
-    elements: dict[Element, str | int | bytes] = {
-        Element.AFFECTED_SOP_CLASS_UID: context.abstract_syntax,
-        Element.PRIORITY: 0,
-        **more,
-    }
-    asked = request(operation, number, elements, has_data_set=True)
-    identifier = encode(wanted.identifier(), context.transfer_syntax)
-    association.channel.send(context.id, asked, (identifier,))
-
-
-def check(command: Command, operation: CommandField, number: int) -> None:
-    if command.field != operation | RESPONSE or command.message_id != number:
-        raise ProtocolError("the peer sent what was not asked for")
-
-
-def result_of(operation: CommandField, message: Message, context: ContextResult) -> Result:
+def result_of(operation: str, answer: Dataset, identifier: Dataset | None) -> Result:
+    """From the last response to a request."""
     failed: list[str] = []
-    if isinstance(message.data, memoryview):
-        try:
-            failed = read(message.data, context.transfer_syntax).texts("FailedSOPInstanceUIDList")
-        except BadIdentifier:
-            failed = []  # then what did not come is what failed
-    return Result(message.command.status, told(operation, message.command), frozenset(failed))
-
-
-def close(association: Requestor, *, abort: bool) -> None:
-    if abort:
-        association.abort()
-    else:
-        association.release()
+    try:
+        if identifier is not None:
+            failed = of_pydicom(identifier).texts("FailedSOPInstanceUIDList")
+    except BadIdentifier:
+        failed = []  # then what did not come is what failed
+    return Result(answer.Status, told(operation, answer), frozenset(failed))

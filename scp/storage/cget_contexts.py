@@ -4,7 +4,7 @@ The peer sends each instance in the transfer syntax it has it in, if that has a 
 what shares a context with others is the peer's choice. As there are 128 contexts at most, syntaxes
 share when there are many SOP Classes.
 
->>> [len(one.transfer_syntaxes) for one in storage_contexts(["1.2.3"], 3, most=4)][:3]
+>>> [len(one.transfer_syntax) for one in storage_contexts(["1.2.3"], most=4)][:3]
 [2, 1, 1]
 """
 
@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from pynetdicom.presentation import PresentationContext, build_context
+
 from plainpacs.archive.dicom.uid_registry import REGISTERED
 from plainpacs.archive.dicom.uids import (
     EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
 )
-from plainpacs.scp.network.negotiation import ProposedContext, Role, choose_transfer_syntax
+from plainpacs.scp.network.negotiation import choose_transfer_syntax
 
 MOST_CONTEXTS = 128
 _FEW = 5
@@ -58,16 +60,15 @@ USUAL = tuple(
 
 
 def storage_contexts(
-    sop_classes: Collection[str], first_id: int, most: int = MOST_CONTEXTS - 1
-) -> list[ProposedContext]:
-    """Contexts for the SOP Classes, with ids from ``first_id`` on, ``most`` at most."""
+    sop_classes: Collection[str], most: int = MOST_CONTEXTS - 1
+) -> list[PresentationContext]:
+    """Contexts for the SOP Classes, ``most`` at most."""
     classes = list(dict.fromkeys(sop_classes))[:most]
     share = most // max(len(classes), 1)
     return [
-        ProposedContext(first_id + 2 * number, sop_class, syntaxes)
-        for number, (sop_class, syntaxes) in enumerate(
-            (sop_class, syntaxes) for sop_class in classes for syntaxes in _groups(share)
-        )
+        build_context(sop_class, list(syntaxes))
+        for sop_class in classes
+        for syntaxes in _groups(share)
     ]
 
 
@@ -80,8 +81,3 @@ def _groups(share: int) -> Iterator[tuple[str, ...]]:
     yield from groups[: share - 1]
     if rest := tuple(uid for group in groups[share - 1 :] for uid in group):
         yield rest
-
-
-def roles(contexts: Collection[ProposedContext]) -> dict[str, Role]:
-    """The role to ask for in these contexts: to be sent to (PS3.7 D.3.3.4)."""
-    return {context.abstract_syntax: Role(scu=False, scp=True) for context in contexts}

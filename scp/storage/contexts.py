@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from pynetdicom.presentation import PresentationContext, build_context
+
 from plainpacs.archive.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
-from plainpacs.scp.network.negotiation import ProposedContext
 from plainpacs.scp.storage.convert import can_become
 from plainpacs.scp.storage.instance_file import Outgoing
 
@@ -20,13 +21,11 @@ TARGETS = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
 class Batch:
     """What one association can carry."""
 
-    contexts: list[ProposedContext] = field(default_factory=list)
+    contexts: list[PresentationContext] = field(default_factory=list)
     instances: list[Outgoing] = field(default_factory=list)
 
     def _propose(self, sop_class: str, syntaxes: Iterable[str]) -> None:
-        for syntax in syntaxes:
-            number = 2 * len(self.contexts) + 1
-            self.contexts.append(ProposedContext(number, sop_class, (syntax,)))
+        self.contexts += [build_context(sop_class, syntax) for syntax in syntaxes]
 
 
 def batches(instances: Iterable[Outgoing]) -> list[Batch]:

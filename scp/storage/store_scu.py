@@ -14,12 +14,15 @@ import mmap
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
+
+from pynetdicom.presentation import PresentationContext, PresentationContextTuple
 
 from plainpacs.archive.buffer import Buffer
 from plainpacs.archive.errors import UnreadableDataSet
-from plainpacs.scp.network.channel import Channel, Ended
-from plainpacs.scp.network.dimse import CommandField, Element, ProtocolError, request
-from plainpacs.scp.network.negotiation import ContextResult, ProposedContext, Result, name_of
+from plainpacs.scp.network.dimse import Command, CommandField, Element, ProtocolError, request
+from plainpacs.scp.network.engine import Ended
+from plainpacs.scp.network.negotiation import name_of
 from plainpacs.scp.network.reader import ConnectionLost, Limits, PeerTimeout
 from plainpacs.scp.network.requestor import NoAssociation, Node, Requestor
 from plainpacs.scp.storage.contexts import TARGETS, Batch, batches
@@ -81,31 +84,39 @@ class BrokenFile(Exception):
     """The file could not be read to its end amid its being sent: the association must end."""
 
 
+class Exchange(Protocol):
+    """An association, as ``Driven``."""
+
+    def send_message(
+        self, context_id: int, command_set: bytes, data_set: Iterable[Buffer] | None = None
+    ) -> None: ...
+    def await_answer(self, message_id: int) -> Command: ...
+
+
 # --- one association ------------------------------------------------------------------------------
 
 
 class Sender:
-    """Stores instances over ``channel``, on the ``contexts`` that were accepted.
+    """Stores instances over ``association``, on those of its ``contexts`` that are for it.
 
     ``originator``: AE title and message ID of the C-MOVE that they are sent for (PS3.7 9.3.1).
     """
 
     def __init__(
         self,
-        channel: Channel,
-        contexts: Iterable[ContextResult],
+        association: Exchange,
+        contexts: Iterable[PresentationContextTuple],
         converter: Converter,
         *,
         originator: tuple[str, int] | None = None,
         priority: int = 0,
     ) -> None:
-        self._channel = channel
+        self._association = association
         self._converter = converter
-        self._by_class: dict[str, dict[str, ContextResult]] = {}
+        self._by_class: dict[str, dict[str, PresentationContextTuple]] = {}
         for context in contexts:
-            if context.result is Result.ACCEPTED:
-                of_class = self._by_class.setdefault(context.abstract_syntax, {})
-                of_class.setdefault(context.transfer_syntax, context)
+            of_class = self._by_class.setdefault(context.abstract_syntax, {})
+            of_class.setdefault(context.transfer_syntax, context)
         self._more: dict[Element, int | str] = {Element.PRIORITY: priority}
         if originator is not None:
             self._more[Element.MOVE_ORIGINATOR_AE] = originator[0]
@@ -123,7 +134,7 @@ class Sender:
             self._ahead.close()
 
     def send(self, instance: Outgoing, following: Outgoing | None = None) -> Sent:
-        """Sends it, and waits for the answer. Raises what the channel raises, and BrokenFile.
+        """Sends it, and waits for the answer. Raises what the association raises, and BrokenFile.
 
         ``following``: the one to be sent next, which is read while the peer is busy with this one.
         """
@@ -140,10 +151,11 @@ class Sender:
                 **self._more,
             }
             command = request(CommandField.C_STORE_RQ, self._messages, elements, has_data_set=True)
-            self._channel.send(ready.context.id, command, ready.data)
+            self._association.send_message(ready.context.context_id, command, ready.data)
         if following is not None:
             self._ahead = self._prepared(following)
-        return replace(ready.outcome, status=self._channel.answer(self._messages).status)
+        answer = self._association.await_answer(self._messages)
+        return replace(ready.outcome, status=answer.status)
 
     def _prepared(self, instance: Outgoing) -> _Ready:
         """Raises nothing."""
@@ -182,7 +194,7 @@ class Sender:
             why = f"its file cannot be read: {error.strerror or error}"
             return _Ready(Sent(instance, Step.FILE, why=why))
 
-    def _context(self, sop_class: str, syntax: str) -> ContextResult | None:
+    def _context(self, sop_class: str, syntax: str) -> PresentationContextTuple | None:
         accepted = self._by_class.get(sop_class, {})
         if syntax in accepted:
             return accepted[syntax]
@@ -198,7 +210,7 @@ class _Ready:
     there is none, and the outcome is known. ``file``: what has to stay open until then."""
 
     outcome: Sent
-    context: ContextResult | None = None
+    context: PresentationContextTuple | None = None
     data: Iterable[Buffer] = ()
     file: File | None = None
 
@@ -271,7 +283,7 @@ class _Delivery:
                 with (
                     self._open(batch.contexts) as association,
                     Sender(
-                        association.channel,
+                        association,
                         association.contexts.values(),
                         self.converter,
                         originator=originator,
@@ -301,7 +313,7 @@ class _Delivery:
                     yield from _given_up(waiting, why)
                     return
 
-    def _open(self, contexts: Sequence[ProposedContext]) -> Requestor:
+    def _open(self, contexts: Sequence[PresentationContext]) -> Requestor:
         return Requestor.open(
             self.node, self.calling_ae, contexts, limits=self.limits, stopping=self.stopping
         )

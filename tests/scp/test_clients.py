@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from plainpacs.archive.dicom.attributes import PATIENT
-from plainpacs.scp.network.dimse import CommandField
 from plainpacs.scp.network.peer_status import meaning
 from tests.scp.test_tls import Certificates, certificates
 from tests.support.archives import eventually
@@ -105,9 +104,9 @@ def test_a_node_that_the_settings_do_not_have(run: Run) -> None:
 
 
 def test_statuses_in_words() -> None:
-    assert "A900" in meaning(CommandField.C_FIND_RQ, 0xA900)
-    assert "PS3.7" in meaning(CommandField.C_STORE_RQ, 0x0124)
-    assert "does not have" in meaning(CommandField.C_MOVE_RQ, 0x1234)
+    assert "A900" in meaning("C-FIND", 0xA900)
+    assert "PS3.7" in meaning("C-STORE", 0x0124)
+    assert "does not have" in meaning("C-MOVE", 0x1234)
 
 
 # --- find -----------------------------------------------------------------------------------------
@@ -216,7 +215,7 @@ def test_a_refused_query_is_said_with_its_status(run: Run) -> None:
     with pacs(levels=()) as other:
         done = run("find", at(other.port, "PACS"))
     assert done.code == 3
-    assert "status: A900, the query is not of this model (PS3.4 C.4.1)" in done.err
+    assert "status: A900, Identifier Does Not Match SOP Class (PS3.4 C.4.1)" in done.err
     with pacs(offers="2") as other:
         done = run("find", at(other.port, "PACS"))
     assert done.code == 3

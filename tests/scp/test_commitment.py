@@ -64,7 +64,11 @@ def fill(running: Running) -> None:
 
 def waiting(running: Running) -> list[dict[str, Any]]:
     folder = running.root / ".plainpacs" / "commitments"
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*"))]
+    found = []
+    for path in sorted(folder.glob("*")):
+        with contextlib.suppress(FileNotFoundError):  # it was reported on just now
+            found.append(json.loads(path.read_text()))
+    return found
 
 
 # --- real peers: pynetdicom -----------------------------------------------------------------------

@@ -27,8 +27,8 @@ from plainpacs.archive.dicom.identifier import (
     EXPLICIT,
     IMPLICIT,
     BadIdentifier,
-    DataElement,
     DataSet,
+    Element,
     read,
     read_until,
 )
@@ -292,8 +292,6 @@ def test_all_other_elements_are_looked_up():
 
 
 def test_text_of_binary_and_of_odd_bytes():
-    found = DataSet(
-        {0x00280010: DataElement("US", b"\1\0\2\0\3"), 0x00081155: DataElement("UI", b"\xff")}
-    )
+    found = DataSet({0x00280010: Element("US", b"\1\0\2\0\3"), 0x00081155: Element("UI", b"\xff")})
     assert found.text("Rows") == "1\\2"
     assert found.text("ReferencedSOPInstanceUID") == "\ufffd"

@@ -6,12 +6,12 @@ import ssl
 from pathlib import Path
 
 import pytest
+from pynetdicom.presentation import build_context
 
 from plainpacs.archive.app.ae_address import Address, Security
 from plainpacs.archive.app.settings import Settings, load
 from plainpacs.archive.errors import BadSettings
 from plainpacs.scp.network import remote_aes as nodes
-from plainpacs.scp.network.negotiation import ProposedContext
 from plainpacs.scp.network.reader import Limits
 from plainpacs.scp.network.requestor import NoAssociation, Node, Requestor
 from tests.scp.test_tls import NEW_KEY, Certificates, certificates, openssl
@@ -21,7 +21,7 @@ from tests.support.receiver import Start
 __all__ = ["certificates"]  # the fixture
 
 LIMITS = Limits(pdu_timeout=5.0, idle_timeout=5.0, announced_pdu=1 << 16)
-ECHO = (ProposedContext(1, VERIFICATION, (EVRLE,)),)
+ECHO = (build_context(VERIFICATION, EVRLE),)
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_a_move_destination_that_the_peer_does_not_know(run: Run, empty: str) ->
     with pacs(takes_roles=False) as other:  # no C-GET without roles
         done = run("pull", at(other.port, "PACS"), "-a", empty, "1.7", "--move-to", "NOBODY")
     assert done.code == 3
-    assert "status: A801, it does not know the move destination (PS3.4 C.4.2): NOBODY" in done.err
+    assert "status: A801, Move destination unknown (PS3.4 C.4.2): NOBODY" in done.err
 
 
 def test_instances_that_go_elsewhere_are_missed(run: Run, start: Start, empty: str) -> None:

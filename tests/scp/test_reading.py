@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from plainpacs.scp.network import reader as reading
 from plainpacs.scp.network.connection import Connection
 from plainpacs.scp.network.dimse import Command, ProtocolError
-from plainpacs.scp.network.pdu import PDU
-from plainpacs.scp.network.reader import ConnectionLost, Limits, MessageReader
+from plainpacs.scp.network.reader import PDU, ConnectionLost, Limits, MessageReader
 from tests.support.peer import DATA, RELEASE_RQ, command, data_set, message, pdu, pdv
 
 LIMITS = Limits(30.0, 300.0, 1 << 20)
@@ -76,8 +75,8 @@ def read_all(
     try:
         while True:
             found = reader.read()
-            if isinstance(found, PDU):
-                yield found
+            if isinstance(found, bytes):
+                yield PDU(found[0])
                 return
             data = found.data.data if isinstance(found.data, Kept) else found.data
             told = found.command

@@ -8,27 +8,28 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from pynetdicom.presentation import build_context
 
-from plainpacs.scp.network import pdu, request_pdu
+from plainpacs.scp.network import pdu
 from plainpacs.scp.network.dimse import CommandField, Element, request
-from plainpacs.scp.network.negotiation import ProposedContext, Role
-from plainpacs.scp.network.pdu import HEADER, PDU
-from plainpacs.scp.network.reader import ConnectionLost, Limits, PeerTimeout
+from plainpacs.scp.network.reader import (
+    ABORT_BY_USER,
+    HEADER,
+    PDU,
+    ConnectionLost,
+    Limits,
+    PeerTimeout,
+)
 from plainpacs.scp.network.requestor import NoAssociation, Node, Requestor
 from tests.support.peer import CT, EVRLE, IVRLE, VERIFICATION, data_set
 from tests.support.receiver import Running, Start
 
 LIMITS = Limits(pdu_timeout=1.0, idle_timeout=1.0, announced_pdu=1 << 16)
 CONTEXTS = (
-    ProposedContext(1, VERIFICATION, (IVRLE,)),
-    ProposedContext(3, CT, (EVRLE, IVRLE)),
-    ProposedContext(5, "1.2.840.10008.5.1.4.1.2.1.9", (EVRLE,)),
+    build_context(VERIFICATION, IVRLE),
+    build_context(CT, [EVRLE, IVRLE]),
+    build_context("1.2.840.10008.5.1.4.1.2.1.9", EVRLE),
 )
-
-
-def echo(message_id: int) -> bytes:
-    elements = {Element.AFFECTED_SOP_CLASS_UID: VERIFICATION}
-    return request(CommandField.C_ECHO_RQ, message_id, elements, has_data_set=False)
 
 
 def store(message_id: int, sop: str) -> bytes:
@@ -58,11 +59,9 @@ def test_an_instance_arrives_in_whatever_pieces_it_is_sent(running: Running, cut
         context = association.context_for(CT, EVRLE)
         assert context is not None
         view = memoryview(data)
-        command = association.channel.request(
-            context.id, store(7, sop), 7, [view[:cut], b"", view[cut:]]
-        )
-        assert command.status == 0
-        assert association.channel.request(1, echo(8), 8).status == 0
+        association.send_message(context.context_id, store(7, sop), [view[:cut], b"", view[cut:]])
+        assert association.await_answer(7).status == 0
+        assert association.send_c_echo(8).Status == 0
     (stored,) = running.root.glob("*/*/*/*.dcm")
     assert stored.read_bytes().endswith(data)
 
@@ -111,12 +110,13 @@ def scripted() -> Iterator[object]:
 
 
 def acceptance(*contexts: tuple[int, int, str], longest: int = 4096) -> bytes:
+    application = pdu.item(0x10, b"1.2.840.10008.3.1.1.1")
     results = b"".join(
         pdu.item(0x21, bytes((number, 0, result, 0)) + pdu.item(0x40, syntax.encode()))
         for number, result, syntax in contexts
     )
     user = pdu.item(0x50, pdu.item(0x51, struct.pack(">L", longest)))
-    body = bytes((0, 1, 0, 0)) + bytes(64) + results + user
+    body = bytes((0, 1, 0, 0)) + bytes(64) + application + results + user
     return HEADER.pack(PDU.ASSOCIATE_AC, len(body)) + body
 
 
@@ -125,11 +125,11 @@ def acceptance(*contexts: tuple[int, int, str], longest: int = 4096) -> bytes:
     [
         (None, "the peer closed the connection"),
         (b"", r"within 1 s|silent for 1 s"),
-        (pdu.ABORT_BY_USER, "aborted"),
+        (ABORT_BY_USER, "aborted"),
         (HEADER.pack(9, 4) + bytes(4), "type 9"),
         (HEADER.pack(PDU.ASSOCIATE_RJ, 4) + bytes((0, 2, 3, 2)), r"limit.*\(2/3/2\)"),
         (HEADER.pack(PDU.ASSOCIATE_AC, 1 << 30), "bytes"),
-        (HEADER.pack(PDU.ASSOCIATE_AC, 70) + bytes(68) + b"\x21\x00", "ends within an item"),
+        (HEADER.pack(PDU.ASSOCIATE_AC, 70) + bytes(68) + b"\x21\x00", "cannot be read"),
         (acceptance((1, 3, IVRLE), (3, 4, EVRLE)), "none of what was proposed"),
         (acceptance((3, 0, "1.2.840.10008.1.2.4.50")), "none of what was proposed"),
         (acceptance((77, 0, EVRLE)), "none of what was proposed"),
@@ -158,17 +158,18 @@ def test_a_peer_that_vanishes_or_stalls_is_not_waited_for(scripted, said, raised
     port = scripted(acceptance((1, 0, IVRLE)), said)
     association = opened(port)
     with pytest.raises(raised), association:
-        association.channel.request(1, echo(1), 1)
+        association.send_c_echo()
 
 
-def test_a_role_is_asked_for_and_read():
-    asked = request_pdu.request("CALLED", "CALLING", CONTEXTS, 4096, roles={CT: Role(False, True)})
-    said = pdu.read_request(asked[HEADER.size :])
-    assert said.proposal.roles == {CT: Role(False, True)}
-    assert said.proposal.contexts == CONTEXTS
-    assert (said.proposal.called_ae, said.proposal.calling_ae) == ("CALLED", "CALLING")
-    assert said.longest_pdu == 4096
-    answer = acceptance((3, 0, EVRLE))
-    role = pdu.item(0x50, pdu.role_item(CT, Role(False, True)))
-    read = request_pdu.read_acceptance(answer[HEADER.size :] + role, CONTEXTS)
-    assert read.roles == {CT: Role(False, True)}
+def test_a_role_is_asked_for(scripted):
+    asked = pdu.item(0x54, struct.pack(">H", len(CT)) + CT.encode() + bytes((0, 1)))
+    user = pdu.item(0x50, pdu.item(0x51, struct.pack(">L", 4096)) + asked)
+    body = bytes((0, 1, 0, 0)) + bytes(64)
+    body += pdu.item(0x10, b"1.2.840.10008.3.1.1.1") + pdu.item(
+        0x21, bytes((3, 0, 0, 0)) + pdu.item(0x40, EVRLE.encode())
+    )
+    said = HEADER.pack(PDU.ASSOCIATE_AC, len(body + user)) + body + user
+    node = Node("PEER", "127.0.0.1", scripted(said, pdu.RELEASE_RP))
+    with Requestor.open(node, "TESTER", CONTEXTS, limits=LIMITS, sent_to_us=[CT]) as association:
+        [context] = association.accepted_contexts
+        assert (context.as_scu, context.as_scp) == (False, True)

@@ -45,7 +45,7 @@ def test_of_an_echo() -> None:
 def test_what_is_no_uid_is_not_repeated(uid: str) -> None:
     command = Command(CommandField.C_STORE_RQ, 1, True, uid, uid, {})
     bare = response(command, 0xA900)
-    assert bare == response(Command(CommandField.C_STORE_RQ, 1, True, "", "", {}), 0xA900)
+    assert bare == response(Command(CommandField.C_STORE_RQ, 1, True, "", "", {}, b""), 0xA900)
     with_comment = response(command, 0xA900, "why")
     assert with_comment.replace(b"\0\0\x02\x09\x04\0\0\0why ", b"")[12:] == bare[12:]
 

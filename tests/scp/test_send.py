@@ -108,7 +108,7 @@ def test_what_is_refused_is_named_with_step_and_status(run: Run, folder: Path) -
     finally:
         server.shutdown()
     assert done.code == 1
-    assert "1.9.1.1: status: A700, out of resources (PS3.4 B.2.3)\n" in done.err
+    assert "1.9.1.1: status: A700, Refused: Out of Resources (PS3.4 B.2.3)\n" in done.err
     assert "1.9.1.9: context: the peer does not take MR Image Storage" in done.err
     assert "2 failed; 2 sent" in done.err
 

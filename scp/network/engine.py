@@ -1,0 +1,385 @@
+"""Associations by pynetdicom, each driven by the one thread that it has.
+
+pynetdicom's state machine, ACSE, DIMSE and service classes are used as they are. What is ours is
+who drives them. pynetdicom gives each association two threads that look for work every
+millisecond, and whoever connects slowly, stalls or announces 4 GB holds them and their memory. Here
+there is no second thread: whoever has to wait for the peer (ACSE for an acceptance, DIMSE for a
+response) reads it by ``Provider.take``, with the deadlines and limits of ``reader``. What came goes
+up to pynetdicom's state machine; but C-STORE, in and out, which would cost five times the
+processor's time there (3.6 instead of 0.7 ms for a CT slice of 526 KB), is ours.
+
+What goes wrong with the peer is raised to whoever waits: ProtocolError, PeerTimeout,
+ConnectionLost, Ended, Stopping, OSError. None of them passes through a thread, so no answer is lost
+between two.
+
+This is the only module that touches what pynetdicom does not document. ``TOUCHED`` names all of it;
+``test_engine`` tells which of it a new version changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from pydicom.uid import UID
+from pynetdicom import AE, _config
+from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dul import DULServiceProvider
+from pynetdicom.pdu import (
+    A_ABORT_RQ,
+    A_ASSOCIATE_AC,
+    A_ASSOCIATE_RJ,
+    A_ASSOCIATE_RQ,
+    A_RELEASE_RP,
+    A_RELEASE_RQ,
+)
+from pynetdicom.pdu_primitives import A_RELEASE, P_DATA
+from pynetdicom.presentation import PresentationContext
+from pynetdicom.transport import AddressInformation, AssociationSocket
+
+from plainpacs.archive.buffer import Buffer
+from plainpacs.archive.dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from plainpacs.scp.network import fragments
+from plainpacs.scp.network.connection import Transport
+from plainpacs.scp.network.dimse import (
+    COMMAND_BIT,
+    LAST_BIT,
+    RESPONSE,
+    Command,
+    CommandField,
+    Drain,
+    Message,
+    ProtocolError,
+    Spill,
+)
+from plainpacs.scp.network.reader import PDU, Limits, MessageReader
+
+VERSIONS = ("3.0.4", "3.1")
+"""Of pynetdicom: from the first, below the second, as pyproject.toml has it."""
+TOUCHED = {
+    "DULServiceProvider": (
+        *("is_alive", "stop_dul", "send_pdu", "receive_pdu"),  # overridden
+        *("_process_recv_primitive", "_recv_pdu", "_kill_thread"),
+    ),
+    "DIMSEServiceProvider": ("get_msg",),  # overridden
+    "AssociationSocket": ("connect", "send", "close"),  # overridden
+    "Association": ("_abort_blocking", "_is_paused", "_accepted_cx"),  # the first overridden
+    "StateMachine": ("do_action", "current_state"),
+}
+"""By class: the names below the public API, and the public ones whose meaning within matters."""
+
+# What pynetdicom says is said by us, in our words, or is of no use to whoever reads the log.
+logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+_config.LOG_HANDLER_LEVEL = "none"
+_config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
+
+_SENT_AT_ONCE = 1 << 18
+"""Bytes that the peer has to take within the time for a PDU."""
+_FIRST: dict[str, Collection[PDU]] = {
+    "Sta2": (PDU.ASSOCIATE_RQ, PDU.ABORT),
+    "Sta5": (PDU.ASSOCIATE_AC, PDU.ASSOCIATE_RJ, PDU.ABORT),
+}
+"""By state: what the peer may begin with."""
+_RELEASING, _ENDED = "Sta7", "Sta13"
+_REQUESTS = frozenset(CommandField) - {CommandField.C_STORE_RQ, CommandField.N_EVENT_REPORT_RQ}
+_GOES_UP = _REQUESTS | {RESPONSE | field for field in CommandField}
+"""The commands that DIMSE is given: C-STORE is ours, and N-EVENT-REPORT it would serve in a thread
+of its own."""
+_PDUS: dict[int, tuple[Any, str]] = {
+    PDU.ASSOCIATE_RQ: (A_ASSOCIATE_RQ, "Evt6"),
+    PDU.ASSOCIATE_AC: (A_ASSOCIATE_AC, "Evt3"),
+    PDU.ASSOCIATE_RJ: (A_ASSOCIATE_RJ, "Evt4"),
+    PDU.RELEASE_RQ: (A_RELEASE_RQ, "Evt12"),
+    PDU.RELEASE_RP: (A_RELEASE_RP, "Evt13"),
+    PDU.ABORT: (A_ABORT_RQ, "Evt16"),
+}
+
+
+class Ended(Exception):
+    """The peer ended the association: ``how`` is RELEASE_RQ or ABORT."""
+
+    def __init__(self, how: PDU) -> None:
+        super().__init__(how.name)
+        self.how = how
+
+
+class Wire(AssociationSocket):
+    """A connection of ours, open already, as pynetdicom knows them. Raises what it raises."""
+
+    def __init__(self, association: Association, connection: Transport, seconds: float) -> None:
+        super().__init__(association, client_socket=connection)  # type: ignore[arg-type]  # a socket's like
+        self._connection = connection
+        self.seconds = seconds
+
+    def connect(self, primitive: Any) -> None:
+        primitive.result = "Evt2"
+        self.provider_queue.put(primitive)
+
+    def send(self, bytestream: bytes) -> None:
+        self._connection.send(bytestream, self.seconds)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class Provider(DULServiceProvider):
+    """The upper layer, without a thread of its own."""
+
+    _assoc: Driven
+
+    def is_alive(self) -> bool:
+        return not self._kill_thread
+
+    def stop_dul(self) -> bool:
+        self._kill_thread = True
+        return True
+
+    def send_pdu(self, primitive: Any) -> None:
+        super().send_pdu(primitive)
+        self.settle()
+
+    def receive_pdu(self, wait: bool = False, timeout: float | None = None) -> Any:
+        while wait and self.to_user_queue.empty() and self.is_alive():
+            self.take()
+        return super().receive_pdu(False)
+
+    def take(self) -> None:
+        """Waits for one message or PDU, and deals with it or passes it on."""
+        association = self._assoc
+        first = _FIRST.get(self.state_machine.current_state)
+        got = association.reader.read_first(first) if first else association.reader.read()
+        if isinstance(got, bytes):
+            association.take_control(got)
+        else:
+            association.take(got)
+
+    def pass_on(self, event: str, pdu: Any) -> None:
+        """What the peer sent goes to the state machine."""
+        self._recv_pdu.put(pdu)
+        self.event_queue.put(event)
+        self.settle()
+
+    def settle(self) -> None:
+        """All that happened, through the state machine."""
+        while not self.event_queue.empty() or self._process_recv_primitive():
+            self.state_machine.do_action(self.event_queue.get())
+
+
+class Messages(DIMSEServiceProvider):
+    """DIMSE, which reads the peer where it has to wait."""
+
+    def get_msg(self, block: bool = False) -> Any:
+        """Raises Ended when the peer ends the association instead."""
+        while block and self.msg_queue.empty():
+            self.dul.take()  # type: ignore[attr-defined]  # it is a Provider
+            self.assoc.heed_end()  # type: ignore[attr-defined]  # and this is Driven
+        return super().get_msg(False)
+
+
+class _Values:
+    """A P-DATA-TF as the state machine asks of it."""
+
+    def __init__(self, primitive: P_DATA) -> None:
+        self.to_primitive = lambda: primitive
+
+
+class _Nowhere(AddressInformation):
+    """What plainpacs has no use for: it connects, and accepts, by itself."""
+
+    address = ""
+    as_tuple = ("", 0)
+
+    def __init__(self) -> None:
+        pass
+
+
+class Driven(Association):
+    """An association over ``connection``, which it owns; base of both sides.
+
+    All that waits, or sends, may raise ProtocolError, PeerTimeout, ConnectionLost, Ended, Stopping
+    and OSError; then nothing is left but to abort it.
+    """
+
+    dul: Provider
+
+    def __init__(
+        self, mode: str, title: str, connection: Transport, limits: Limits, ends: Collection[PDU]
+    ) -> None:
+        super().__init__(_ENTITY if mode == "acceptor" else AE("PLAINPACS"), mode)
+        self.dul = Provider(self)
+        self.dimse = Messages(self)
+        self._is_paused = True  # no other thread takes what was meant for this one
+        self.connection = connection
+        self.limits = limits
+        self.reader = MessageReader(connection, limits, self.spill, ends)
+        self.wire = Wire(self, connection, limits.pdu_timeout)
+        self.set_socket(self.wire)
+        self.requestor.address_info = self.acceptor.address_info = _NOWHERE
+        us = self.acceptor if mode == "acceptor" else self.requestor
+        us.ae_title = title
+        us.maximum_length = limits.announced_pdu
+        us.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
+        us.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+        self._awaited: int | None = None
+        self._answer: Command | None = None
+
+    # --- what comes -----------------------------------------------------------------------------
+
+    def spill(self, context_id: int, command: Command) -> Spill:
+        """Where a large data set goes to."""
+        return Drain()
+
+    def take(self, message: Message) -> None:
+        """Deals with a message that came."""
+        command = message.command
+        if self.dul.state_machine.current_state == _RELEASING:
+            return
+        if self._awaited is None:
+            self.pass_up(message)
+        elif command.field == RESPONSE | CommandField.C_STORE_RQ and (
+            command.message_id == self._awaited
+        ):
+            self._answer = command
+        elif command.field == CommandField.C_CANCEL_RQ:
+            self.pass_up(message)
+        else:  # nothing else is allowed (PS3.7 D.3.3.3)
+            raise ProtocolError("a message came before the last request was answered")
+
+    def pass_up(self, message: Message) -> None:
+        """By way of the state machine, which gives it to DIMSE. Raises ProtocolError."""
+        command, data = message.command, message.data
+        if command.field not in _GOES_UP:
+            raise ProtocolError(f"operation {command.field:04X}H came, which was not asked for")
+        control = COMMAND_BIT | LAST_BIT
+        values = [(message.context_id, bytes((control,)) + command.encoded)]
+        if data is not None:
+            if not isinstance(data, memoryview):
+                raise ProtocolError("an identifier of some megabytes")
+            values.append((message.context_id, bytes((LAST_BIT,)) + bytes(data)))
+        primitive = P_DATA()
+        primitive.presentation_data_value_list.extend(values)
+        try:
+            self.dul.pass_on("Evt10", _Values(primitive))
+        except OSError:
+            raise
+        except Exception as error:  # whatever its decoders raise
+            raise ProtocolError("a message cannot be read") from error
+        if self.dul.state_machine.current_state == _ENDED:
+            raise ProtocolError("a message has a value that cannot be")
+
+    def take_control(self, encoded: bytes) -> None:
+        """A PDU other than a message goes to the state machine. Raises ProtocolError."""
+        kind, event = _PDUS[encoded[0]]
+        try:
+            pdu = kind()
+            pdu.decode(encoded)
+            self.dul.pass_on(event, pdu)
+        except (OSError, ProtocolError):
+            raise
+        except Exception as error:  # whatever its decoders raise
+            raise ProtocolError(f"a PDU of type {encoded[0]} cannot be read") from error
+
+    def heed_end(self) -> None:
+        """Raises Ended when the peer has ended the association."""
+        ended = self.dul.peek_next_pdu()
+        if ended is not None:
+            raise Ended(PDU.RELEASE_RQ if isinstance(ended, A_RELEASE) else PDU.ABORT)
+
+    def listen(self) -> None:
+        """Takes what has come, without waiting; raises Stopping once there is nothing more to wait
+        for. The data set of the request is valid no more."""
+        while self.reader.has_begun():
+            self.dul.take()
+            self.heed_end()
+        self.heed_stop()
+
+    def heed_stop(self) -> None:
+        """Raises Stopping once there is nothing more to wait for; does not wait."""
+        with contextlib.suppress(TimeoutError):
+            self.connection.wait(0.0)
+
+    def is_silent_for(self, seconds: float) -> bool:
+        """Whether the peer says nothing for so long. What it says is left to be read; the data set
+        of the request is valid no more."""
+        deadline = time.monotonic() + seconds
+        while not self.reader.has_begun():
+            try:
+                self.connection.wait(deadline - time.monotonic())
+            except TimeoutError:
+                return True
+        return False
+
+    # --- what is sent below pynetdicom ------------------------------------------------------------
+
+    def send_message(
+        self, context_id: int, command_set: bytes, data_set: Iterable[Buffer] | None = None
+    ) -> None:
+        """Sends a message, with ``data_set`` if its command says that there is one."""
+        longest, seconds = self.dimse.maximum_pdu_size, self.limits.pdu_timeout
+        command = fragments.command(context_id, command_set, longest)
+        if data_set is None:
+            self.connection.send(command, seconds)
+            return
+        buffers: list[Buffer] = [command]
+        waiting = 0
+        for pieces, length in fragments.data_set(context_id, data_set, longest):
+            buffers += pieces
+            waiting += length
+            if waiting >= _SENT_AT_ONCE:
+                self.connection.send_all(buffers, seconds)
+                buffers, waiting = [], 0
+        self.connection.send_all(buffers, seconds)
+
+    def send_several(self, context_id: int, command_set: bytes, data_sets: Iterable[bytes]) -> None:
+        """Sends messages of the same command set, each with one of the ``data_sets``, together.
+
+        For small ones: they are copied into one piece, which takes a tenth of the time.
+        """
+        longest = self.dimse.maximum_pdu_size
+        command = fragments.command(context_id, command_set, longest)
+        encoded: list[Buffer] = []
+        for data_set in data_sets:
+            encoded.append(command)
+            for pieces, _ in fragments.data_set(context_id, (data_set,), longest):
+                encoded += pieces
+        self.connection.send(b"".join(encoded), self.limits.pdu_timeout)
+
+    def await_answer(self, message_id: int) -> Command:
+        """The response to a C-STORE of ours that was sent with that message id."""
+        self._awaited, self._answer = message_id, None
+        try:
+            while self._answer is None:
+                self.dul.take()
+                self.heed_end()
+            return self._answer
+        finally:
+            self._awaited = None
+
+    def _drop_what_nobody_offered(self, proposed: Iterable[PresentationContext]) -> None:
+        """Of the contexts that the peer accepted, for those that were ``proposed``."""
+        offered = {one.context_id: one.transfer_syntax for one in proposed}
+        self._accepted_cx = {
+            number: one
+            for number, one in self._accepted_cx.items()
+            if one.transfer_syntax[0] in offered[number]
+        }
+
+    # --- its end ----------------------------------------------------------------------------------
+
+    def _abort_blocking(self, block: bool = True) -> None:
+        """pynetdicom has a reason to abort: whoever waits is told, who does abort."""
+        raise ProtocolError("what came is not the response that was waited for")
+
+    def close(self) -> None:
+        """Closes the connection, without a word."""
+        self.reader.close()
+        self.connection.close()
+
+
+# Those that we ask for have one each: pynetdicom holds a lock of it while it decodes.
+_ENTITY = AE("PLAINPACS")
+_NOWHERE = _Nowhere()
