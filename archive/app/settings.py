@@ -8,9 +8,7 @@ the frozen ``Settings``; an unknown key is an error that names the nearest known
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
-import shlex
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -18,12 +16,24 @@ from typing import Any, TypeVar
 
 import click
 
-from plainpacs.archive.app.ae_address import Address, ae_title
-from plainpacs.archive.app.hook_command import INSTANCE_PLACES, STUDY_PLACES, HookWords
+from plainpacs.archive.app.hook_command import INSTANCE_PLACES, STUDY_PLACES
+from plainpacs.archive.app.setting_values import (
+    ae_addresses,
+    ae_title,
+    ae_titles,
+    choice,
+    hook,
+    network,
+    node,
+    nodes,
+    reserve,
+    seconds,
+    several,
+    text,
+    uid,
+    whole,
+)
 from plainpacs.archive.errors import BadSettings
-from plainpacs.archive.store.free_space import Reserve
-from plainpacs.archive.tree import layout
-from plainpacs.archive.tree.identity import as_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -65,6 +75,14 @@ class Settings:
     log_format: str = "text"
     metrics_port: int | None = None
     metrics_bind: str = "127.0.0.1"
+    web: int | None = None
+    web_bind: str = "127.0.0.1"
+    web_hosts: tuple[str, ...] = ()
+    web_users: str = ""
+    web_user_header: str = ""
+    web_proxies: tuple[str, ...] = ()
+    web_origins: tuple[str, ...] = ()
+    web_open: str = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,180 +105,65 @@ class Declaration:
         return "PLAINPACS_" + self.name.upper()
 
 
-def _ae_title(value: Any) -> str:
-    return ae_title(str(value))
-
-
-def _several(one: Callable[[Any], str]) -> Callable[[Any], tuple[str, ...]]:
-    def parse(value: Any) -> tuple[str, ...]:
-        items = value if isinstance(value, (list, tuple)) else str(value).split(",")
-        return tuple(one(item) for item in items if str(item).strip())
-
-    return parse
-
-
-def _ae_titles(value: Any) -> tuple[str, ...]:
-    titles = _several(_ae_title)(value)
-    if not titles:
-        raise ValueError("at least one AE title is needed")
-    return titles
-
-
-def _network(value: Any) -> str:
-    text = str(value).strip()
-    try:
-        network = ipaddress.ip_network(text)
-    except ValueError:
-        try:
-            wider = ipaddress.ip_network(text, strict=False)
-        except ValueError:
-            raise ValueError(f"{text} is no IP address, nor a network as 10.0.0.0/8") from None
-        raise ValueError(f"{text} names one address of {wider}; give either") from None
-    mapped = getattr(network.network_address, "ipv4_mapped", None)
-    if mapped is not None and network.prefixlen >= 96:
-        network = ipaddress.ip_network((mapped, network.prefixlen - 96))
-    return str(network)
-
-
-def _ae_addresses(value: Any) -> tuple[str, ...]:
-    """``AE=NETWORK`` for each address; in TOML a table of AE titles with one or a list of them."""
-    if isinstance(value, dict):
-        lists = {title: one if isinstance(one, list) else [one] for title, one in value.items()}
-        if empty := [title for title, addresses in lists.items() if not addresses]:
-            raise ValueError(f"{empty[0]} has no address")
-        pairs = [(title, one) for title, addresses in lists.items() for one in addresses]
-    else:
-        items = _several(str)(value)
-        if bare := [item for item in items if "=" not in item]:
-            raise ValueError(f"{bare[0]} is not of the form AE=ADDRESS")
-        pairs = [(title, one) for title, _, one in (item.rpartition("=") for item in items)]
-    return tuple(f"{_ae_title(title)}={_network(one)}" for title, one in pairs)
-
-
-def _nodes(value: Any) -> tuple[str, ...]:
-    """``AET@HOST:PORT`` for each; in TOML a table of AE titles with ``HOST:PORT``."""
-    if isinstance(value, dict):
-        value = [f"{title}@{where}" for title, where in value.items()]
-    addresses = [Address.parse(text) for text in _several(str)(value)]
-    titles = [address.ae_title for address in addresses]
-    if several := [title for title in titles if titles.count(title) > 1]:
-        raise ValueError(f"{several[0]} is named more than once")
-    return tuple(map(str, addresses))
-
-
-def _uid(value: Any) -> str:
-    try:
-        return as_name("UID", str(value).strip())
-    except Exception as error:
-        raise ValueError(str(error)) from None
-
-
-def _choice(*words: str) -> Callable[[Any], str]:
-    def parse(value: Any) -> str:
-        if isinstance(value, bool):  # TOML's own true and false
-            value = "on" if value else "off"
-        word = str(value).lower()
-        if word not in words:
-            raise ValueError(f"it is one of {', '.join(words)}")
-        return word
-
-    return parse
-
-
-def _whole(low: int, high: int) -> Callable[[Any], int]:
-    def parse(value: Any) -> int:
-        try:
-            number = int(str(value))
-        except ValueError:
-            raise ValueError("it is a whole number") from None
-        if not low <= number <= high:
-            raise ValueError(f"it lies between {low} and {high}")
-        return number
-
-    return parse
-
-
-def _seconds(value: Any) -> float:
-    try:
-        number = float(str(value))
-    except ValueError:
-        raise ValueError("it is a number of seconds") from None
-    if not 0 < number <= 86400:
-        raise ValueError("it lies above 0 and at most at 86400 seconds")
-    return number
-
-
-def _node(value: Any) -> str:
-    if not layout.is_node(str(value)):
-        raise ValueError("a node is 1 to 16 lower-case letters and digits")
-    return str(value)
-
-
-def _reserve(value: Any) -> str:
-    Reserve.parse(str(value))
-    return str(value)
-
-
-def _hook(places: Mapping[str, str]) -> Callable[[Any], str]:
-    def parse(value: Any) -> str:
-        text = shlex.join(map(str, value)) if isinstance(value, list) else str(value).strip()
-        if text:
-            HookWords.parse(text, places)
-        return text
-
-    return parse
-
-
-def _text(value: Any) -> str:
-    return str(value)
-
-
 TABLE: tuple[Declaration, ...] = (
-    Declaration("aet", _ae_titles, "A,B", "our AE titles"),
-    Declaration("called_ae", _choice("ours", "any"), "ours|any", "called AE titles accepted"),
-    Declaration("calling_ae", _several(_ae_title), "A,B", "calling AE titles allowed (all)"),
-    Declaration("allow_peers", _several(_network), "CIDR,…", "networks peers may be in (all)"),
-    Declaration("ae_addresses", _ae_addresses, "AE=CIDR,…", "calling AE titles that may come from"
+    Declaration("aet", ae_titles, "A,B", "our AE titles"),
+    Declaration("called_ae", choice("ours", "any"), "ours|any", "called AE titles accepted"),
+    Declaration("calling_ae", several(ae_title), "A,B", "calling AE titles allowed (all)"),
+    Declaration("allow_peers", several(network), "CIDR,…", "networks peers may be in (all)"),
+    Declaration("ae_addresses", ae_addresses, "AE=CIDR,…", "calling AE titles that may come from"
                 " these addresses only (none)"),
-    Declaration("bind", _text, "ADDRESS", "address to listen on (all)"),
-    Declaration("port", _whole(0, 65535), "PORT", "port to listen on; 0 lets the system pick"),
-    Declaration("max_associations", _whole(1, 10000), "N", "associations at once"),
-    Declaration("max_associations_per_peer", _whole(0, 10000), "N", "of these from one address; 0:"
+    Declaration("bind", text, "ADDRESS", "address to listen on (all)"),
+    Declaration("port", whole(0, 65535), "PORT", "port to listen on; 0 lets the system pick"),
+    Declaration("max_associations", whole(1, 10000), "N", "associations at once"),
+    Declaration("max_associations_per_peer", whole(0, 10000), "N", "of these from one address; 0:"
                 " all"),
-    Declaration("receivers", _whole(0, 64), "N", "processes that receive; 0: by the cores"),
-    Declaration("max_pdu", _whole(4096, 1 << 27), "BYTES", "longest PDU we announce to take"),
-    Declaration("pdu_timeout", _seconds, "SECONDS", "a PDU arrives within, from its first byte"),
-    Declaration("idle_timeout", _seconds, "SECONDS", "silence after which we abort"),
-    Declaration("nodes", _nodes, "AET@HOST:PORT,…", "applications elsewhere: who may query,"
+    Declaration("receivers", whole(0, 64), "N", "processes that receive; 0: by the cores"),
+    Declaration("max_pdu", whole(4096, 1 << 27), "BYTES", "longest PDU we announce to take"),
+    Declaration("pdu_timeout", seconds, "SECONDS", "a PDU arrives within, from its first byte"),
+    Declaration("idle_timeout", seconds, "SECONDS", "silence after which we abort"),
+    Declaration("nodes", nodes, "AET@HOST:PORT,…", "applications elsewhere: who may query,"
                 " what C-MOVE may send to, storage commitment reports to, and commands call by name"
                 " (none); with TLS: AET@HOST:PORT/tls"),
-    Declaration("refuse_sop_class", _several(_uid), "UID,…", "SOP Classes refused (none)"),
-    Declaration("query_retrieve", _choice("any", "nodes", "off"), "any|nodes|off", "who may query"
+    Declaration("refuse_sop_class", several(uid), "UID,…", "SOP Classes refused (none)"),
+    Declaration("query_retrieve", choice("any", "nodes", "off"), "any|nodes|off", "who may query"
                 " and retrieve (C-FIND, C-MOVE, C-GET): all who may associate; this machine and the"
                 " --nodes; nobody"),
-    Declaration("tls_cert", _text, "FILE", "certificate, and chain, in PEM: serve TLS (no TLS)"),
-    Declaration("tls_key", _text, "FILE", "its private key, if not in the same file"),
-    Declaration("tls_ca", _text, "FILE", "certificates of who is trusted to have signed peers'"),
-    Declaration("tls_verify", _choice("on", "off"), "on|off", "refuse peers without a certificate"
+    Declaration("tls_cert", text, "FILE", "certificate, and chain, in PEM: serve TLS (no TLS)"),
+    Declaration("tls_key", text, "FILE", "its private key, if not in the same file"),
+    Declaration("tls_ca", text, "FILE", "certificates of who is trusted to have signed peers'"),
+    Declaration("tls_verify", choice("on", "off"), "on|off", "refuse peers without a certificate"
                 " by --tls-ca", switch=True),
-    Declaration("sync", _choice("on", "off"), "on|off", "off: 0000 outlives a crash of plainpacs"
+    Declaration("sync", choice("on", "off"), "on|off", "off: 0000 outlives a crash of plainpacs"
                 " but not of the machine"),
-    Declaration("digest", _choice("blake3", "sha256"), "NAME", "digest kept: blake3 or sha256"),
-    Declaration("reserve", _reserve, "SIZE", "room that stays free: 500M, 2%, 0, or 1G,2% (the"
+    Declaration("digest", choice("blake3", "sha256"), "NAME", "digest kept: blake3 or sha256"),
+    Declaration("reserve", reserve, "SIZE", "room that stays free: 500M, 2%, 0, or 1G,2% (the"
                 " smaller)"),
-    Declaration("on_conflict", _choice("keep", "replace"), "keep|replace", "other bytes under a"
+    Declaration("on_conflict", choice("keep", "replace"), "keep|replace", "other bytes under a"
                 " stored UID: kept aside, or published (the first is kept aside)"),
-    Declaration("on_study_settled", _hook(STUDY_PLACES), "COMMAND", "run when a study has had no"
+    Declaration("on_study_settled", hook(STUDY_PLACES), "COMMAND", "run when a study has had no"
                 " new instance for a while; {path}, {StudyInstanceUID} … are put in (none)"),
-    Declaration("on_instance", _hook(INSTANCE_PLACES), "COMMAND", "run for each new instance"
+    Declaration("on_instance", hook(INSTANCE_PLACES), "COMMAND", "run for each new instance"
                 " (none)"),
-    Declaration("settle_seconds", _seconds, "SECONDS", "the while after which a study is settled"),
-    Declaration("hooks_at_once", _whole(1, 64), "N", "such commands that run at once"),
-    Declaration("node", _node, "NAME", "this writer's own manifests, on a shared file system"),
-    Declaration("log_level", _choice("debug", "info", "warning", "error"), "LEVEL", "log from"),
-    Declaration("log_format", _choice("text", "json"), "text|json", "json: one object a line"),
-    Declaration("metrics_port", _whole(0, 65535), "PORT", "HTTP /metrics and /healthz (none)"),
-    Declaration("metrics_bind", _text, "ADDRESS", "address of the metrics port"),
+    Declaration("settle_seconds", seconds, "SECONDS", "the while after which a study is settled"),
+    Declaration("hooks_at_once", whole(1, 64), "N", "such commands that run at once"),
+    Declaration("node", node, "NAME", "this writer's own manifests, on a shared file system"),
+    Declaration("log_level", choice("debug", "info", "warning", "error"), "LEVEL", "log from"),
+    Declaration("log_format", choice("text", "json"), "text|json", "json: one object a line"),
+    Declaration("metrics_port", whole(0, 65535), "PORT", "HTTP /metrics and /healthz (none)"),
+    Declaration("metrics_bind", text, "ADDRESS", "address of the metrics port"),
+    Declaration("web", whole(0, 65535), "PORT", "study list and DICOMweb for browsers (none)"),
+    Declaration("web_bind", text, "ADDRESS", "address of the web server"),
+    Declaration("web_hosts", several(text), "NAME,…", "names by which browsers reach it, besides"
+                " localhost"),
+    Declaration("web_users", text, "FILE", "who may read: name:password lines as `htpasswd -B`"
+                " writes them"),
+    Declaration("web_user_header", text, "NAME", "header in which a proxy of --web-proxies says"
+                " who signed in"),
+    Declaration("web_proxies", several(network), "CIDR,…", "addresses of reverse proxies whose"
+                " headers count"),
+    Declaration("web_origins", several(text), "URL,…", "other sites whose pages may read (CORS)"),
+    Declaration("web_open", choice("on", "off"), "on|off", "serve other addresses than this"
+                " machine's without a password", switch=True),
 )  # fmt: skip
 
 _BY_NAME = {declaration.name: declaration for declaration in TABLE}
