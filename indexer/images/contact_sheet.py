@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from plainpacs.archive.tree import layout
 from plainpacs.indexer.images.render import Picture, Renderer
+from plainpacs.indexer.images.representative import is_image, middle, number_of
 from plainpacs.indexer.index import lookup
 from plainpacs.indexer.index.lookup import Note
 from plainpacs.indexer.index.merge import Record, merge
@@ -64,7 +65,7 @@ def contact_sheet(root: str, study: str, note: Note, *, names: bool = False) -> 
             renderer.picture(os.path.join(root, tile.path), _BOX) for tile in tiles[:MOST_TILES]
         ]
     png = _drawn(_title(record, names=names), list(zip(tiles, pictures, strict=False)))
-    missing = sum(1 for picture in pictures if not picture.rgb)
+    missing = sum(1 for picture in pictures if not picture.data)
     return Sheet(png, len(tiles), len(pictures), missing)
 
 
@@ -84,30 +85,20 @@ def _tiles(parts: Sequence[tuple[str, Record]]) -> list[Tile]:
                 (f"{folder}/{line['file']}", line) for line in series["instances"]
             )
     found = [uid for uid, some in instances.items() if some]
-    found.sort(key=lambda uid: (_number(attributes[uid], "SeriesNumber"), uid))
-    return [Tile(_middle(instances[uid]), _caption(attributes[uid], instances[uid]))
+    found.sort(key=lambda uid: (number_of(attributes[uid], "SeriesNumber"), uid))
+    return [Tile(_shown(instances[uid]), _caption(attributes[uid], instances[uid]))
             for uid in found]  # fmt: skip
 
 
-def _middle(instances: Sequence[tuple[str, Record]]) -> str:
-    """The path of the image in the middle; of anything, when there is no image."""
-    images = [one for one in instances if _is_image(one[1])] or list(instances)
-    images.sort(key=lambda one: (_number(one[1], "InstanceNumber"), one[0]))
-    return images[len(images) // 2][0]
-
-
-def _is_image(line: Mapping[str, Any]) -> bool:
-    return isinstance(line.get("Rows"), int)
-
-
-def _number(record: Mapping[str, Any], keyword: str) -> int:
-    value = record.get(keyword)
-    return value if isinstance(value, int) else 0
+def _shown(instances: Sequence[tuple[str, Record]]) -> str:
+    """The path of the instance that stands for its series."""
+    line = middle([one for _, one in instances])
+    return next(path for path, one in instances if one is line)
 
 
 def _caption(series: Mapping[str, Any], instances: Sequence[tuple[str, Record]]) -> tuple[str, ...]:
-    images = [line for _, line in instances if _is_image(line)]
-    frames = sum(max(1, _number(line, "NumberOfFrames")) for line in images)
+    images = [line for _, line in instances if is_image(line)]
+    frames = sum(max(1, number_of(line, "NumberOfFrames")) for line in images)
     count = _counted(len(images), "image") if images else _counted(len(instances), "instance")
     if frames > len(images):
         count += f", {_counted(frames, 'frame')}"
@@ -167,8 +158,8 @@ def _draw_picture(
     page: Image.Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], picture: Picture
 ) -> None:
     left, top = at
-    if picture.rgb:
-        image = Image.frombytes("RGB", (picture.width, picture.height), picture.rgb)
+    if picture.data:
+        image = Image.frombytes("RGB", (picture.width, picture.height), picture.data)
         page.paste(image, (left + (_BOX - picture.width) // 2, top + (_BOX - picture.height) // 2))
         return
     draw.rectangle((left, top, left + _BOX - 1, top + _BOX - 1), fill=_EMPTY)

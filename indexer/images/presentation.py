@@ -43,6 +43,15 @@ def shown(frame: Array, header: Dataset) -> Shown:
     return 255 - grey if photometric == "MONOCHROME1" else grey
 
 
+def has_window(header: Dataset) -> bool:
+    """Whether the header says how grey is shown, so that the content of a frame does not matter."""
+    if header.get("VOILUTSequence"):
+        return True
+    return _first(header.get("WindowCenter")) is not None and (
+        (_first(header.get("WindowWidth")) or 0) >= 1
+    )
+
+
 def of_frame(header: Dataset, frame: int) -> Dataset:
     """The attributes that hold for one frame of an enhanced multi-frame image, at the top level
     (PS3.3 C.7.6.16); those of the image where there are no functional groups."""

@@ -28,12 +28,17 @@ from pydicom.uid import (
 )
 
 from plainpacs.archive.app import cli
+from plainpacs.indexer.images.draw import draw
 from plainpacs.indexer.images.presentation import of_frame, pixel_aspect, shown
-from plainpacs.indexer.images.render import Picture, Renderer, render
+from plainpacs.indexer.images.render import Picture, Renderer, Wanted
 from plainpacs.indexer.service.indexer import Indexer
 from tests.support.archives import new_archive, part10, real_folders, tree
 
 STUDY = "1.2.3"
+
+
+def drawn(path: str, box: int) -> Picture:
+    return draw(path, Wanted(box=(box, box), fill=True))
 
 
 def image(pixels: Any, **attributes: Any) -> Dataset:
@@ -73,8 +78,8 @@ def written(path: Path, ds: Dataset, syntax: str = ExplicitVRLittleEndian) -> st
 
 
 def pixels_of(picture: Picture) -> Any:
-    assert picture.rgb, picture.why
-    whole = np.frombuffer(picture.rgb, np.uint8)
+    assert picture.data, picture.why
+    whole = np.frombuffer(picture.data, np.uint8)
     return whole.reshape(picture.height, picture.width, 3)
 
 
@@ -82,7 +87,7 @@ def grey(
     path: Path, ds: Dataset, box: int = 2, syntax: str = ExplicitVRLittleEndian
 ) -> list[list[int]]:
     """What is shown, one value a pixel."""
-    found = pixels_of(render(written(path / "x.dcm", ds, syntax), box))
+    found = pixels_of(drawn(written(path / "x.dcm", ds, syntax), box))
     assert (found[..., 0] == found[..., 2]).all()
     return [[int(value) for value in row] for row in found[..., 0]]
 
@@ -169,7 +174,7 @@ def colour_images() -> Iterator[tuple[str, Dataset]]:
 
 @pytest.mark.parametrize(("name", "ds"), list(colour_images()))
 def test_colours(tmp_path: Path, name: str, ds: Dataset) -> None:
-    found = pixels_of(render(written(tmp_path / "x.dcm", ds), 2)).astype(int)
+    found = pixels_of(drawn(written(tmp_path / "x.dcm", ds), 2)).astype(int)
     assert np.abs(found - COLOURS.astype(int)).max() <= 2, name
 
 
@@ -188,7 +193,7 @@ def test_colours(tmp_path: Path, name: str, ds: Dataset) -> None:
 )
 def test_proportions(tmp_path: Path, attributes: dict[str, Any], size: tuple[int, int]) -> None:
     ds = image(np.zeros((10, 20), np.uint8), **attributes)
-    picture = render(written(tmp_path / "x.dcm", ds), 60)
+    picture = drawn(written(tmp_path / "x.dcm", ds), 60)
     assert (picture.width, picture.height) == size
 
 
@@ -208,14 +213,14 @@ def test_the_middle_frame_by_its_own_attributes(tmp_path: Path) -> None:
         ds.PerFrameFunctionalGroupsSequence.append(item)
     path = written(tmp_path / "x.dcm", ds)
     assert pixel_aspect(of_frame(pydicom.dcmread(path), 2)) == 0.5
-    found = pixels_of(render(path, 16))
+    found = pixels_of(drawn(path, 16))
     assert found.shape == (8, 16, 3)
     assert found[2::4, 4::8, 0].tolist() == [[129, 0], [129, 129]]
 
 
 def test_a_deflated_image(tmp_path: Path) -> None:
     path = written(tmp_path / "x.dcm", image(CT), DeflatedExplicitVRLittleEndian)
-    assert pixels_of(render(path, 2))[..., 0].tolist() == [[0, 65], [67, 255]]
+    assert pixels_of(drawn(path, 2))[..., 0].tolist() == [[0, 65], [67, 255]]
 
 
 # --- what is said instead -------------------------------------------------------------------------
@@ -248,7 +253,7 @@ def test_what_cannot_be_decoded_says_why(tmp_path: Path) -> None:
                 ds.SOPClassUID, ds.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2"
                 path = written(tmp_path / f"{number}.dcm", ds, syntax)
             picture = renderer.picture(path, 50)
-            assert not picture.rgb
+            assert not picture.data
             assert any(part in picture.why for part in why.split("|")), (number, picture.why)
         (tmp_path / "torn").write_bytes(part10()[:200])
         (tmp_path / "empty").touch()
@@ -261,12 +266,12 @@ def test_what_cannot_be_decoded_says_why(tmp_path: Path) -> None:
 def test_a_decoder_that_dies_takes_one_picture_with_it(tmp_path: Path) -> None:
     path = written(tmp_path / "good.dcm", image(CT))
     with Renderer() as renderer:
-        assert renderer.picture(path, 10).rgb
+        assert renderer.picture(path, 10).data
         assert renderer._child
         os.kill(renderer._child.pid, signal.SIGKILL)
         renderer._child.wait()
         assert renderer.picture(path, 10).why == "it could not be decoded within bounds"
-        assert renderer.picture(path, 10).rgb
+        assert renderer.picture(path, 10).data
 
 
 def test_time_has_a_bound(tmp_path: Path) -> None:
@@ -310,8 +315,8 @@ def test_every_image_that_pydicom_can_decode_is_shown() -> None:
     with Renderer() as renderer:
         for path in real_images():
             picture = renderer.picture(str(path), 60)
-            assert bool(picture.rgb) != bool(picture.why)
-            if not picture.rgb:
+            assert bool(picture.data) != bool(picture.why)
+            if not picture.data:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     try:
@@ -344,7 +349,7 @@ def test_real_images_are_shown_as_dcmtk_shows_them(tmp_path: Path) -> None:
             continue
         theirs = opened(tmp_path / "x.pnm").convert("RGB")
         try:
-            ours = render(str(path), max(theirs.size) * 4)
+            ours = drawn(str(path), max(theirs.size) * 4)
         except (RuntimeError, ValueError):
             continue  # no decoder here, or pydicom sees less in the file than DCMTK
         size = ours.width, ours.height
