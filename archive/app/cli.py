@@ -17,6 +17,7 @@ from plainpacs.archive.errors import PlainpacsError
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("plainpacs.archive.commands.init:init", "Make an archive."),
     "serve": ("plainpacs.scp.commands.serve:serve", "Receive instances and index them."),
+    "web": ("plainpacs.scp.commands.web:web", "Show the archive in a browser, and DICOMweb."),
     "ls": ("plainpacs.indexer.commands.ls:ls", "List studies."),
     "show": ("plainpacs.indexer.commands.show:show", "Show one study."),
     "path": ("plainpacs.indexer.commands.path:path", "Where a study, series or instance lies."),

@@ -31,6 +31,7 @@ from plainpacs.archive.errors import UnreadableDataSet
 MOST_ELEMENTS = 1_000_000
 
 PIXEL_DATA = 0x7FE00010
+FIRST_OF_PIXELS = 0x7FE00000
 _NO_VALUE = "item"
 # PS3.5 7.1.2: these are followed by two bytes of length; all others by two reserved ones and four.
 _SHORT_VRS = {
@@ -63,10 +64,13 @@ class Leaf(NamedTuple):
 class DataSet:
     """A data set to be read from ``data``: the bytes as encoded, inflated when they are deflated.
 
+    ``header_only``: the last element is the first of pixel data (group 7FE0), whose value need not
+    be there; ``end`` is what its length says, and ``start`` when it has none.
     Raises UnreadableDataSet when it inflates to more than ``MOST_INFLATED``.
     """
 
-    def __init__(self, data: Buffer, transfer_syntax: str) -> None:
+    def __init__(self, data: Buffer, transfer_syntax: str, *, header_only: bool = False) -> None:
+        self._header_only = header_only
         self.transfer_syntax = transfer_syntax.rstrip("\0 ")
         if self.transfer_syntax in DEFLATED:
             inflated = Inflated(data)
@@ -83,7 +87,7 @@ class DataSet:
         Raises UnreadableDataSet, at the latest at the end, when it cannot be followed.
         """
         try:
-            yield from _Walk(self.data, self.little_endian).leaves()
+            yield from _Walk(self.data, self.little_endian, self._header_only).leaves()
         except struct.error:
             raise CutShort("the data set is cut short in an element's header") from None
 
@@ -128,8 +132,9 @@ class _Frame:
 
 
 class _Walk:
-    def __init__(self, data: memoryview, little_endian: bool) -> None:
+    def __init__(self, data: memoryview, little_endian: bool, header_only: bool) -> None:
         self._data = data
+        self._header_only = header_only
         self._end = len(data)
         self._little_endian = little_endian
         self._left = MOST_ELEMENTS
@@ -166,6 +171,11 @@ class _Walk:
                 continue
             if tag >> 16 == 0xFFFE:
                 raise UnreadableDataSet(f"{spell(tag)} stands where an element belongs")
+            if self._header_only and tag >= FIRST_OF_PIXELS and len(stack) == 1:
+                open_end = length == UNDEFINED
+                end = value + (0 if open_end else length)
+                yield Leaf((tag,), vr, value, end, open_end, form.little_endian)
+                return
             after = frame.limit if length == UNDEFINED else value + length
             if after > frame.limit:
                 raise CutShort.within(tag, length, frame.limit - value)

@@ -54,6 +54,7 @@ def purge(root: int, targets: Iterable[Target]) -> Purged:
     linked = _wait_for_receivers(root, entries)
     for target in targets:
         _bury(root, target)
+        _forget_headers(root, target)
     variants = set_aside.kept(root, layout.CONFLICTS, targets)
     for top in (layout.CONFLICTS, layout.TRASH):
         for target in targets:
@@ -141,6 +142,14 @@ def _forget_lines(root: int, top: str, target: Target) -> None:
     with _Rewriting(root) as rewriting:
         for name in set_aside.manifests(root, folder, target.series):
             rewriting.rewrite(f"{folder}/{name}", others)
+
+
+def _forget_headers(root: int, target: Target) -> None:
+    """Leaves no copy of the study's headers for browsers: it is made again when it is wanted."""
+    folder = f"{layout.WEB}/{layout.study_folder(target.month, target.study)}"
+    for name, _ in files_in(root, folder):
+        with contextlib.suppress(FileNotFoundError):
+            durable.unlink(f"{folder}/{name}", folder=root)
 
 
 def _tidy(root: int, top: str, target: Target) -> None:

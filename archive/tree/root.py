@@ -250,6 +250,20 @@ def is_locked(root: int, path: str, *, shared: bool = False) -> bool:
         os.close(fd)
 
 
+def is_at_work(root: int) -> bool:
+    """Whether a process stores into, or indexes, the archive open as ``root``: who only reads may
+    then keep what is derived and disposable. A copy is never written to."""
+    try:
+        folder = durable.open_folder(layout.INTERNAL, folder=root)
+        try:
+            nodes = [name for name in os.listdir(folder) if name.startswith("node.")]
+        finally:
+            os.close(folder)
+    except OSError:
+        return False
+    return any(is_locked(root, f"{layout.INTERNAL}/{name}", shared=True) for name in nodes)
+
+
 @contextlib.contextmanager
 def locked(root: int, path: str) -> Iterator[None]:
     """Waits until the lock file at ``path`` can be had alone, and has it. Raises OSError."""

@@ -42,6 +42,20 @@ def indexer_command(root: str, identity: str, settings: Settings) -> list[str]:
     return [*command, root]
 
 
+def web_command(root: str, settings: Settings) -> list[str]:
+    """The command that shows the archive at ``root`` to browsers until its standard input ends."""
+    command = python_command("plainpacs", "web", "--parent-pipe", "--port", str(settings.web))
+    command += ["--bind", settings.web_bind, "--log-level", settings.log_level]
+    command += ["--log-format", settings.log_format, "--web-users", settings.web_users]
+    command += ["--web-hosts", ",".join(settings.web_hosts)]
+    command += ["--web-user-header", settings.web_user_header]
+    command += ["--web-proxies", ",".join(settings.web_proxies)]
+    command += ["--web-origins", ",".join(settings.web_origins)]
+    command += ["--web-open" if settings.web_open == "on" else "--no-web-open"]
+    command += ["--tls-cert", settings.tls_cert, "--tls-key", settings.tls_key]
+    return [*command, root]
+
+
 class Child:
     """Keeps ``command`` running from ``start`` to ``stop``."""
 

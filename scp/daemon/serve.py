@@ -20,7 +20,7 @@ from plainpacs.archive.store.store import Archive
 from plainpacs.archive.tree.root import create_archive
 from plainpacs.scp.commitment.reports import Reporter
 from plainpacs.scp.daemon import systemd
-from plainpacs.scp.daemon.child import Child, indexer_command
+from plainpacs.scp.daemon.child import Child, indexer_command, web_command
 from plainpacs.scp.daemon.metrics import MetricsServer
 from plainpacs.scp.daemon.workers import Receivers, number_of_receivers
 from plainpacs.scp.receiver.receiver import Receiver
@@ -73,10 +73,15 @@ def serve(
             receiver.stop()
             raise
         indexer = Child("indexer", indexer_command(root, archive.identity, settings))
+        web = None
+        if settings.web is not None:
+            web = Child("web server", web_command(root, settings))
         reporter = Reporter(archive, settings)
         try:
             receiver.start(archive)
             indexer.start()
+            if web:
+                web.start()
             reporter.start()
             _greet(settings, greeting(root, settings, receiver.port))
             if metrics:
@@ -101,6 +106,8 @@ def serve(
                 receiver.stop()
                 reporter.stop()
                 indexer.stop()
+                if web:
+                    web.stop()
             finally:
                 audit.record(archive.audit, "stop")
                 archive.close()

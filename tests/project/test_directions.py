@@ -30,13 +30,14 @@ FLOORS = (
     "scp/storage",
     "scp/remote scp/receiver",
     "scp/query_retrieve scp/commitment",
+    "scp/web",
     "scp/daemon",
     "scp/commands",
 )
 """The rooms from the ground up. A room may import itself and those of the floors below."""
 
 HALLS = ("archive", "indexer", "scp")
-ONLY_IN = {"pynetdicom": "scp", "watchdog": "indexer/service"}
+ONLY_IN = {"pynetdicom": "scp", "watchdog": "indexer/service", "starlette": "scp/web"}
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 
 

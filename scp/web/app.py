@@ -1,0 +1,174 @@
+"""The addresses of the web server, and what answers each.
+
+Handlers block, and run in threads; those that draw in threads of their own, so many at a time as
+there are processes to draw in, and no more than ``_WAITING`` wait.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from plainpacs.archive.dicom.attributes import Level
+from plainpacs.archive.errors import PlainpacsError
+from plainpacs.indexer.images.render import Renderers
+from plainpacs.scp.web import frames, qido, retrieve
+from plainpacs.scp.web.access import Access
+from plainpacs.scp.web.media import DICOM
+from plainpacs.scp.web.metadata import Metadata
+from plainpacs.scp.web.page import Pages
+from plainpacs.scp.web.places import Tree, unavailable
+from plainpacs.scp.web.rendered import Rendered
+
+BASE = "/dicom-web"
+_WAITING = 64
+_THREADS = 16
+_RENDERERS = 2
+
+Handler = Callable[[Request], Response]
+log = logging.getLogger("plainpacs.scp")
+
+_STUDY, _SERIES, _INSTANCE = "/studies/{study}", "/series/{series}", "/instances/{instance}"
+_OF_STUDY, _OF_SERIES, _OF_INSTANCE = (
+    _STUDY,
+    _STUDY + _SERIES,
+    _STUDY + _SERIES + _INSTANCE,
+)
+
+
+class Site:
+    """What the addresses share: the tree, and who may read it."""
+
+    def __init__(self, tree: Tree, access: Access) -> None:
+        self.tree = tree
+        self.access = access
+        self.metadata = Metadata(tree)
+        self.renderers = Renderers(_RENDERERS)
+        self.rendered = Rendered(tree, self.renderers)
+        self.pages = Pages(tree, access)
+        self._threads = CapacityLimiter(_THREADS)
+        self._drawing = CapacityLimiter(_RENDERERS)
+
+    def application(self) -> Any:
+        """The ASGI application."""
+
+        @asynccontextmanager
+        async def lifespan(_: Starlette) -> AsyncIterator[None]:
+            try:
+                yield
+            finally:
+                await anyio.to_thread.run_sync(self.rendered.end)
+
+        app = Starlette(
+            routes=[*self._dicomweb(), *self._people()],
+            exception_handlers={HTTPException: _problem, Exception: _unforeseen},
+            lifespan=lifespan,
+        )
+        return self.access.around(app)
+
+    def _base(self, request: Request) -> str:
+        return self.access.origin(request) + BASE
+
+    def _people(self) -> list[BaseRoute]:
+        return [
+            _get("/", self._in_thread(self.pages.studies)),
+            _get("/studies/{study}", self._in_thread(self.pages.study)),
+            _get("/studies/{study}/series/{series}", self._in_thread(self.pages.series)),
+            _get("/static/{name}", self._in_thread(self.pages.static)),
+        ]
+
+    def _dicomweb(self) -> list[BaseRoute]:
+        found: list[BaseRoute] = []
+        for path, level in (
+            ("/studies", Level.STUDY),
+            ("/series", Level.SERIES),
+            ("/instances", Level.INSTANCE),
+            (_OF_STUDY + "/series", Level.SERIES),
+            (_OF_STUDY + "/instances", Level.INSTANCE),
+            (_OF_SERIES + "/instances", Level.INSTANCE),
+        ):
+            found.append(_get(BASE + path, self._search(level)))
+        for path in (_OF_STUDY, _OF_SERIES, _OF_INSTANCE):
+            found += [
+                _get(BASE + path, self._read(lambda r, b: retrieve.answer(self.tree, r, b))),
+                _get(f"{BASE}{path}/metadata", self._read(self.metadata.answer)),
+                _get(f"{BASE}{path}/rendered", self._draw(self.rendered.answer)),
+                _get(f"{BASE}{path}/thumbnail", self._draw(self.rendered.thumbnail)),
+            ]
+        numbers = f"{BASE}{_OF_INSTANCE}/frames/{{frames}}"
+        bulk = f"{BASE}{_OF_INSTANCE}/bulkdata/{{tags:path}}"
+        return [
+            *found,
+            _get(
+                numbers,
+                self._read(lambda r, b: frames.answer(self.tree, self.renderers, r, b)),
+            ),
+            _get(numbers + "/rendered", self._draw(self.rendered.answer)),
+            _get(numbers + "/thumbnail", self._draw(self.rendered.thumbnail)),
+            _get(bulk, self._read(lambda r, b: frames.bulk_data(self.tree, r, b))),
+            _get("/wado", self._in_thread(self._wado_uri)),
+            Route(BASE + "/", _capabilities, methods=["OPTIONS"]),
+        ]
+
+    def _search(self, level: Level) -> Callable[[Request], Awaitable[Response]]:
+        return self._read(lambda request, base: qido.search(self.tree, request, level, base))
+
+    def _wado_uri(self, request: Request) -> Response:
+        place, kind = retrieve.wado_uri(self.tree, request)
+        if kind == DICOM:
+            syntax = request.query_params.get("transferSyntax", "")
+            return retrieve.single(self.tree, request, place, syntax)
+        return self.rendered.of_place(request, place, kind or "image/jpeg")
+
+    # --- threads --------------------------------------------------------------------------------
+
+    def _read(
+        self, handler: Callable[[Request, str], Response]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        return self._in_thread(lambda request: handler(request, self._base(request)))
+
+    def _in_thread(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        async def run(request: Request) -> Response:
+            return await to_thread.run_sync(handler, request, limiter=self._threads)
+
+        return run
+
+    def _draw(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        async def run(request: Request) -> Response:
+            if self._drawing.statistics().tasks_waiting >= _WAITING:
+                raise HTTPException(503, "too many pictures are asked for", {"Retry-After": "2"})
+            return await to_thread.run_sync(handler, request, limiter=self._drawing)
+
+        return run
+
+
+def _get(path: str, handler: Callable[[Request], Awaitable[Response]]) -> Route:
+    return Route(path, handler, methods=["GET"])
+
+
+async def _capabilities(request: Request) -> Response:
+    words = "DICOMweb: QIDO-RS, WADO-RS, WADO-URI (PS3.18)\n"
+    return PlainTextResponse(words, headers={"Allow": "GET, HEAD, OPTIONS"})
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    headers = {"Cache-Control": "no-store", **(error.headers or {})}
+    return PlainTextResponse(f"{error.detail}\n", error.status_code, headers)
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    if isinstance(error, (PlainpacsError, OSError)):
+        return await _problem(request, unavailable(error))
+    log.error("unforeseen: %s %s", request.method, type(error).__name__, exc_info=error)
+    return PlainTextResponse("something went wrong here; the log of the server has it\n", 500)

@@ -1,0 +1,204 @@
+"""WADO-RS and WADO-URI: whole instances (PS3.18 10.4.1.1.1, chapter 9).
+
+As they are stored, or in the transfer syntax asked for; without one in Explicit VR Little Endian
+(8.7.3.4), where that can be had. An instance is converted before its part begins, so that what
+cannot be converted is sent as it is stored, and says so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from email.utils import formatdate
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from plainpacs.archive.dicom.part10 import file_meta
+from plainpacs.archive.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN
+from plainpacs.archive.errors import UnreadableDataSet
+from plainpacs.archive.tree.identity import is_name
+from plainpacs.scp.storage.convert import CannotConvert, Converter, can_become
+from plainpacs.scp.storage.instance_file import File, Outgoing
+from plainpacs.scp.web.frames import read_range
+from plainpacs.scp.web.media import (
+    ANY_SYNTAX,
+    DICOM,
+    PIECE,
+    Accepted,
+    Part,
+    Pieces,
+    accepted,
+    length_of,
+    multipart,
+)
+from plainpacs.scp.web.places import Opened, Place, Tree, log, place_of
+
+
+def answer(tree: Tree, request: Request, base: str) -> Response:
+    """Answers a request for the instances of a study, series, or for one. Raises HTTPException."""
+    place = place_of(request)
+    one = _choice(request, single=bool(place.instance))
+    if place.instance and not one.is_multipart and one.type != "*/*":
+        return single(tree, request, place, one.transfer_syntax)
+    wanted = tree.listed(place)
+    target = one.transfer_syntax or EXPLICIT_VR_LITTLE_ENDIAN
+    as_stored = target == ANY_SYNTAX or all(each.transfer_syntax == target for each in wanted)
+    if not as_stored and one.transfer_syntax:
+        for each in wanted:
+            if each.transfer_syntax != target and not can_become(each.transfer_syntax, target):
+                raise HTTPException(406, "not all of it can be had in that transfer syntax")
+    parts = _stored(wanted, base) if as_stored else _converted(wanted, target, base)
+    length = sum(length_of(part) for part in _stored(wanted, base)) if as_stored else None
+    return multipart(parts, DICOM, length=length)
+
+
+def _choice(request: Request, *, single: bool) -> Accepted:
+    for one in accepted(request):
+        if one.takes(DICOM) and (single or one.is_multipart or one.type == "*/*"):
+            return one
+    raise HTTPException(406, f'instances are to be had as multipart/related; type="{DICOM}"')
+
+
+def single(tree: Tree, request: Request, place: Place, syntax: str) -> Response:
+    """One instance as a Part 10 file of its own. Raises HTTPException."""
+    opened = tree.open(place)
+    try:
+        with File(f"{tree.path}/{opened.path}") as file:
+            stored = file.transfer_syntax
+    except (OSError, UnreadableDataSet):
+        opened.close()
+        raise HTTPException(406, "the stored instance cannot be read") from None
+    target = syntax or EXPLICIT_VR_LITTLE_ENDIAN
+    if target in (ANY_SYNTAX, stored) or (not syntax and not can_become(stored, target)):
+        return _file(opened, request, stored)
+    opened.close()
+    if not can_become(stored, target):
+        raise HTTPException(406, "it cannot be had in that transfer syntax")
+    each = Outgoing(f"{tree.path}/{opened.path}", "", place.instance, stored)
+    body = _in_syntax(each, target)
+    first = next(body, None)
+    if first is None:
+        raise HTTPException(406, "it cannot be had in that transfer syntax")
+    return Pieces(_after(first, body), 200, None, f"{DICOM}; transfer-syntax={target}")
+
+
+def _after(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
+
+
+def _file(opened: Opened, request: Request, syntax: str) -> Response:
+    tag = f'"{opened.mtime:x}-{opened.size:x}"'
+    headers = {
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-cache",
+        "ETag": tag,
+        "Last-Modified": formatdate(opened.mtime / 1e9, usegmt=True),
+    }
+    try:
+        if tag == request.headers.get("if-none-match"):
+            opened.close()
+            return Response(status_code=304, headers=headers)
+        span = read_range(request.headers.get("range", ""), opened.size)
+    except HTTPException:
+        opened.close()
+        raise
+    first, last = span or (0, opened.size - 1)
+    if span is not None:
+        headers["Content-Range"] = f"bytes {first}-{last}/{opened.size}"
+    return Pieces(
+        _between(opened.fd, first, last + 1),
+        200 if span is None else 206,
+        headers,
+        f"{DICOM}; transfer-syntax={syntax}",
+        length=last + 1 - first,
+        closing=opened.close,
+    )
+
+
+def _between(fd: int, at: int, end: int) -> Iterator[bytes]:
+    while at < end:
+        piece = os.pread(fd, min(PIECE, end - at), at)
+        if not piece:
+            raise OSError("the file became shorter")
+        at += len(piece)
+        yield piece
+
+
+def _stored(wanted: list[Outgoing], base: str) -> Iterator[Part]:
+    for each in wanted:
+        kind = f"{DICOM}; transfer-syntax={each.transfer_syntax}"
+        size = os.stat(each.path).st_size
+        yield Part(kind, _whole(each.path, size), size, _location(each, base))
+
+
+def _whole(path: str, size: int) -> Iterator[bytes]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        yield from _between(fd, 0, size)
+    finally:
+        os.close(fd)
+
+
+def _location(each: Outgoing, base: str) -> str:
+    _, study, series, _ = each.path.rsplit("/", 3)
+    return base + Place(study, series, each.sop_instance).url
+
+
+def _converted(wanted: list[Outgoing], target: str, base: str) -> Iterator[Part]:
+    with Converter() as converter:
+        for each in wanted:
+            body = _in_syntax(each, target, converter)
+            first = next(body, None)
+            if first is None:
+                yield from _stored([each], base)
+                continue
+            kind = f"{DICOM}; transfer-syntax={target}"
+            yield Part(kind, _after(first, body), None, _location(each, base))
+
+
+def _in_syntax(each: Outgoing, target: str, converter: Converter | None = None) -> Iterator[bytes]:
+    """The Part 10 file in another transfer syntax; nothing when that cannot be."""
+    own = None if converter is not None else Converter()
+    try:
+        with File(each.path) as file:
+            try:
+                attributes = file.header()
+                if file.transfer_syntax == target:
+                    yield from _whole(each.path, file.size)
+                    return
+                using = converter or own
+                assert using is not None
+                pieces = using.convert(file, target)
+                first = next(iter(pieces), b"")
+            except (CannotConvert, UnreadableDataSet) as error:
+                log.warning("%s is not converted: %s", each.sop_instance, error)
+                return
+            sop_class = str(attributes.get("SOPClassUID", ""))
+            yield file_meta(sop_class, each.sop_instance, target) + first
+            yield from pieces
+    finally:
+        if own is not None:
+            own.__exit__()
+
+
+def wado_uri(tree: Tree, request: Request) -> tuple[Place, str]:
+    """What a request of WADO-URI (PS3.18 9.4) names, and the media type it wants.
+
+    Raises HTTPException.
+    """
+    query = request.query_params
+    if query.get("requestType", "").upper() != "WADO":
+        raise HTTPException(400, "requestType is to be WADO")
+    uids = [query.get(name, "") for name in ("studyUID", "seriesUID", "objectUID")]
+    if not all(map(is_name, uids)):
+        raise HTTPException(400, "studyUID, seriesUID and objectUID are to be UIDs")
+    kinds = [one.partition(";")[0].strip() for one in query.get("contentType", "").split(",")]
+    for kind in kinds:
+        if kind.replace(" ", "+") in (DICOM, "image/jpeg", "image/png", "application/pdf"):
+            return Place(*uids), kind
+    if kinds == [""]:
+        return Place(*uids), ""
+    raise HTTPException(406, "contentType is one of application/dicom, image/jpeg, image/png")
