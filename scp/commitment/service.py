@@ -98,7 +98,7 @@ def action(asked: Asked) -> bytes | None:
             why = getattr(error, "strerror", None) or str(error)
             _LOG.warning("refused: %s: %04X commitment: %s", asked.caller, status, why)
             return _answer(command, status, "the request cannot be kept")
-        asked.channel.send(asked.context.id, _answer(command, ActionStatus.SUCCESS))
+        asked.channel.send_message(asked.context.id, _answer(command, ActionStatus.SUCCESS))
         if claim is not None and asked.channel.is_silent_for(_QUIET_SECONDS):
             claim = _report_here(asked, claim)
         return None
@@ -306,5 +306,5 @@ def _report_here(asked: Asked, claim: Claim) -> Claim | None:
     field = CommandField.N_EVENT_REPORT_RQ
     command = request(field, message_id, elements, has_data_set=True)
     asked.awaited[message_id] = _Awaited(claim, report, asked.caller, asked.archive.audit)
-    channel.send(asked.context.id, command, [data])
+    channel.send_message(asked.context.id, command, [data])
     return None

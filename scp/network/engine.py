@@ -22,8 +22,9 @@ import contextlib
 import logging
 import time
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
+from pydicom import config
 from pydicom.uid import UID
 from pynetdicom import AE, _config
 from pynetdicom.association import Association
@@ -37,7 +38,7 @@ from pynetdicom.pdu import (
     A_RELEASE_RP,
     A_RELEASE_RQ,
 )
-from pynetdicom.pdu_primitives import A_RELEASE, P_DATA
+from pynetdicom.pdu_primitives import A_ASSOCIATE, A_RELEASE, P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
@@ -67,13 +68,20 @@ TOUCHED = {
     ),
     "DIMSEServiceProvider": ("get_msg",),  # overridden
     "AssociationSocket": ("connect", "send", "close"),  # overridden
-    "Association": ("_abort_blocking", "_is_paused", "_accepted_cx"),  # the first overridden
-    "StateMachine": ("do_action", "current_state"),
+    "Association": (
+        "_abort_blocking",
+        "_is_paused",
+        "_accepted_cx",
+        "_rejected_cx",
+    ),  # the first overridden
+    "StateMachine": ("do_action", "transition", "current_state"),
 }
 """By class: the names below the public API, and the public ones whose meaning within matters."""
 
 # What pynetdicom says is said by us, in our words, or is of no use to whoever reads the log.
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+# A peer's values are judged where they count; as warnings they would fill the log.
+config.settings.reading_validation_mode = config.IGNORE
 _config.LOG_HANDLER_LEVEL = "none"
 _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
 
@@ -114,12 +122,17 @@ class Wire(AssociationSocket):
         super().__init__(association, client_socket=connection)  # type: ignore[arg-type]  # a socket's like
         self._connection = connection
         self.seconds = seconds
+        self.acceptance = b""
 
     def connect(self, primitive: Any) -> None:
         primitive.result = "Evt2"
         self.provider_queue.put(primitive)
 
     def send(self, bytestream: bytes) -> None:
+        if bytestream[0] == PDU.ASSOCIATE_AC:
+            self.acceptance = bytestream
+            echoed = self.assoc.accepting()  # type: ignore[attr-defined]  # it is Driven
+            bytestream = bytestream[:10] + echoed + bytestream[74:]
         self._connection.send(bytestream, self.seconds)
 
     def close(self) -> None:
@@ -151,7 +164,7 @@ class Provider(DULServiceProvider):
         """Waits for one message or PDU, and deals with it or passes it on."""
         association = self._assoc
         first = _FIRST.get(self.state_machine.current_state)
-        got = association.reader.read_first(first) if first else association.reader.read()
+        got = association.read_first(first) if first else association.reader.read()
         if isinstance(got, bytes):
             association.take_control(got)
         else:
@@ -197,6 +210,17 @@ class _Nowhere(AddressInformation):
         pass
 
 
+class Negotiated(NamedTuple):
+    """What came of a request for an association."""
+
+    accepted: dict[int, PresentationContext]
+    rejected: list[PresentationContext]
+    request: A_ASSOCIATE
+    answer: A_ASSOCIATE
+    acceptance: bytes
+    application: str
+
+
 class Driven(Association):
     """An association over ``connection``, which it owns; base of both sides.
 
@@ -232,6 +256,14 @@ class Driven(Association):
     def spill(self, context_id: int, command: Command) -> Spill:
         """Where a large data set goes to."""
         return Drain()
+
+    def accepting(self) -> bytes:
+        """What an acceptance, that is sent now, has to repeat of the request (PS3.8 9.3.3)."""
+        return bytes(64)
+
+    def read_first(self, kinds: Collection[PDU]) -> bytes:
+        """The PDU that asks for an association, or answers ours."""
+        return self.reader.read_first(kinds)
 
     def take(self, message: Message) -> None:
         """Deals with a message that came."""
@@ -296,6 +328,12 @@ class Driven(Association):
             self.dul.take()
             self.heed_end()
         self.heed_stop()
+
+    @property
+    def stopping(self) -> int:
+        """The descriptor that is readable once there is nothing more to wait for; negative: none.
+        For associations that are asked for on behalf of this one."""
+        return self.connection.stopping
 
     def heed_stop(self) -> None:
         """Raises Stopping once there is nothing more to wait for; does not wait."""
@@ -367,6 +405,24 @@ class Driven(Association):
             for number, one in self._accepted_cx.items()
             if one.transfer_syntax[0] in offered[number]
         }
+
+    def negotiated(self) -> Negotiated:
+        """For ``negotiate_again``."""
+        request, answer = self.requestor.primitive, self.acceptor.primitive
+        assert request is not None, "it was negotiated"
+        assert answer is not None, "it was negotiated"
+        return Negotiated(
+            *(self._accepted_cx, self._rejected_cx, request, answer, self.wire.acceptance),
+            str(request.application_context_name),
+        )
+
+    def negotiate_again(self, known: Negotiated) -> None:
+        """Accepts a request that is like an earlier one, all but for the AE titles."""
+        self._accepted_cx, self._rejected_cx = known.accepted, known.rejected
+        self.requestor.primitive, self.acceptor.primitive = known.request, known.answer
+        self.wire.send(known.acceptance)
+        self.dul.state_machine.transition("Sta6")
+        self.is_established = True
 
     # --- its end ----------------------------------------------------------------------------------
 

@@ -6,10 +6,9 @@ storage, and unknown ones that the peer declares to be storage (PS3.7 D.3.3.6). 
 services, and objects that belong to no study, for which the tree has no place. *Transfer syntax*:
 what the sender prefers, so that it need not convert, except where another choice keeps more.
 
->>> proposed = ProposedContext(1, "1.2.840.10008.1.1", ("1.2.840.10008.1.2",))
->>> negotiate([proposed])
-[ContextResult(id=1, abstract_syntax='1.2.840.10008.1.1', transfer_syntax='1.2.840.10008.1.2', \
-result=<Result.ACCEPTED: 0>)]
+>>> proposed = build_context("1.2.840.10008.1.1", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"])
+>>> supported([proposed]), proposed.transfer_syntax
+([Verification SOP Class], ['1.2.840.10008.1.2.1'])
 """
 
 from __future__ import annotations
@@ -17,8 +16,11 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
+
+from pydicom.uid import UID
+from pynetdicom.presentation import PresentationContext, build_context
 
 from plainpacs.archive.dicom.uid_registry import REGISTERED
 from plainpacs.archive.dicom.uids import (
@@ -28,6 +30,8 @@ from plainpacs.archive.dicom.uids import (
 )
 from plainpacs.archive.tree.identity import strip_padding
 
+_NOT_OFFERED = "1.2.840.10008.1.2.4.94"
+"""Stands in a context that has no transfer syntax: one that is never accepted."""
 VERIFICATION = "1.2.840.10008.1.1"
 PATIENT_ROOT_GET = "1.2.840.10008.5.1.4.1.2.1.3"
 STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.2.3"
@@ -87,130 +91,78 @@ class Result(enum.IntEnum):
     TRANSFER_SYNTAXES_NOT_SUPPORTED = 4
 
 
-@dataclass(frozen=True, slots=True)
-class ProposedContext:
-    """A presentation context as the peer proposed it (PS3.8 9.3.2.2)."""
-
-    id: int
-    abstract_syntax: str
-    transfer_syntaxes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ContextResult:
-    """Our answer to one. ``transfer_syntax`` means nothing unless accepted (PS3.8 9.3.3.2)."""
+class Context(NamedTuple):
+    """A context that was accepted. ``to_peer``: we may send on it what can be stored."""
 
     id: int
     abstract_syntax: str
     transfer_syntax: str
-    result: Result
+    to_peer: bool = False
+
+    @classmethod
+    def of(cls, accepted: PresentationContext) -> Context:
+        number, abstract, syntax = accepted.as_tuple
+        return cls(number, str(abstract), str(syntax), bool(accepted.as_scu))
 
 
-@dataclass(frozen=True, slots=True)
-class Role:
-    """SCP/SCU role selection for an abstract syntax, as the requestor's roles (PS3.7 D.3.3.4)."""
-
-    scu: bool
-    scp: bool
-
-
-def negotiate(
-    proposed: Iterable[ProposedContext],
+def supported(
+    proposed: list[PresentationContext],
     declared: Mapping[str, str] | None = None,
-    roles: Mapping[str, Role] | None = None,
+    roles: Mapping[str, tuple[bool, bool]] | None = None,
     services: Container[str] = (),
-) -> list[ContextResult]:
-    """One result for each context id, in the order proposed.
+) -> list[PresentationContext]:
+    """What pynetdicom is to negotiate the ``proposed`` contexts with. Of the transfer syntaxes in
+    each of those the one is left that is to be accepted, if there is one.
 
-    ``services`` are the SOP Classes served besides Verification and storage.
-
-    ``declared`` is the SOP Class Common Extended Negotiation: SOP Class UID to Service Class UID.
-    ``roles`` are the roles the peer wants; a context it would only be SCP of is rejected, because
-    we act as SCU only for C-GET, unless a context for that is there. An id that comes again keeps
-    its first result.
+    ``services`` are the SOP Classes served besides Verification and storage. ``declared`` is the
+    SOP Class Common Extended Negotiation: SOP Class UID to Service Class UID. ``roles``: whether
+    the peer wants to be SCU, and SCP. It may be SCP of what we would send in a C-GET, where a
+    context for that is there; nothing else. An id that comes again keeps its first context.
     """
-    proposed = list(proposed)
-    retrieving = any(
-        strip_padding(one.abstract_syntax) in _GETS
-        and strip_padding(one.abstract_syntax) in services
-        for one in proposed
-    )
-    results: dict[int, ContextResult] = {}
-    choices: dict[tuple[str, ...], tuple[str | None, str]] = {}  # senders repeat one list
-    for context in proposed:
-        if context.id not in results:
-            choice = choices.get(context.transfer_syntaxes)
-            if choice is None:
-                choice = choices[context.transfer_syntaxes] = _choose(context.transfer_syntaxes)
-            abstract = strip_padding(context.abstract_syntax)
-            if abstract in services:
-                results[context.id] = _judge_service(context, abstract)
-            else:
-                role = (roles or {}).get(abstract)
-                to_peer = retrieving and role is not None and role.scp
-                if to_peer:
-                    choice = _preferring_explicit(context.transfer_syntaxes, choice)
-                reachable = role is None or role.scu or to_peer
-                results[context.id] = _judge(context, choice, declared or {}, reachable)
-    return list(results.values())
+    _once_each(proposed)
+    names = [strip_padding(str(one.abstract_syntax or "")) for one in proposed]
+    retrieving = any(uid in _GETS and uid in services for uid in names)
+    found: dict[str, PresentationContext] = {}
+    choices: dict[tuple[str, ...], str | None] = {}  # senders repeat one list
+    for context, abstract in zip(proposed, names, strict=True):
+        context.abstract_syntax = UID(abstract)
+        offered = tuple(strip_padding(str(uid)) for uid in context.transfer_syntax)
+        if not offered:
+            context.transfer_syntax = [UID(_NOT_OFFERED)]
+        to_peer = (
+            retrieving
+            and abstract not in _NEVER_SENT
+            and (roles or {}).get(abstract, (True, False))[1]
+        )
+        if abstract in services:
+            usable = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
+            choice = next((uid for uid in usable if uid in offered), None)
+        elif not is_accepted(abstract, (declared or {}).get(abstract)):
+            continue
+        elif to_peer and EXPLICIT_VR_LITTLE_ENDIAN in offered:
+            # Nearly everything that we may have to send can become that, and seldom is it in what
+            # the peer likes best.
+            choice = EXPLICIT_VR_LITTLE_ENDIAN
+        else:
+            if offered not in choices:
+                choices[offered] = choose_transfer_syntax(uid for uid in offered if uid)
+            choice = choices[offered]
+        ours = found.get(abstract)
+        if ours is None:
+            ours = found[abstract] = build_context(abstract, [])
+            ours.scu_role, ours.scp_role = True, bool(to_peer)
+        if choice is not None:
+            context.transfer_syntax = [UID(choice)]
+            ours.add_transfer_syntax(choice)
+    return list(found.values())
 
 
-def answered_roles(roles: Mapping[str, Role], results: Iterable[ContextResult]) -> dict[str, Role]:
-    """What to answer to role proposals: for accepted abstract syntaxes, the peer is SCU; and SCP of
-    what we would send in a C-GET, where a context for that was accepted, too."""
-    accepted = {r.abstract_syntax for r in results if r.result is Result.ACCEPTED}
-    retrieving = not _GETS.isdisjoint(accepted)
-    return {
-        uid: Role(role.scu, role.scp and retrieving and uid not in _NEVER_SENT)
-        for uid, role in roles.items()
-        if uid in accepted
-    }
-
-
-def _choose(transfer_syntaxes: Iterable[str]) -> tuple[str | None, str]:
-    """The transfer syntax to accept, if there is one, and the one to name if not."""
-    offered = [uid for uid in map(strip_padding, transfer_syntaxes) if uid]
-    return choose_transfer_syntax(offered), offered[0] if offered else IMPLICIT_VR_LITTLE_ENDIAN
-
-
-def _preferring_explicit(
-    transfer_syntaxes: Iterable[str], choice: tuple[str | None, str]
-) -> tuple[str | None, str]:
-    """``choice``, unless Explicit VR Little Endian is offered: nearly everything that we may have
-    to send can become that, and seldom is it in what the peer likes best."""
-    if EXPLICIT_VR_LITTLE_ENDIAN in map(strip_padding, transfer_syntaxes):
-        return EXPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN
-    return choice
-
-
-def _judge_service(context: ProposedContext, abstract: str) -> ContextResult:
-    """What is asked and answered is read and written here: uncompressed, little endian."""
-    offered = [strip_padding(uid) for uid in context.transfer_syntaxes]
-    for syntax in (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN):
-        if syntax in offered:
-            return ContextResult(context.id, abstract, syntax, Result.ACCEPTED)
-    named = offered[0] if offered else IMPLICIT_VR_LITTLE_ENDIAN
-    return ContextResult(context.id, abstract, named, Result.TRANSFER_SYNTAXES_NOT_SUPPORTED)
-
-
-def _judge(
-    context: ProposedContext,
-    choice: tuple[str | None, str],
-    declared: Mapping[str, str],
-    reachable: bool,
-) -> ContextResult:
-    """``reachable``: somebody may use it, by the roles wanted."""
-    abstract = strip_padding(context.abstract_syntax)
-    chosen, fallback = choice
-    if not is_accepted(abstract, declared.get(abstract)):
-        result = Result.ABSTRACT_SYNTAX_NOT_SUPPORTED
-    elif chosen is None:
-        result = Result.TRANSFER_SYNTAXES_NOT_SUPPORTED
-    elif not reachable:
-        result = Result.USER_REJECTION
-    else:
-        result = Result.ACCEPTED
-    return ContextResult(context.id, abstract, chosen or fallback, result)
+def _once_each(proposed: list[PresentationContext]) -> None:
+    seen: set[int | None] = set()
+    for context in proposed.copy():
+        if context.context_id in seen:
+            proposed.remove(context)
+        seen.add(context.context_id)
 
 
 def is_accepted(abstract_syntax: str, declared_service: str | None = None) -> bool:

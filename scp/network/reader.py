@@ -129,32 +129,11 @@ class MessageReader:
             self._spill.discard()
             self._spill = None
 
-    def read_request(self, most: int = _LONGEST_REQUEST) -> bytes | None:
-        """The variable field of an A-ASSOCIATE-RQ; None when the peer aborts instead.
+    def read_first(self, kinds: Collection[int], most: int | None = None) -> bytes:
+        """The whole PDU that asks for an association, or answers ours: one of these ``kinds``.
 
         Of one that is longer than ``most`` its beginning, after which nothing more can be read.
         """
-        self._deadline = time.monotonic() + self._limits.pdu_timeout
-        self._need(HEADER.size)
-        kind, length = HEADER.unpack_from(self._view, self._at)
-        if kind == PDU.ABORT:
-            return None
-        if kind == _TLS_HANDSHAKE:
-            raise ProtocolError(
-                "TLS came to a port without; serve with --tls-cert, or set the peer to no TLS"
-            )
-        if kind != PDU.ASSOCIATE_RQ:
-            raise _unexpected(kind, "before an association")
-        if length > _LONGEST_REQUEST:
-            raise ProtocolError(f"a request for an association of {length} bytes")
-        length = min(length, most)
-        self._need(HEADER.size + length)
-        begin = self._at + HEADER.size
-        self._at = begin + length
-        return bytes(self._view[begin : self._at])
-
-    def read_first(self, kinds: Collection[int]) -> bytes:
-        """The whole PDU that asks for an association, or answers ours: one of these ``kinds``."""
         self._deadline = time.monotonic() + self._limits.pdu_timeout
         self._need(HEADER.size)
         kind, length = HEADER.unpack_from(self._view, self._at)
@@ -166,6 +145,8 @@ class MessageReader:
             raise _unexpected(kind, "before an association")
         if length > _LONGEST_REQUEST:
             raise ProtocolError(f"a PDU of {length} bytes before an association")
+        if most is not None:
+            length = min(length, most - HEADER.size)
         return self._whole(length)
 
     def expect_within(self, seconds: float) -> None:

@@ -16,9 +16,6 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from itertools import zip_longest
 
-from pydicom.uid import UID
-from pynetdicom.presentation import PresentationContextTuple
-
 from plainpacs.archive.dicom.identifier import BadIdentifier, read
 from plainpacs.archive.dicom.identifier_writing import encode
 from plainpacs.archive.errors import BadSettings, PlainpacsError
@@ -87,13 +84,7 @@ def get(asked: Asked) -> bytes | None:
 
 
 def _to_the_peer(asked: Asked, found: list[Outgoing]) -> Iterator[Sent]:
-    ours = [
-        PresentationContextTuple(
-            context.id, UID(context.abstract_syntax), UID(context.transfer_syntax)
-        )
-        for context in asked.contexts.values()
-        if (role := asked.roles.get(context.abstract_syntax)) is not None and role.scp
-    ]
+    ours = [context.as_tuple for context in asked.channel.accepted_contexts if context.as_scu]
     priority = asked.command.number(Element.PRIORITY) or 0
     with (
         Converter() as converter,
@@ -222,7 +213,7 @@ def _proceed(asked: Asked, course: Course, results: Iterator[Sent]) -> bool:
             told = now
             pending = RetrieveStatus.PENDING
             command = response(asked.command, pending, more=course.counts(pending))
-            channel.send(asked.context.id, command)
+            channel.send_message(asked.context.id, command)
     return False
 
 
@@ -243,7 +234,7 @@ def _finish(asked: Asked, course: Course, status: RetrieveStatus) -> bytes | Non
     if not failed:
         return command
     data = encode({"FailedSOPInstanceUIDList": failed}, asked.context.transfer_syntax)
-    asked.channel.send(asked.context.id, command, [data])
+    asked.channel.send_message(asked.context.id, command, [data])
     return None
 
 

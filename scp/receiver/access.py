@@ -16,10 +16,9 @@ from plainpacs.archive.app.ae_address import Address
 from plainpacs.archive.app.settings import Settings
 from plainpacs.scp.network import answers, remote_aes
 from plainpacs.scp.network.answers import Rejection
-from plainpacs.scp.network.pdu import APPLICATION_CONTEXT
-from plainpacs.scp.network.session_protocol import Proposal
 from plainpacs.scp.network.tls import server_context
 
+APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 ANY_SCP = "ANY-SCP"
 """What DCMTK's clients call whom they were not told to call otherwise."""
 
@@ -77,17 +76,19 @@ class Access:
         """Whether whoever is at the address ``peer`` is refused, whatever is asked for."""
         return bool(self.networks) and not _lies_in(peer, self.networks)
 
-    def rejection(self, proposal: Proposal, peer: str) -> Rejection | None:
+    def rejection(
+        self, calling_ae: str, called_ae: str, application: str, peer: str
+    ) -> Rejection | None:
         """Why an association is refused for who calls whom from where; None when it is not."""
         if self.is_stranger(peer):
             return answers.ADDRESS_NOT_ALLOWED
-        if proposal.application_context != APPLICATION_CONTEXT:
+        if application != APPLICATION_CONTEXT:
             return answers.APPLICATION_CONTEXT_UNKNOWN
-        if not self.any_called and proposal.called_ae not in (*self.aet, ANY_SCP):
+        if not self.any_called and called_ae not in (*self.aet, ANY_SCP):
             return answers.CALLED_AE_NOT_OURS
-        if self.calling and proposal.calling_ae not in self.calling:
+        if self.calling and calling_ae not in self.calling:
             return answers.CALLING_AE_NOT_ALLOWED
-        networks = self.bound.get(proposal.calling_ae)
+        networks = self.bound.get(calling_ae)
         if networks is not None and not _lies_in(peer, networks):
             return answers.CALLING_AE_FROM_ELSEWHERE
         return None

@@ -14,11 +14,10 @@ import threading
 import time
 
 from plainpacs.archive.app.settings import Settings
-from plainpacs.archive.dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from plainpacs.archive.errors import BadSettings, InUse, PlainpacsError, StorageUnavailable
 from plainpacs.archive.store.store import Archive
 from plainpacs.scp.network import answers
-from plainpacs.scp.network.acceptor import Association
+from plainpacs.scp.network.acceptor import Accepted
 from plainpacs.scp.network.answers import Rejection
 from plainpacs.scp.network.connection import Connection, Stopping, Transport
 from plainpacs.scp.network.reader import Limits
@@ -152,11 +151,10 @@ class Receiver:
         if access.tls is not None:
             transport = self._secured(connection, access.tls, address)
         if transport is not None:
-            Association(
+            Accepted(
                 transport,
                 ReceiverSession(self, access, address),
                 self._limits,
-                (IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME),
                 stranger=access.is_stranger(address),
             ).run()
 

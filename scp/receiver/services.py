@@ -13,9 +13,9 @@ from typing import Protocol, cast
 
 from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.store.store import Archive
-from plainpacs.scp.network.channel import Channel
+from plainpacs.scp.network.acceptor import Accepted
 from plainpacs.scp.network.dimse import Command, CommandField
-from plainpacs.scp.network.negotiation import PATIENT_ROOT_GET, STUDY_ROOT_GET, ContextResult, Role
+from plainpacs.scp.network.negotiation import PATIENT_ROOT_GET, STUDY_ROOT_GET, Context
 from plainpacs.scp.receiver.statistics import Caller
 
 
@@ -38,16 +38,14 @@ class Asked:
 
     command: Command
     data: bytes
-    context: ContextResult
-    contexts: Mapping[int, ContextResult]
-    channel: Channel
+    context: Context
+    contexts: Mapping[int, Context]
+    channel: Accepted
     caller: Caller
     archive: Archive
     settings: Settings
     agreed: bytes = b""
     """What was agreed on for the SOP Class of ``context`` by extended negotiation."""
-    roles: Mapping[str, Role] = field(default_factory=dict)
-    """The roles of the peer, by SOP Class, where it asked for some."""
     awaited: dict[int, Awaited] = field(default_factory=dict)
     """Of this association, by message id: what a service puts in when it sent a request and does
     not wait for the response."""

@@ -13,10 +13,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from pynetdicom.presentation import PresentationContext
+
 from plainpacs.archive.store.audit import COUNTED_AS, uid_or_none
 from plainpacs.archive.store.store import Provenance, StoreOutcome
+from plainpacs.scp.network.acceptor import RELEASED, Accepted
 from plainpacs.scp.network.answers import NOT_AUTHORIZED, Rejection, StoreStatus
-from plainpacs.scp.network.channel import Channel
 from plainpacs.scp.network.connection import Stopping
 from plainpacs.scp.network.dimse import (
     RESPONSE,
@@ -29,16 +31,8 @@ from plainpacs.scp.network.dimse import (
     response,
 )
 from plainpacs.scp.network.engine import Ended
-from plainpacs.scp.network.negotiation import (
-    ContextResult,
-    Result,
-    Role,
-    answered_roles,
-    name_of,
-    negotiate,
-)
+from plainpacs.scp.network.negotiation import Context, Result, name_of
 from plainpacs.scp.network.reader import ConnectionLost, PeerTimeout
-from plainpacs.scp.network.session_protocol import RELEASED, Acceptance, Proposal
 from plainpacs.scp.receiver import services
 from plainpacs.scp.receiver.access import Access
 from plainpacs.scp.receiver.audit_trail import Visit
@@ -65,7 +59,7 @@ _NOT_OURS_TO_ANSWER = (ProtocolError, PeerTimeout, ConnectionLost, Stopping, End
 
 
 class ReceiverSession:
-    """One connection. See ``session.Session`` for what is called when."""
+    """One connection. See ``acceptor.Session`` for what is called when."""
 
     def __init__(self, receiver: Receiver, access: Access, peer: str) -> None:
         self._receiver = receiver
@@ -74,9 +68,8 @@ class ReceiverSession:
         self._caller = Caller(peer)
         self._visit: Visit
         self._provenance = Provenance()
-        self._contexts: dict[int, ContextResult] = {}
+        self._contexts: dict[int, Context] = {}
         self._agreed: Mapping[str, bytes] = {}
-        self._roles: Mapping[str, Role] = {}
         self._awaited: dict[int, services.Awaited] = {}
         self._admitted = False
         self._query_refusal: str | None = None
@@ -87,10 +80,14 @@ class ReceiverSession:
 
     # --- the association ----------------------------------------------------------------------
 
-    def propose(self, proposal: Proposal) -> Acceptance | Rejection:
-        self._caller = Caller(self._caller.peer, proposal.calling_ae, proposal.called_ae)
+    @property
+    def policy(self) -> object:
+        return self._settings.query_retrieve == "off"
+
+    def admit(self, calling_ae: str, called_ae: str, application: str) -> Rejection | None:
+        self._caller = Caller(self._caller.peer, calling_ae, called_ae)
         peer = self._caller.peer
-        rejection = self._access.rejection(proposal, peer)
+        rejection = self._access.rejection(calling_ae, called_ae, application, peer)
         rejection = rejection or self._receiver.admit(self._access, peer)
         if rejection is not None:
             self._log_rejection(rejection)
@@ -98,15 +95,21 @@ class ReceiverSession:
         self._admitted = True
         self._receiver.tally.accepted()
         self._visit = Visit(self._receiver.trail, self._caller)
-        self._provenance = Provenance(proposal.calling_ae, proposal.called_ae, self._caller.peer)
-        served = services.served(self._settings)
-        results = negotiate(proposal.contexts, proposal.declared, proposal.roles, served)
-        self._contexts = {r.id: r for r in results if r.result is Result.ACCEPTED}
-        self._log_refused_contexts(results)
+        self._provenance = Provenance(calling_ae, called_ae, peer)
+        return None
+
+    def served(self) -> frozenset[str]:
+        return services.served(self._settings)
+
+    def agreed(self, wanted: Mapping[str, bytes]) -> dict[str, bytes]:
+        return services.agreed(wanted, self.served())
+
+    def established(self, association: Accepted) -> None:
+        self._contexts = {one.id: one for one in map(Context.of, association.accepted_contexts)}
+        self._log_refused_contexts(association.rejected_contexts)
         services.prepare({context.abstract_syntax for context in self._contexts.values()})
-        self._agreed = services.agreed(proposal.extended, served)
-        self._roles = answered_roles(proposal.roles, results)
-        return Acceptance(tuple(results), self._roles, self._agreed)
+        wanted = association.requestor.sop_class_extended
+        self._agreed = self.agreed({str(uid): value for uid, value in wanted.items()})
 
     def ended(self, how: str, fault: str) -> None:
         if not self._admitted:
@@ -130,7 +133,7 @@ class ReceiverSession:
 
     # --- messages -----------------------------------------------------------------------------
 
-    def serve(self, message: Message, channel: Channel) -> bytes | None:
+    def serve(self, message: Message, channel: Accepted) -> bytes | None:
         context = self._context(message.context_id)
         command = message.command
         if command.field & RESPONSE:
@@ -155,7 +158,7 @@ class ReceiverSession:
         return response(command, StoreStatus.UNRECOGNIZED_OPERATION)
 
     def _ask(
-        self, service: services.Service, context: ContextResult, message: Message, channel: Channel
+        self, service: services.Service, context: Context, message: Message, channel: Accepted
     ) -> bytes | None:
         command, data = message.command, message.data
         if services.is_query_retrieve(context.abstract_syntax) and not self._may_query():
@@ -174,7 +177,6 @@ class ReceiverSession:
             self._receiver.archive,
             self._settings,
             self._agreed.get(context.abstract_syntax, b""),
-            self._roles,
             self._awaited,
         )
         try:
@@ -208,13 +210,13 @@ class ReceiverSession:
         request = self._request(context, command)
         return LargeInstance(self._receiver.archive, request, self._settings.refuse_sop_class)
 
-    def _context(self, context_id: int) -> ContextResult:
+    def _context(self, context_id: int) -> Context:
         context = self._contexts.get(context_id)
         if context is None:
             raise ProtocolError(f"a message came on context {context_id}, not accepted")
         return context
 
-    def _request(self, context: ContextResult, command: Command) -> StoreRequest:
+    def _request(self, context: Context, command: Command) -> StoreRequest:
         return StoreRequest(
             command.sop_class,
             command.sop_instance,
@@ -223,9 +225,7 @@ class ReceiverSession:
             self._provenance,
         )
 
-    def _store(
-        self, context: ContextResult, command: Command, data: memoryview | Spill | None
-    ) -> bytes:
+    def _store(self, context: Context, command: Command, data: memoryview | Spill | None) -> bytes:
         if isinstance(data, LargeInstance):
             size = data.size
             answer = data.store()
@@ -286,11 +286,11 @@ class ReceiverSession:
         )
         self._count(Refused.ASSOCIATION, rejection.code, rejection.what)
 
-    def _log_refused_contexts(self, results: Iterable[ContextResult]) -> None:
+    def _log_refused_contexts(self, refused: Iterable[PresentationContext]) -> None:
         by_result: dict[Result, list[str]] = {}
-        for context in results:
-            if context.result is not Result.ACCEPTED:
-                by_result.setdefault(context.result, []).append(_shown(context.abstract_syntax))
+        for context in refused:
+            name = _shown(str(context.abstract_syntax or ""))
+            by_result.setdefault(Result(context.result or 0), []).append(name)
         for result, names in by_result.items():
             distinct = list(dict.fromkeys(names))
             more = f" and {len(distinct) - _NAMES_SHOWN} more" * (len(distinct) > _NAMES_SHOWN)

@@ -14,14 +14,13 @@ import mmap
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from pynetdicom.presentation import PresentationContext, PresentationContextTuple
 
 from plainpacs.archive.buffer import Buffer
 from plainpacs.archive.errors import UnreadableDataSet
-from plainpacs.scp.network.dimse import Command, CommandField, Element, ProtocolError, request
-from plainpacs.scp.network.engine import Ended
+from plainpacs.scp.network.dimse import CommandField, Element, ProtocolError, request
+from plainpacs.scp.network.engine import Driven, Ended
 from plainpacs.scp.network.negotiation import name_of
 from plainpacs.scp.network.reader import ConnectionLost, Limits, PeerTimeout
 from plainpacs.scp.network.requestor import NoAssociation, Node, Requestor
@@ -84,15 +83,6 @@ class BrokenFile(Exception):
     """The file could not be read to its end amid its being sent: the association must end."""
 
 
-class Exchange(Protocol):
-    """An association, as ``Driven``."""
-
-    def send_message(
-        self, context_id: int, command_set: bytes, data_set: Iterable[Buffer] | None = None
-    ) -> None: ...
-    def await_answer(self, message_id: int) -> Command: ...
-
-
 # --- one association ------------------------------------------------------------------------------
 
 
@@ -104,7 +94,7 @@ class Sender:
 
     def __init__(
         self,
-        association: Exchange,
+        association: Driven,
         contexts: Iterable[PresentationContextTuple],
         converter: Converter,
         *,

@@ -38,11 +38,8 @@ from rich.table import Table
 from plainpacs.archive.dicom.identifier import EXPLICIT
 from plainpacs.archive.dicom.identifier_writing import encode
 from plainpacs.archive.dicom.part10 import file_meta
-from plainpacs.scp.network import pdu
 from plainpacs.scp.network.dimse import CommandField, Element
 from plainpacs.scp.network.dimse import request as dimse_request
-from plainpacs.scp.network.negotiation import ProposedContext
-from plainpacs.scp.network.request_pdu import request
 from tests.benchmarks.ls import make_archive, record
 from tests.benchmarks.receiving import machine
 from tests.benchmarks.receiving.receivers import (
@@ -55,6 +52,7 @@ from tests.benchmarks.receiving.receivers import (
     environment,
     running,
 )
+from tests.support.peer import ACCEPT, DATA, associate_rq, context_item, item, message
 
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -108,10 +106,11 @@ class Client:
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=600)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        context = ProposedContext(1, FIND, (EXPLICIT,))
-        self._socket.sendall(request("DRDCM", "BENCHMARK", [context], 1 << 17))
+        longest = item(0x51, struct.pack(">L", 1 << 17)) + item(0x52, b"1.2.3.4")
+        context = context_item(1, FIND, [EXPLICIT])
+        self._socket.sendall(associate_rq(context, calling="BENCHMARK", user=longest))
         self._received = b""
-        if self._pdu()[0] != pdu.PDU.ASSOCIATE_AC:
+        if self._pdu()[0] != ACCEPT:
             raise Failed("no association")
 
     def ask(self, **keys: str) -> Asked:
@@ -119,12 +118,12 @@ class Client:
         elements = {Element.AFFECTED_SOP_CLASS_UID: FIND, Element.PRIORITY: 0}
         command = dimse_request(CommandField.C_FIND_RQ, 1, elements, has_data_set=True)
         encoded = encode(identifier, EXPLICIT)
-        sent = pdu.data(1, b"\3" + command) + pdu.data(1, b"\2" + encoded)
+        sent = message(1, command, encoded)
         answers, first, began = 0, 0.0, time.perf_counter()
         self._socket.sendall(sent)
         while True:
             kind, body = self._pdu()
-            if kind != pdu.PDU.P_DATA_TF:
+            if kind != DATA:
                 raise Failed("the association ended")
             at = 0
             while at < len(body):

@@ -14,9 +14,8 @@ from plainpacs.archive.dicom.identifier import EXPLICIT
 from plainpacs.archive.dicom.identifier_writing import encode
 from plainpacs.scp.network.dimse import CommandField, Element, command_set
 from plainpacs.scp.network.dimse import request as dimse_request
-from plainpacs.scp.network.negotiation import ProposedContext, Role
-from plainpacs.scp.network.request_pdu import request as associate
 from tests.benchmarks.receiving.receivers import Failed
+from tests.support.peer import associate_rq, context_item, item
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 GET, MOVE = "1.2.840.10008.5.1.4.1.2.2.3", "1.2.840.10008.5.1.4.1.2.2.2"
@@ -29,10 +28,10 @@ _ITEM = struct.Struct(">BBH")
 
 def get(port: int, study: str, calling: str, longest_pdu: int) -> int:
     """How many instances came. Raises Failed unless the server says that this is all."""
-    contexts = [ProposedContext(1, GET, (EXPLICIT,)), ProposedContext(3, CT, (EXPLICIT,))]
-    roles = {CT: Role(scu=False, scp=True)}
+    contexts = context_item(1, GET, [EXPLICIT]) + context_item(3, CT, [EXPLICIT])
+    role = item(0x54, struct.pack(">H", len(CT)) + CT.encode() + b"\0\1")
     with _connection(port) as peer:
-        peer.sendall(associate("DRDCM", calling, contexts, longest_pdu, roles=roles))
+        peer.sendall(associate_rq(contexts, calling=calling, user=_user(longest_pdu) + role))
         return _Conversation(peer).run(_asked(GET, CommandField.C_GET_RQ, study, {}))
 
 
@@ -43,12 +42,16 @@ def move(port: int, study: str, destination: str, own_port: int, longest_pdu: in
         thread = threading.Thread(target=lambda: stored.append(_receive(listener, longest_pdu)))
         thread.start()
         with _connection(port) as peer:
-            contexts = [ProposedContext(1, MOVE, (EXPLICIT,))]
-            peer.sendall(associate("DRDCM", destination, contexts, longest_pdu))
+            context = context_item(1, MOVE, [EXPLICIT])
+            peer.sendall(associate_rq(context, calling=destination, user=_user(longest_pdu)))
             more = {Element.MOVE_DESTINATION: destination}
             _Conversation(peer).run(_asked(MOVE, CommandField.C_MOVE_RQ, study, more))
         thread.join(60)
     return sum(stored)
+
+
+def _user(longest_pdu: int) -> bytes:
+    return item(0x51, longest_pdu.to_bytes(4, "big")) + item(0x52, b"1.2.3.4")
 
 
 def _connection(port: int) -> socket.socket:

@@ -16,9 +16,7 @@ import pytest
 from plainpacs.archive.app.settings import TABLE, Settings, load
 from plainpacs.archive.errors import BadSettings
 from plainpacs.scp.network import answers as status
-from plainpacs.scp.network.pdu import APPLICATION_CONTEXT
-from plainpacs.scp.network.session_protocol import Proposal
-from plainpacs.scp.receiver.access import RELOADED, Access, reloaded
+from plainpacs.scp.receiver.access import APPLICATION_CONTEXT, RELOADED, Access, reloaded
 from plainpacs.scp.receiver.admission import Admission, Board
 from tests.support.archives import eventually
 from tests.support.peer import ACCEPT, CONTEXTS, SOP, Peer, associate_rq, context_item, data_set
@@ -145,8 +143,7 @@ def test_who_is_refused(
     rules: dict[str, object], peer: str, calling: str, expected: status.Rejection | None
 ) -> None:
     access = Access.of(loaded(**rules))
-    proposal = Proposal(calling, "DRDCM", APPLICATION_CONTEXT, ())
-    assert access.rejection(proposal, peer) == expected
+    assert access.rejection(calling, "DRDCM", APPLICATION_CONTEXT, peer) == expected
     assert access.is_stranger(peer) == (expected is status.ADDRESS_NOT_ALLOWED)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import pytest
 from pynetdicom.presentation import build_context
 
-from plainpacs.scp.network import pdu
 from plainpacs.scp.network.dimse import CommandField, Element, request
 from plainpacs.scp.network.reader import (
     ABORT_BY_USER,
@@ -21,9 +20,10 @@ from plainpacs.scp.network.reader import (
     PeerTimeout,
 )
 from plainpacs.scp.network.requestor import NoAssociation, Node, Requestor
-from tests.support.peer import CT, EVRLE, IVRLE, VERIFICATION, data_set
+from tests.support.peer import CT, EVRLE, IVRLE, RELEASE_RP, VERIFICATION, data_set, item, pdu
 from tests.support.receiver import Running, Start
 
+RELEASE_RP_PDU = pdu(RELEASE_RP)
 LIMITS = Limits(pdu_timeout=1.0, idle_timeout=1.0, announced_pdu=1 << 16)
 CONTEXTS = (
     build_context(VERIFICATION, IVRLE),
@@ -110,12 +110,12 @@ def scripted() -> Iterator[object]:
 
 
 def acceptance(*contexts: tuple[int, int, str], longest: int = 4096) -> bytes:
-    application = pdu.item(0x10, b"1.2.840.10008.3.1.1.1")
+    application = item(0x10, b"1.2.840.10008.3.1.1.1")
     results = b"".join(
-        pdu.item(0x21, bytes((number, 0, result, 0)) + pdu.item(0x40, syntax.encode()))
+        item(0x21, bytes((number, 0, result, 0)) + item(0x40, syntax.encode()))
         for number, result, syntax in contexts
     )
-    user = pdu.item(0x50, pdu.item(0x51, struct.pack(">L", longest)))
+    user = item(0x50, item(0x51, struct.pack(">L", longest)))
     body = bytes((0, 1, 0, 0)) + bytes(64) + application + results + user
     return HEADER.pack(PDU.ASSOCIATE_AC, len(body)) + body
 
@@ -142,7 +142,7 @@ def test_whatever_answers_is_no_association_in_words(scripted, said: bytes | Non
 
 
 def test_what_was_accepted_is_what_counts(scripted):
-    port = scripted(acceptance((1, 3, IVRLE), (3, 0, IVRLE), longest=4096), pdu.RELEASE_RP)
+    port = scripted(acceptance((1, 3, IVRLE), (3, 0, IVRLE), longest=4096), RELEASE_RP_PDU)
     with opened(port) as association:
         assert list(association.contexts) == [3]
         assert association.context_for(CT, EVRLE) is None
@@ -162,14 +162,14 @@ def test_a_peer_that_vanishes_or_stalls_is_not_waited_for(scripted, said, raised
 
 
 def test_a_role_is_asked_for(scripted):
-    asked = pdu.item(0x54, struct.pack(">H", len(CT)) + CT.encode() + bytes((0, 1)))
-    user = pdu.item(0x50, pdu.item(0x51, struct.pack(">L", 4096)) + asked)
+    asked = item(0x54, struct.pack(">H", len(CT)) + CT.encode() + bytes((0, 1)))
+    user = item(0x50, item(0x51, struct.pack(">L", 4096)) + asked)
     body = bytes((0, 1, 0, 0)) + bytes(64)
-    body += pdu.item(0x10, b"1.2.840.10008.3.1.1.1") + pdu.item(
-        0x21, bytes((3, 0, 0, 0)) + pdu.item(0x40, EVRLE.encode())
+    body += item(0x10, b"1.2.840.10008.3.1.1.1") + item(
+        0x21, bytes((3, 0, 0, 0)) + item(0x40, EVRLE.encode())
     )
     said = HEADER.pack(PDU.ASSOCIATE_AC, len(body + user)) + body + user
-    node = Node("PEER", "127.0.0.1", scripted(said, pdu.RELEASE_RP))
+    node = Node("PEER", "127.0.0.1", scripted(said, RELEASE_RP_PDU))
     with Requestor.open(node, "TESTER", CONTEXTS, limits=LIMITS, sent_to_us=[CT]) as association:
         [context] = association.accepted_contexts
         assert (context.as_scu, context.as_scp) == (False, True)
