@@ -29,8 +29,8 @@ from plainpacs.archive.store.publish import Candidate, Shelf, variant_digest
 from plainpacs.archive.store.reread_facts import read_facts
 from plainpacs.archive.store.set_aside import Aside
 from plainpacs.archive.tree import durable, layout
-from plainpacs.archive.tree.durable import Publisher
 from plainpacs.archive.tree.identity import InstanceKey
+from plainpacs.archive.tree.publisher import Folder, Publisher
 from plainpacs.archive.tree.targets import Identity, Target, identity
 
 
@@ -197,7 +197,7 @@ class Decider:
             lines = b"".join(self._lines_of(taken))
             name = layout.manifest_name(key.series, self.writer.node)
             self._manifests.append_durably(f"{to.path.rpartition('/')[0]}/{name}", lines)
-        folder = durable.Folder(durable.open_folder(path, folder=self.root), path)
+        folder = Folder(durable.open_folder(path, folder=self.root), path)
         for one, entry in taken:
             durable.rename(one.name, entry.name, folder=folder.fd, to_folder=to.fd)
             known[one.identity] = entry

@@ -44,8 +44,8 @@ from plainpacs.archive.store.reread_facts import read_facts
 from plainpacs.archive.store.set_aside import Aside, Lines
 from plainpacs.archive.store.writer import Writer
 from plainpacs.archive.tree import durable, layout
-from plainpacs.archive.tree.durable import Publisher
 from plainpacs.archive.tree.identity import InstanceKey
+from plainpacs.archive.tree.publisher import Folder, Publisher
 from plainpacs.archive.tree.root import locked, try_lock
 from plainpacs.archive.tree.targets import Present, Target, identity, present
 
@@ -161,7 +161,7 @@ class Removal:
         to = self._publisher.folder(taken[0][1].folder)
         path = layout.series_folder(key)
         try:
-            series = durable.Folder(durable.open_folder(path, folder=self.root), path)
+            series = Folder(durable.open_folder(path, folder=self.root), path)
         except FileNotFoundError:
             return []
         # Nobody shall take what is stored after this for what he has kept aside before it.

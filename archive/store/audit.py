@@ -26,7 +26,7 @@ from plainpacs.archive.store.manifest import ManifestWriter
 from plainpacs.archive.store.publish import Stored, StoreOutcome
 from plainpacs.archive.store.writer import Writer
 from plainpacs.archive.tree import durable, layout
-from plainpacs.archive.tree.durable import Publisher
+from plainpacs.archive.tree.publisher import Publisher
 from plainpacs.archive.tree.root import is_locked, read_marker_at, stamp
 
 log = logging.getLogger(__name__)

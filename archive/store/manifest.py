@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from plainpacs.archive.tree import durable
-from plainpacs.archive.tree.durable import Folder, Publisher
+from plainpacs.archive.tree.publisher import Folder, Publisher
 from plainpacs.archive.tree.root import stamp
 
 Line = dict[str, Any]

@@ -6,7 +6,7 @@ place of the first, which is kept aside before (``on_conflict = replace``).
 The order of a replacement, under a lock: the file that is there is made durable and linked into
 ``conflicts``, and gets its manifest line there; the line of the new one is appended to the series'
 manifest and made durable, as nothing but that line tells the two apart when they are of one length;
-the new file is renamed over the old one (``durable.Publisher.replace``). At every moment both are
+the new file is renamed over the old one (``Publisher.replace``). At every moment both are
 somewhere, and the final name holds one of them, whole.
 """
 
@@ -32,8 +32,8 @@ from plainpacs.archive.store.set_aside import Aside
 from plainpacs.archive.store.temporary import mapped
 from plainpacs.archive.store.writer import Writer
 from plainpacs.archive.tree import durable, layout
-from plainpacs.archive.tree.durable import Publisher
 from plainpacs.archive.tree.identity import InstanceKey
+from plainpacs.archive.tree.publisher import Publisher
 from plainpacs.archive.tree.root import locked, stamp
 from plainpacs.archive.tree.targets import identity
 

@@ -1,7 +1,7 @@
 """Storing an instance: from the bytes of its data set to a promise.
 
 The order (design, section 3) is: temporary file, write, sync (here, by ``unfinished``), link to the
-final name, sync the folders (``durable.Publisher.publish``), manifest line, pending marker
+final name, sync the folders (``Publisher.publish``), manifest line, pending marker
 (``shelf``), unlink the temporary file. It is proved: do not reorder it without a model.
 """
 

@@ -26,8 +26,8 @@ from plainpacs.archive.store.reread_facts import read_facts
 from plainpacs.archive.store.temporary import Unfinished
 from plainpacs.archive.store.writer import Writer
 from plainpacs.archive.tree import durable, layout
-from plainpacs.archive.tree.durable import Publisher
 from plainpacs.archive.tree.identity import InstanceKey
+from plainpacs.archive.tree.publisher import Publisher
 from plainpacs.archive.tree.root import locked, stamp
 from plainpacs.archive.tree.targets import Identity, identity
 from plainpacs.archive.verify.finding import FindingKind

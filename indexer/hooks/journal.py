@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 import orjson
 
 from plainpacs.archive.tree import durable, layout
-from plainpacs.archive.tree.durable import Publisher
+from plainpacs.archive.tree.publisher import Publisher
 from plainpacs.archive.tree.root import stamp
 from plainpacs.indexer.hooks.retry_policy import History, Kind
 

@@ -15,8 +15,8 @@ from plainpacs.archive.store.manifest import ORIGIN_RECOVERED, ManifestWriter, P
 from plainpacs.archive.store.reread_facts import read_facts
 from plainpacs.archive.store.temporary import PATIENCE
 from plainpacs.archive.tree import layout
-from plainpacs.archive.tree.durable import Publisher
 from plainpacs.archive.tree.identity import InstanceKey
+from plainpacs.archive.tree.publisher import Publisher
 from plainpacs.indexer.index.manifest_facts import InstanceFile
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from plainpacs.archive.store.manifest import ManifestWriter, lines_in
 from plainpacs.archive.tree import durable
-from plainpacs.archive.tree.durable import Publisher
+from plainpacs.archive.tree.publisher import Publisher
 
 PATH = "202401/1.2/1.2.3.ab.jsonl"
 

@@ -32,7 +32,7 @@ import pytest
 
 from plainpacs.archive.store import manifest, writer
 from plainpacs.archive.store import publish as shelf
-from plainpacs.archive.tree import durable, root
+from plainpacs.archive.tree import durable, publisher, root
 from plainpacs.indexer.index import rebuild
 from plainpacs.indexer.service import indexer as service
 from tests.crash.power import PRIMITIVES, SYNCS
@@ -44,8 +44,8 @@ _DERIVED = re.compile(
 )
 _LOOKS = (
     (durable, "open_folder"),
-    (durable, "same_file"),
-    (durable.Publisher, "_in_place"),
+    (publisher, "same_file"),
+    (publisher.Publisher, "_in_place"),
     (shelf.Shelf, "_holds_same"),
     (rebuild, "study_files"),
     (rebuild, "read_manifest"),
