@@ -83,6 +83,7 @@ class Settings:
     web_proxies: tuple[str, ...] = ()
     web_origins: tuple[str, ...] = ()
     web_open: str = "off"
+    web_stow: str = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,8 @@ TABLE: tuple[Declaration, ...] = (
     Declaration("web_origins", several(text), "URL,…", "other sites whose pages may read (CORS)"),
     Declaration("web_open", choice("on", "off"), "on|off", "serve other addresses than this"
                 " machine's without a password", switch=True),
+    Declaration("web_stow", choice("on", "off"), "on|off", "let programs store by STOW-RS",
+                switch=True),
 )  # fmt: skip
 
 _BY_NAME = {declaration.name: declaration for declaration in TABLE}

@@ -20,6 +20,7 @@ PORT = 8042
 @click.option("--parent-pipe", is_flag=True, hidden=True, help="End when stdin is closed.")
 @settings.options(
     *("web_users", "web_hosts", "web_user_header", "web_proxies", "web_origins", "web_open"),
+    *("web_stow", "sync", "digest", "reserve", "on_conflict", "node"),
     *("tls_cert", "tls_key", "log_level", "log_format"),
 )
 @click.pass_obj
@@ -36,8 +37,10 @@ def web(
 ) -> None:
     """Show the archive ROOT in a browser: a list of studies, their images, and DICOMweb.
 
-    Reads only, and works on a read-only copy. `plainpacs serve --web PORT` starts it beside the
-    receiver. Only this machine can open the page, unless --bind names another address; that takes
+    Reads only, unless --web-stow, and works on a read-only copy. `plainpacs serve --web PORT`
+    starts it beside the receiver.
+
+    Only this machine can open the page, unless --bind names another address; that takes
     --web-users FILE with names and passwords (htpasswd -B -c FILE NAME), or --web-open.
 
     Needs more than plainpacs itself: pip install 'plainpacs[web]'

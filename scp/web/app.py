@@ -21,8 +21,9 @@ from starlette.routing import BaseRoute, Route
 
 from plainpacs.archive.dicom.attributes import Level
 from plainpacs.archive.errors import PlainpacsError
+from plainpacs.archive.store.store import Archive
 from plainpacs.indexer.images.render import Renderers
-from plainpacs.scp.web import frames, qido, retrieve
+from plainpacs.scp.web import frames, qido, retrieve, stow
 from plainpacs.scp.web.access import Access
 from plainpacs.scp.web.media import DICOM
 from plainpacs.scp.web.metadata import Metadata
@@ -49,7 +50,9 @@ _OF_STUDY, _OF_SERIES, _OF_INSTANCE = (
 class Site:
     """What the addresses share: the tree, and who may read it."""
 
-    def __init__(self, tree: Tree, access: Access) -> None:
+    def __init__(self, tree: Tree, access: Access, archive: Archive | None = None) -> None:
+        """``archive``: what is stored into, if anything may be."""
+        self._archive = archive
         self.tree = tree
         self.access = access
         self.metadata = Metadata(tree)
@@ -105,6 +108,11 @@ class Site:
                 _get(f"{BASE}{path}/rendered", self._draw(self.rendered.answer)),
                 _get(f"{BASE}{path}/thumbnail", self._draw(self.rendered.thumbnail)),
             ]
+        if self._archive is not None:
+            found += [
+                Route(BASE + path, self._store, methods=["POST"])
+                for path in ("/studies", _OF_STUDY)
+            ]
         numbers = f"{BASE}{_OF_INSTANCE}/frames/{{frames}}"
         bulk = f"{BASE}{_OF_INSTANCE}/bulkdata/{{tags:path}}"
         return [
@@ -119,6 +127,10 @@ class Site:
             _get("/wado", self._in_thread(self._wado_uri)),
             Route(BASE + "/", _capabilities, methods=["OPTIONS"]),
         ]
+
+    async def _store(self, request: Request) -> Response:
+        assert self._archive is not None
+        return await stow.answer(self._archive, request, self._base(request))
 
     def _search(self, level: Level) -> Callable[[Request], Awaitable[Response]]:
         return self._read(lambda request, base: qido.search(self.tree, request, level, base))

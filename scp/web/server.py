@@ -7,13 +7,16 @@ program has heard of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import ssl
 import sys
 import threading
+from collections.abc import Iterator
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -21,6 +24,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from plainpacs.archive.app import logs
 from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.errors import BadSettings, InUse
+from plainpacs.archive.store.free_space import Reserve
+from plainpacs.archive.store.store import Archive
 from plainpacs.indexer.index import catalogue
 from plainpacs.scp.network.tls import server_context
 from plainpacs.scp.web.access import Access, Rules
@@ -86,6 +91,20 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
 
+class _Server(uvicorn.Server):
+    """Ends at a signal by returning, so that what is open is closed; uvicorn raises it again."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        both = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, self.handle_exit) for number in both]
+        try:
+            yield
+        finally:
+            for number, handler in zip(both, before, strict=True):
+                signal.signal(number, handler)
+
+
 def rules_of(settings: Settings) -> Rules:
     """Raises BadSettings when others than this machine could read without a password."""
     proxies = tuple(ipaddress.ip_network(one) for one in settings.web_proxies)
@@ -133,15 +152,17 @@ def listen(address: str, port: int) -> socket.socket:
 
 def serve(root: str, settings: Settings, *, parent_pipe: bool = False) -> None:
     """Serves the archive at ``root`` until SIGTERM or SIGINT, or (``parent_pipe``) until standard
-    input ends. Raises NotAnArchive, BadSettings, InUse."""
+    input ends. Raises NotAnArchive, BadSettings, InUse, and with STOW-RS what ``Archive.open``
+    raises."""
     logs.set_up(settings.log_level, settings.log_format)
     access = Access.by(rules_of(settings))
     tree = Tree(os.path.abspath(root))
     context = server_context(settings)
     listener = listen(settings.web_bind, settings.web or 0)
+    archive = _for_storing(tree.path, settings) if settings.web_stow == "on" else None
     catalogue.remember()
     config = uvicorn.Config(
-        Site(tree, access).application(),
+        Site(tree, access, archive).application(),
         http=BoundedProtocol,
         ws="none",
         loop="asyncio",
@@ -156,7 +177,7 @@ def serve(root: str, settings: Settings, *, parent_pipe: bool = False) -> None:
         timeout_graceful_shutdown=_LAST_SECONDS,
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    server = uvicorn.Server(config)
+    server = _Server(config)
     if context is not None:
         _with_tls(config, context)
     port = listener.getsockname()[1]
@@ -168,7 +189,20 @@ def serve(root: str, settings: Settings, *, parent_pipe: bool = False) -> None:
     try:
         server.run(sockets=[listener])
     finally:
+        if archive is not None:
+            archive.close()
         tree.close()
+
+
+def _for_storing(path: str, settings: Settings) -> Archive:
+    return Archive.open(
+        path,
+        node=settings.node,
+        sync=settings.sync == "on",
+        digest=settings.digest,
+        reserve=Reserve.parse(settings.reserve),
+        on_conflict=settings.on_conflict,
+    )
 
 
 def _with_tls(config: uvicorn.Config, context: ssl.SSLContext) -> None:

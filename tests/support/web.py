@@ -51,6 +51,14 @@ class Web:
             known = {name.lower(): value for name, value in answer.getheaders()}
             return Answer(answer.status, known, answer.read())
 
+    def post(self, path: str, body: bytes, kind: str, **headers: str) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        with contextlib.closing(connection):
+            connection.request("POST", path, body, {"Content-Type": kind, **headers})
+            answer = connection.getresponse()
+            known = {name.lower(): value for name, value in answer.getheaders()}
+            return Answer(answer.status, known, answer.read())
+
 
 @contextlib.contextmanager
 def web(root: Path | str, folder: Path, *arguments: str) -> Iterator[Web]:

@@ -15,9 +15,19 @@ import pydicom
 import pydicom.data
 import pytest
 
+from plainpacs.archive.dicom.part10 import read_part10
 from plainpacs.archive.store.store import Archive, Provenance
 from plainpacs.indexer.service.indexer import Indexer
-from tests.support.archives import eventually, new_archive, store, tree
+from tests.support.archives import (
+    eventually,
+    instances_in,
+    left_behind,
+    manifest_lines,
+    new_archive,
+    part10,
+    store,
+    tree,
+)
 from tests.support.serve import Serve, is_alive
 from tests.support.web import Web, web
 
@@ -206,3 +216,47 @@ def test_serve_starts_it_and_does_without_it(serve: Serve, tmp_path: Path) -> No
     eventually(lambda: "the web server ended" in service.said)
     assert is_alive(service.process.pid)
     assert service.stop() == 0
+
+
+def multipart(*bodies: bytes, kind: str = "application/dicom") -> tuple[bytes, str]:
+    parts = [f"--b\r\nContent-Type: {kind}\r\n\r\n".encode() + one + b"\r\n" for one in bodies]
+    return b"".join(parts) + b"--b--\r\n", 'multipart/related; type="application/dicom"; boundary=b'
+
+
+def test_what_is_stored_is_what_was_sent(tmp_path: Path) -> None:
+    root = new_archive(tmp_path / "archive")
+    folder = Path(pydicom.data.__file__).parent / "test_files"
+    with web(root, tmp_path, "--web-stow") as running:
+        client = client_of.DICOMwebClient(f"{running.url}/dicom-web")
+        sent = [pydicom.dcmread(folder / name) for name in ("CT_small.dcm", "JPEG2000.dcm")]
+        answer = client.store_instances(sent)
+        assert len(answer.ReferencedSOPSequence) == 2
+        small, large = part10(), part10(SOPInstanceUID="1.2.3.4.6", PixelData=b"ab" * 400_000)
+        stored = running.post("/dicom-web/studies", *multipart(small, b"no DICOM", large, small))
+        assert stored.status == 202
+        assert len(stored.json["00081199"]["Value"]) == 3
+        (failed,) = stored.json["00081198"]["Value"]
+        assert failed == {"00081197": {"vr": "US", "Value": [0xC000]}}
+        assert running.post("/dicom-web/studies", *multipart(small)).status == 200
+        other = running.post("/dicom-web/studies", *multipart(part10(PatientName="Other")))
+        (kept,) = other.json["00081199"]["Value"]
+        assert kept["00081196"]["Value"] == [0xB000]
+        wrong = running.post("/dicom-web/studies/1.2.99", *multipart(part10(SOPInstanceUID="1.9")))
+        assert wrong.status == 409
+        assert wrong.json["00081198"]["Value"][0]["00081197"]["Value"] == [0xA900]
+        assert running.post("/dicom-web/studies", small, "application/dicom").status == 200
+        assert running.post("/dicom-web/studies", b"x", "text/plain").status == 415
+        assert running.post("/dicom-web/studies", b"x", "multipart/related").status == 400
+        cut = multipart(part10(SOPInstanceUID="1.8"))[0][:-30]
+        assert running.post("/dicom-web/studies", cut, multipart()[1]).status == 400
+    assert {Path(one).stem for one in instances_in(root)} == {
+        "1.2.3.4.5", "1.2.3.4.6", *(str(one.SOPInstanceUID) for one in sent)
+    }  # fmt: skip
+    assert not left_behind(root)
+    assert all(b'"origin":"stow-rs"' in line for line in manifest_lines(root))
+    path = Path(root, "202401/1.2.3/1.2.3.4/1.2.3.4.6.dcm").read_bytes()
+    assert path[read_part10(path).dataset_offset :] == large[read_part10(large).dataset_offset :]
+
+
+def test_nothing_is_stored_unless_told(server: Web) -> None:
+    assert server.post("/dicom-web/studies", *multipart(part10())).status == 405
