@@ -1,8 +1,7 @@
 """DICOM's data elements (PS3.6), by tag and by keyword.
 
 Those that the indexes have, and that queries, retrieves and reports are made of, are here. All
-others are looked up in pydicom's table, loaded when the first is asked for: that takes 50 ms and
-3 MB, which most receivers never need. See ``registry``.
+others are looked up in pydicom's dictionary, loaded when the first is asked for.
 
 >>> f"{tag_of('PatientName'):08X}", vr_of(0x00100010), keyword_of(0x00100010)
 ('00100010', 'PN', 'PatientName')
@@ -10,12 +9,10 @@ others are looked up in pydicom's table, loaded when the first is asked for: tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
-from typing import cast
+from functools import lru_cache
+from types import ModuleType
 
 from plainpacs.archive.dicom.attributes import KEPT, REQUESTED
-from plainpacs.archive.dicom.uid_registry import table_of_pydicom
 
 _OURS: tuple[tuple[str, int, str], ...] = (
     *((kept.keyword, kept.tag, kept.vr) for kept in KEPT + REQUESTED),
@@ -43,55 +40,60 @@ _TAGS = {keyword: tag for keyword, tag, _ in _OURS}
 _KEYWORDS = {tag: keyword for keyword, tag, _ in _OURS}
 _VRS = {tag: vr for _, tag, vr in _OURS}
 
-# Where the dictionary leaves the choice it depends on other elements, which no identifier has.
-_CHOSEN = {
-    "US or SS": "US",
-    "US or OW": "US",
-    "US or SS or OW": "US",
-    "OB or OW": "OB",
-    "NONE": "UN",
-}
 
-_Entry = tuple[str, str, str, str, str]
-"""Value Representation, multiplicity, name, ``Retired`` or nothing, keyword."""
+def _datadict() -> ModuleType:
+    from pydicom import datadict  # noqa: PLC0415 - 0.3 s, and most never need it
 
-
-@cache
-def _every() -> Mapping[int, _Entry]:
-    return cast(Mapping[int, _Entry], table_of_pydicom("_dicom_dict").DicomDictionary)
-
-
-@cache
-def _every_tag() -> Mapping[str, int]:
-    return {entry[4]: tag for tag, entry in _every().items() if entry[4]}
+    return datadict
 
 
 def tag_of(keyword: str) -> int:
     """Raises KeyError when no element has this keyword."""
     tag = _TAGS.get(keyword)
-    return _every_tag()[keyword] if tag is None else tag
+    if tag is None:
+        tag = _datadict().tag_for_keyword(keyword)
+    if tag is None:
+        raise KeyError(keyword)
+    return tag
 
 
 def keyword_of(tag: int) -> str:
     """Empty for private elements, and those unknown."""
     keyword = _KEYWORDS.get(tag)
     if keyword is None:
-        entry = None if _is_private(tag) else _every().get(tag)
-        keyword = entry[4] if entry else ""
+        keyword = "" if _is_private(tag) else str(_datadict().keyword_for_tag(tag))
     return keyword
 
 
 def vr_of(tag: int) -> str:
     """UN for elements that are unknown; of private ones only who reserves them is known."""
+    among = vrs_of(tag)
+    if len(among) == 1:
+        return among[0]
+    # Where the dictionary leaves the choice it depends on other elements, which no identifier has.
+    return "OB" if "OB" in among else "US"
+
+
+@lru_cache(maxsize=1 << 12)
+def vrs_of(tag: int) -> tuple[str, ...]:
+    """That of the tag; several, where it depends on other elements. UN for private elements, but
+    for what reserves their blocks (PS3.5 7.8.1), and for those unknown; UL for a group's length.
+
+    >>> vrs_of(0x60003000), vrs_of(0x00280106), vrs_of(0x00091001)
+    (('OB', 'OW'), ('US', 'SS'), ('UN',))
+    """
     vr = _VRS.get(tag)
     if vr is not None:
-        return vr
-    if tag & 0xFFFF == 0:
-        return "UL"
+        return (vr,)
+    if not tag & 0xFFFF:
+        return ("UL",)
     if _is_private(tag):
-        return "LO" if 0x10 <= tag & 0xFFFF <= 0xFF else "UN"
-    entry = _every().get(tag)
-    return _CHOSEN.get(entry[0], entry[0]) if entry else "UN"
+        return ("LO",) if 0x10 <= tag & 0xFFFF <= 0xFF else ("UN",)
+    try:
+        known = str(_datadict().dictionary_VR(tag))
+    except KeyError:
+        return ("UN",)
+    return tuple(known.split(" or ")) if known != "NONE" else ("UN",)
 
 
 def _is_private(tag: int) -> bool:

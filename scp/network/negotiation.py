@@ -22,7 +22,6 @@ from typing import NamedTuple
 from pydicom.uid import UID
 from pynetdicom.presentation import PresentationContext, build_context
 
-from plainpacs.archive.dicom.uid_registry import REGISTERED
 from plainpacs.archive.dicom.uids import (
     EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
@@ -190,7 +189,7 @@ def _is_storage(sop_class: str, declared: bool) -> bool:
         return sop_class not in _NOT_A_PATIENTS
     if sop_class in _STORAGE_ELSEWHERE:
         return True
-    return declared and sop_class not in REGISTERED
+    return declared and not UID(sop_class).type
 
 
 def choose_transfer_syntax(offered: Iterable[str]) -> str | None:
@@ -216,5 +215,4 @@ def choose_transfer_syntax(offered: Iterable[str]) -> str | None:
 
 def name_of(uid: str) -> str:
     """The registered name of ``uid``, else the UID itself, for people."""
-    entry = REGISTERED.get(uid)
-    return entry[0] if entry and entry[0] else uid
+    return str(UID(uid).name)

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from pydicom.uid import AllTransferSyntaxes
 from pynetdicom.presentation import PresentationContext, build_context
 
-from plainpacs.archive.dicom.uid_registry import REGISTERED
 from plainpacs.archive.dicom.uids import (
     EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
@@ -37,10 +37,9 @@ _UNCOMPRESSED = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
 _OTHERS = (
     *_COMPRESSED,
     *(
-        uid
-        for uid, (_, kind, *_) in REGISTERED.items()
-        if kind == "Transfer Syntax"
-        and uid not in (*_UNCOMPRESSED, *_COMPRESSED)
+        str(uid)
+        for uid in AllTransferSyntaxes
+        if uid not in (*_UNCOMPRESSED, *_COMPRESSED)
         and choose_transfer_syntax((uid,))  # else the pixels would be elsewhere
     ),
 )

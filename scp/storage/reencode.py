@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
+from plainpacs.archive.dicom.dictionary import vrs_of
 from plainpacs.archive.dicom.elements import (
     DEEPEST,
     ITEM,
@@ -26,7 +27,6 @@ from plainpacs.archive.dicom.elements import (
 from plainpacs.archive.dicom.flatten import MOST_ELEMENTS
 from plainpacs.archive.dicom.identifier import LONG_VRS, SHORT_VRS
 from plainpacs.archive.dicom.identifier_writing import head
-from plainpacs.archive.dicom.value_representations import vrs_of
 
 _PIXEL_REPRESENTATION = 0x00280103
 _LENGTH_TO_END = 0x00080001

@@ -11,7 +11,6 @@ from pydicom._uid_dict import UID_dictionary
 from pydicom.uid import AllTransferSyntaxes
 from pynetdicom.presentation import build_context, negotiate_as_acceptor
 
-from plainpacs.archive.dicom.uid_registry import REGISTERED
 from plainpacs.archive.dicom.uids import EXPLICIT_VR_BIG_ENDIAN as EVRBE
 from plainpacs.archive.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN as EVRLE
 from plainpacs.archive.dicom.uids import IMPLICIT_VR_LITTLE_ENDIAN as IVRLE
@@ -239,8 +238,3 @@ def test_who_retrieves_is_sent_to_and_in_explicit_vr() -> None:
     )
     assert [one[2:] for one in found] == [(IVRLE, 0), (EVRLE, 0)]
     assert roles == {CT: (False, True), get: (True, False)}
-
-
-def test_the_registry_is_pydicoms():
-    assert len(REGISTERED) > 400
-    assert REGISTERED.items() <= UID_dictionary.items()  # pynetdicom adds some of its own
