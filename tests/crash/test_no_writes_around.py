@@ -40,7 +40,6 @@ ELSEWHERE = {
     ("scp/storage/send_log.py", "open"): "the file of --resume, which the user names",
     ("scp/receiver/admission.py", "write"): "anonymous memory that receiver processes share",
     ("scp/daemon/child.py", "write"): "a pipe to a process of ours",
-    ("archive/dicom/uid_registry.py", "Path"): "where pynetdicom lies",
 }
 """Uses that change no file of an archive, by module and name, and what they are."""
 
