@@ -84,6 +84,7 @@ class Settings:
     web_origins: tuple[str, ...] = ()
     web_open: str = "off"
     web_stow: str = "off"
+    ohif: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,7 @@ TABLE: tuple[Declaration, ...] = (
                 " machine's without a password", switch=True),
     Declaration("web_stow", choice("on", "off"), "on|off", "let programs store by STOW-RS",
                 switch=True),
+    Declaration("ohif", text, "DIR", "the viewer OHIF, unpacked there from npm (none)"),
 )  # fmt: skip
 
 _BY_NAME = {declaration.name: declaration for declaration in TABLE}

@@ -75,7 +75,9 @@ def of_record(record: Mapping[str, Any]) -> Json:
         if vr == "SQ":
             values = [of_record(item) for item in values]
         elif vr == "PN":
-            values = [_name(str(one)) for one in values]
+            values = [name for one in values if (name := _name(str(one))) is not None]
+            if not values:
+                continue
         found[key] = {"vr": vr, "Value": values}
     return dict(sorted(found.items()))
 
@@ -145,7 +147,8 @@ def _parts(whole: str, make: Any) -> list[Any]:
     parts = [part.strip(_PADDING) for part in whole.split("\\")]
     while parts and not parts[-1]:
         parts.pop()
-    return [make(part) if part else None for part in parts]
+    values = [make(part) if part else None for part in parts]
+    return values if any(one is not None for one in values) else []
 
 
 def _name(name: str) -> Json | None:

@@ -25,7 +25,7 @@ from plainpacs.scp.daemon import serve as service
     *("on_study_settled", "on_instance", "settle_seconds", "hooks_at_once"),
     *("log_level", "log_format", "metrics_port", "metrics_bind"),
     *("web", "web_bind", "web_hosts", "web_users", "web_user_header", "web_proxies"),
-    *("web_origins", "web_open", "web_stow"),
+    *("web_origins", "web_open", "web_stow", "ohif"),
 )
 @click.pass_obj
 def serve(

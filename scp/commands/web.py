@@ -20,7 +20,7 @@ PORT = 8042
 @click.option("--parent-pipe", is_flag=True, hidden=True, help="End when stdin is closed.")
 @settings.options(
     *("web_users", "web_hosts", "web_user_header", "web_proxies", "web_origins", "web_open"),
-    *("web_stow", "sync", "digest", "reserve", "on_conflict", "node"),
+    *("ohif", "web_stow", "sync", "digest", "reserve", "on_conflict", "node"),
     *("tls_cert", "tls_key", "log_level", "log_format"),
 )
 @click.pass_obj

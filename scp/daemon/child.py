@@ -52,6 +52,7 @@ def web_command(root: str, settings: Settings) -> list[str]:
     command += ["--web-proxies", ",".join(settings.web_proxies)]
     command += ["--web-origins", ",".join(settings.web_origins)]
     command += ["--web-open" if settings.web_open == "on" else "--no-web-open"]
+    command += ["--ohif", settings.ohif]
     command += ["--web-stow" if settings.web_stow == "on" else "--no-web-stow"]
     command += ["--sync", settings.sync, "--digest", settings.digest]
     command += ["--reserve", settings.reserve, "--on-conflict", settings.on_conflict]

@@ -23,10 +23,11 @@ from plainpacs.archive.dicom.attributes import Level
 from plainpacs.archive.errors import PlainpacsError
 from plainpacs.archive.store.store import Archive
 from plainpacs.indexer.images.render import Renderers
-from plainpacs.scp.web import frames, qido, retrieve, stow
+from plainpacs.scp.web import frames, ohif, qido, retrieve, stow
 from plainpacs.scp.web.access import Access
 from plainpacs.scp.web.media import DICOM
 from plainpacs.scp.web.metadata import Metadata
+from plainpacs.scp.web.ohif import Ohif
 from plainpacs.scp.web.page import Pages
 from plainpacs.scp.web.places import Tree, unavailable
 from plainpacs.scp.web.rendered import Rendered
@@ -50,15 +51,22 @@ _OF_STUDY, _OF_SERIES, _OF_INSTANCE = (
 class Site:
     """What the addresses share: the tree, and who may read it."""
 
-    def __init__(self, tree: Tree, access: Access, archive: Archive | None = None) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        access: Access,
+        archive: Archive | None = None,
+        ohif: Ohif | None = None,
+    ) -> None:
         """``archive``: what is stored into, if anything may be."""
         self._archive = archive
+        self._ohif = ohif
         self.tree = tree
         self.access = access
         self.metadata = Metadata(tree)
         self.renderers = Renderers(_RENDERERS)
         self.rendered = Rendered(tree, self.renderers)
-        self.pages = Pages(tree, access)
+        self.pages = Pages(tree, has_ohif=ohif is not None)
         self._threads = CapacityLimiter(_THREADS)
         self._drawing = CapacityLimiter(_RENDERERS)
 
@@ -83,7 +91,12 @@ class Site:
         return self.access.origin(request) + BASE
 
     def _people(self) -> list[BaseRoute]:
+        viewer = []
+        if self._ohif is not None:
+            answer = self._in_thread(self._ohif.answer)
+            viewer = [_get(ohif.BASE + path, answer) for path in ("", "/", "/{path:path}")]
         return [
+            *viewer,
             _get("/", self._in_thread(self.pages.studies)),
             _get("/studies/{study}", self._in_thread(self.pages.study)),
             _get("/studies/{study}/series/{series}", self._in_thread(self.pages.series)),

@@ -28,7 +28,6 @@ from plainpacs.indexer.output.printable import visible
 from plainpacs.indexer.query.find import by_number, find, record_of
 from plainpacs.indexer.query.query import parse
 from plainpacs.indexer.query.search import studies
-from plainpacs.scp.web.access import Access
 from plainpacs.scp.web.places import Place, Tree, missing, place_of, unavailable
 
 A_PAGE = 50
@@ -49,6 +48,7 @@ class Row(NamedTuple):
     """A study as the list shows it."""
 
     url: str
+    uid: str
     picture: str
     name: str
     patient_id: str
@@ -65,14 +65,14 @@ class Row(NamedTuple):
 class Pages:
     """The pages of a tree. Thread-safe."""
 
-    def __init__(self, tree: Tree, access: Access) -> None:
+    def __init__(self, tree: Tree, *, has_ohif: bool) -> None:
         self._tree = tree
-        self._access = access
         loader = PackageLoader("plainpacs.scp.web", "templates")
         self._templates = Environment(
             loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
             lstrip_blocks=True,
         )  # fmt: skip
+        self._templates.globals["has_ohif"] = has_ohif
 
     def static(self, request: Request) -> Response:
         """A file of the page's own."""
@@ -206,6 +206,7 @@ def _row(record: Record) -> Row:
     size = record.get("bytes")
     return Row(
         url=f"/studies/{quote(uid)}",
+        uid=uid,
         picture=f"/dicom-web/studies/{quote(uid)}/thumbnail?viewport=96,96",
         name=visible(humanize.person_name(record.get("PatientName"))) or "(no name)",
         patient_id=_shown(record, "PatientID"),

@@ -30,6 +30,7 @@ from plainpacs.indexer.index import catalogue
 from plainpacs.scp.network.tls import server_context
 from plainpacs.scp.web.access import Access, Rules
 from plainpacs.scp.web.app import Site
+from plainpacs.scp.web.ohif import Ohif
 from plainpacs.scp.web.places import Tree
 
 log = logging.getLogger("plainpacs.scp")
@@ -141,6 +142,7 @@ def listen(address: str, port: int) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(where)
+        listener.listen(_CONNECTIONS)
     except socket.gaierror as error:
         raise BadSettings(f"{address} is no address to listen on: {error.strerror}") from None
     except OSError as error:
@@ -158,11 +160,12 @@ def serve(root: str, settings: Settings, *, parent_pipe: bool = False) -> None:
     access = Access.by(rules_of(settings))
     tree = Tree(os.path.abspath(root))
     context = server_context(settings)
+    ohif = Ohif(settings.ohif) if settings.ohif else None
     listener = listen(settings.web_bind, settings.web or 0)
     archive = _for_storing(tree.path, settings) if settings.web_stow == "on" else None
     catalogue.remember()
     config = uvicorn.Config(
-        Site(tree, access, archive).application(),
+        Site(tree, access, archive, ohif).application(),
         http=BoundedProtocol,
         ws="none",
         loop="asyncio",
