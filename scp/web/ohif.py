@@ -76,6 +76,9 @@ class Ohif:
             b"PUBLIC_URL = '/'", f"PUBLIC_URL = '{BASE}/'".encode()
         )
         self._policy = _policy(self._index)
+        # A worker has the policy of its own script, not the page's; the decoders in OHIF's make
+        # functions out of text.
+        self._of_workers = self._policy.replace("'self' 'wasm", "'self' 'unsafe-eval' 'wasm")
 
     def answer(self, request: Request) -> Response:
         """A file of the package; for an address within the viewer, its page."""
@@ -100,7 +103,7 @@ class Ohif:
         kind = _TYPES.get(ending) or mimetypes.guess_type(name)[0] or "application/octet-stream"
         lasting = "max-age=31536000, immutable" if _HASHED.search(name) else "no-cache"
         headers = {**_ISOLATED, "Cache-Control": lasting}
-        headers["Content-Security-Policy"] = self._policy  # of a worker, its own counts
+        headers["Content-Security-Policy"] = self._of_workers
         if ending not in _COMPRESSED:
             return FileResponse(self._files[name], 200, headers, kind)
         packed = self._packed(name, ending)
