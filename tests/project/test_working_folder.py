@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     needed = {
         re.split(r"[^\w.-]", line)[0].replace("-", "_") for line in requires("plainpacs") or ()
     }
-    imported = {"PIL", "prometheus_client", "plainpacs", "libjpeg", "openjpeg", "rle"}
+    imported = {"PIL", "prometheus_client", "plainpacs", "gdcm", "jpeg_ls", "openjpeg", "rle"}
     for name in sys.stdlib_module_names | needed | imported:
         (folder / f"{name}.py").write_text(TRAP)
     assert {"orjson.py", "pydicom.py", "numpy.py", "json.py"} <= {p.name for p in folder.iterdir()}
