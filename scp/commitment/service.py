@@ -14,6 +14,10 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
+
+from pynetdicom.dimse_primitives import N_EVENT_REPORT
+from pynetdicom.service_class_n import StorageCommitmentServiceClass
 
 from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.dicom.identifier import BadIdentifier, read
@@ -32,8 +36,7 @@ from plainpacs.scp.commitment.check import (
     judge,
 )
 from plainpacs.scp.commitment.requests import Claim, Full, Transaction
-from plainpacs.scp.network.answers import LONGEST_COMMENT
-from plainpacs.scp.network.dimse import Command, CommandField, Element, request, response
+from plainpacs.scp.network.dimse import Command
 from plainpacs.scp.receiver.services import Asked
 from plainpacs.scp.receiver.statistics import Caller
 
@@ -73,45 +76,45 @@ class _Refused(Exception):
         self.status = status
 
 
-def action(asked: Asked) -> bytes | None:
-    """Answers an N-ACTION; see ``services.Service``."""
-    command = asked.command
-    try:
-        transaction = _transaction(asked)
-        root = _open(asked)
-    except _Refused as refused:
-        _LOG.warning(
-            "refused: %s: %04X commitment: %s; no flag changes it",
-            asked.caller,
-            refused.status,
-            refused,
-        )
-        return _answer(command, refused.status, str(refused))
-    claim: Claim | None = None
-    try:
+class Commitment(Asked, StorageCommitmentServiceClass):
+    """Answers an N-ACTION."""
+
+    def serve(self) -> None:
         try:
-            asked.archive.check(len(asked.data))
-            kept = requests.put(root, transaction)
-            claim = requests.claim(root, kept.name)
-        except (Full, OSError, PlainpacsError) as error:
-            status = ActionStatus.RESOURCE_LIMITATION
-            why = getattr(error, "strerror", None) or str(error)
-            _LOG.warning("refused: %s: %04X commitment: %s", asked.caller, status, why)
-            return _answer(command, status, "the request cannot be kept")
-        asked.channel.send_message(asked.context.id, _answer(command, ActionStatus.SUCCESS))
-        if claim is not None and asked.channel.is_silent_for(_QUIET_SECONDS):
-            claim = _report_here(asked, claim)
-        return None
-    finally:
-        if claim is not None:
-            claim.release()
-        os.close(root)
+            transaction = _transaction(self)
+            root = _open(self)
+        except _Refused as refused:
+            words = "refused: %s: %04X commitment: %s; no flag changes it"
+            _LOG.warning(words, self.caller, refused.status, refused)
+            self._answer(refused.status, str(refused))
+            return
+        claim: Claim | None = None
+        try:
+            try:
+                self.archive.check(len(self.data))
+                kept = requests.put(root, transaction)
+                claim = requests.claim(root, kept.name)
+            except (Full, OSError, PlainpacsError) as error:
+                status = ActionStatus.RESOURCE_LIMITATION
+                why = getattr(error, "strerror", None) or str(error)
+                _LOG.warning("refused: %s: %04X commitment: %s", self.caller, status, why)
+                self._answer(status, "the request cannot be kept")
+                return
+            self._answer(ActionStatus.SUCCESS)
+            if claim is not None and self.assoc.is_silent_for(_QUIET_SECONDS):
+                claim = _report_here(self, claim)
+        finally:
+            if claim is not None:
+                claim.release()
+            os.close(root)
 
-
-def _answer(command: Command, status: ActionStatus, comment: str = "") -> bytes:
-    number = command.number(Element.ACTION_TYPE_ID)
-    more = {} if number is None else {Element.ACTION_TYPE_ID: number}
-    return response(command, status, comment[:LONGEST_COMMENT], more=more)
+    def _answer(self, status: ActionStatus, comment: str = "") -> None:
+        told = self.request
+        more = {
+            "AffectedSOPInstanceUID": told.RequestedSOPInstanceUID,
+            "ActionTypeID": told.ActionTypeID,
+        }
+        self.answer(status, comment, more=more)
 
 
 def _open(asked: Asked) -> int:
@@ -125,12 +128,12 @@ def _open(asked: Asked) -> int:
 
 
 def _transaction(asked: Asked) -> Transaction:
-    command = asked.command
-    if command.sop_class != SOP_CLASS:
+    request = asked.request
+    if request.RequestedSOPClassUID != SOP_CLASS:
         raise _Refused(ActionStatus.NO_SUCH_SOP_CLASS, "the SOP Class is not that of the context")
-    if command.sop_instance != SOP_INSTANCE:
+    if request.RequestedSOPInstanceUID != SOP_INSTANCE:
         raise _Refused(ActionStatus.NO_SUCH_SOP_INSTANCE, "not the well-known SOP Instance UID")
-    if command.number(Element.ACTION_TYPE_ID) != _REQUEST_COMMITMENT:
+    if request.ActionTypeID != _REQUEST_COMMITMENT:
         raise _Refused(ActionStatus.NO_SUCH_ACTION, "the Action Type ID is not 1")
     try:
         told = read(asked.data, asked.context.transfer_syntax)
@@ -283,28 +286,26 @@ class _Awaited:
 
 def _report_here(asked: Asked, claim: Claim) -> Claim | None:
     """Sends the report, to be answered when the peer comes to it; gives the claim back when the
-    peer says something else before. Raises what the channel raises."""
-    channel = asked.channel
+    peer says something else before. Raises what the association raises."""
+    association = asked.assoc
     try:
         report = Report.of(
             asked.archive.root,
             claim.transaction,
             asked.settings,
-            lambda: not channel.is_silent_for(0.0),
+            lambda: not association.is_silent_for(0.0),
             thorough=False,
         )
     except (PutOff, PlainpacsError, OSError):
         return claim
     report.log()
-    message_id = max(asked.awaited, default=0) % 0xFFFF + 1
-    data = encode(report.information(asked.settings), asked.context.transfer_syntax)
-    elements: dict[Element, int | str | bytes] = {
-        Element.AFFECTED_SOP_CLASS_UID: SOP_CLASS,
-        Element.AFFECTED_SOP_INSTANCE_UID: SOP_INSTANCE,
-        Element.EVENT_TYPE_ID: report.event,
-    }
-    field = CommandField.N_EVENT_REPORT_RQ
-    command = request(field, message_id, elements, has_data_set=True)
-    asked.awaited[message_id] = _Awaited(claim, report, asked.caller, asked.archive.audit)
-    channel.send_message(asked.context.id, command, [data])
+    request = N_EVENT_REPORT()
+    request.MessageID = max(asked.awaited, default=0) % 0xFFFF + 1
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = SOP_CLASS, SOP_INSTANCE
+    request.EventTypeID = report.event
+    information = report.information(asked.settings)
+    request.EventInformation = BytesIO(encode(information, asked.context.transfer_syntax))
+    awaited = _Awaited(claim, report, asked.caller, asked.archive.audit)
+    asked.awaited[request.MessageID] = awaited
+    asked.dimse.send_msg(request, asked.context.id)
     return None

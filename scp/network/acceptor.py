@@ -23,7 +23,7 @@ from plainpacs.archive.tree.identity import strip_padding
 from plainpacs.scp.network import negotiation
 from plainpacs.scp.network.answers import Rejection
 from plainpacs.scp.network.connection import Stopping, Transport
-from plainpacs.scp.network.dimse import Command, Message, ProtocolError, Reason, Spill
+from plainpacs.scp.network.dimse import Command, CommandField, Message, ProtocolError, Reason, Spill
 from plainpacs.scp.network.engine import Driven, Ended, Negotiated
 from plainpacs.scp.network.reader import HEADER, PDU, ConnectionLost, Limits, PeerTimeout
 
@@ -258,6 +258,9 @@ class Accepted(Driven):
 
     def take(self, message: Message) -> None:
         if self._at_work:
+            if not self.is_awaiting and message.command.field != CommandField.C_CANCEL_RQ:
+                # Nothing else is allowed (PS3.7 D.3.3.3).
+                raise ProtocolError("a message came before the last request was answered")
             super().take(message)
             return
         self._at_work = True
@@ -268,14 +271,10 @@ class Accepted(Driven):
         if answer is not None:
             self.send_message(message.context_id, answer)
 
-    def is_cancelled(self, message_id: int) -> bool:
-        """Whether the peer cancelled its request ``message_id`` (C-CANCEL, PS3.7 9.3.2.3).
-
-        Does not wait; raises Stopping once the receiver stops. The data set of the request is valid
-        no more.
-        """
-        self.listen()
-        return self.dimse.cancel_req.pop(message_id, None) is not None
+    def asked(self, message: Message) -> Any:
+        """A request, as pynetdicom reads it. Raises ProtocolError."""
+        self.pass_up(message)
+        return self.dimse.get_msg()[1]
 
     def _ended_by_peer(self, how: PDU) -> _End:
         if how is PDU.ABORT:

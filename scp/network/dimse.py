@@ -1,15 +1,17 @@
-"""DIMSE messages: from the fragments that P-DATA carries to a command and a data set, and back.
+"""Command sets below pynetdicom: of C-STORE, in and out, and of the answers of a query.
 
-Only what a storage SCP needs of PS3.7: the command set is read as a handful of elements, the data
-set is left as the bytes that came. What a peer gets wrong beyond answering raises ProtocolError;
-a wrong value in a command that can be answered does not, so that the peer learns what was wrong.
+pynetdicom makes a pydicom data set of each: 0.5 ms to read one and 0.4 to write it, where this
+takes 0.01; a C-GET of 800 slices was six times slower by it. And the reader has to know what comes
+before it takes a data set in. A command set is read as a handful of elements, the data set is left
+as the bytes that came. What a peer gets wrong beyond answering raises ProtocolError; a wrong value
+in a command that can be answered does not, so that the peer learns what was wrong.
 """
 
 from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from plainpacs.archive.tree.identity import is_name, strip_padding
@@ -25,37 +27,22 @@ _GROUP_LENGTH = 0x0000
 
 
 class Element(enum.IntEnum):
-    """The elements of command sets, all of group 0000 (PS3.7 E.1)."""
+    """The elements of the command sets here, all of group 0000 (PS3.7 E.1)."""
 
     AFFECTED_SOP_CLASS_UID = 0x0002
     REQUESTED_SOP_CLASS_UID = 0x0003
     COMMAND_FIELD = 0x0100
     MESSAGE_ID = 0x0110
     MESSAGE_ID_BEING_RESPONDED_TO = 0x0120
-    MOVE_DESTINATION = 0x0600
     PRIORITY = 0x0700
     COMMAND_DATA_SET_TYPE = 0x0800
     STATUS = 0x0900
-    OFFENDING_ELEMENT = 0x0901
     ERROR_COMMENT = 0x0902
     AFFECTED_SOP_INSTANCE_UID = 0x1000
     REQUESTED_SOP_INSTANCE_UID = 0x1001
-    EVENT_TYPE_ID = 0x1002
-    ACTION_TYPE_ID = 0x1008
-    REMAINING_SUB_OPERATIONS = 0x1020
-    COMPLETED_SUB_OPERATIONS = 0x1021
-    FAILED_SUB_OPERATIONS = 0x1022
-    WARNING_SUB_OPERATIONS = 0x1023
     MOVE_ORIGINATOR_AE = 0x1030
     MOVE_ORIGINATOR_MESSAGE_ID = 0x1031
 
-
-_PADDED_WITH_BLANKS = frozenset(
-    (Element.ERROR_COMMENT, Element.MOVE_DESTINATION, Element.MOVE_ORIGINATOR_AE)
-)
-
-Value = int | str | bytes
-"""Of an element that we write; see ``command_set``."""
 
 COMMAND_BIT = 1
 LAST_BIT = 2
@@ -115,15 +102,6 @@ class Command(NamedTuple):
     def status(self) -> int:
         """Of a response. Raises ProtocolError when it has none."""
         return _number(self.elements, Element.STATUS)
-
-    def number(self, element: Element) -> int | None:
-        """The value of a US; None when it is not there."""
-        value = self.elements.get(element, b"")
-        return int.from_bytes(value[:2], "little") if len(value) >= 2 else None
-
-    def text(self, element: Element) -> str:
-        """The value of an AE, LO or UI; empty when it is not there."""
-        return strip_padding(self.elements.get(element, b"").decode("ascii", "replace")).strip(" ")
 
 
 class Spill(Protocol):
@@ -198,103 +176,68 @@ def _uid(values: Mapping[int, bytes], element: int, other: int) -> str:
     return strip_padding(value.decode("ascii", "replace"))
 
 
-def response(
-    command: Command,
-    status: int,
-    comment: str = "",
-    *,
-    has_data_set: bool = False,
-    more: Mapping[Element, Value] | None = None,
-) -> bytes:
-    """The encoded command set that answers ``command`` (PS3.7 9.3 and 10.3).
+def response(command: Command, status: int, comment: str = "") -> bytes:
+    """The encoded command set that answers ``command`` (PS3.7 9.3), with ``comment``, of ASCII.
 
-    UIDs are repeated only when they are harmless ones; ``comment`` is ASCII. ``more``: elements
-    that this response has besides.
+    UIDs are repeated only when they are harmless ones.
     """
-    if not (comment or has_data_set or more):
-        return _shortest_response(command, status)
-    elements: dict[Element, Value] = {
-        Element.AFFECTED_SOP_CLASS_UID: command.sop_class if is_name(command.sop_class) else "",
-        Element.COMMAND_FIELD: command.field | RESPONSE,
-        Element.MESSAGE_ID_BEING_RESPONDED_TO: command.message_id,
-        Element.STATUS: status,
-        Element.ERROR_COMMENT: comment,
-        Element.AFFECTED_SOP_INSTANCE_UID: (
-            command.sop_instance if is_name(command.sop_instance) else ""
-        ),
-    }
-    return command_set({**elements, **(more or {})}, has_data_set=has_data_set)
-
-
-def _shortest_response(command: Command, status: int) -> bytes:
-    """That of nearly all instances, at a fifth of the price."""
     sop_class, sop_instance = command.sop_class, command.sop_instance
     before = _encoded(Element.AFFECTED_SOP_CLASS_UID, sop_class) if is_name(sop_class) else b""
     instance = Element.AFFECTED_SOP_INSTANCE_UID
     after = _encoded(instance, sop_instance) if is_name(sop_instance) else b""
+    if comment:
+        after = _encoded(Element.ERROR_COMMENT, comment, b" ") + after
+    field, number = command.field | RESPONSE, command.message_id
+    return _response(before, after, field=field, number=number, status=status)
+
+
+def find_response(sop_class: str, message_id: int, status: int) -> bytes:
+    """The encoded C-FIND-RSP that an identifier follows (PS3.7 9.3.2.2)."""
+    before = _encoded(Element.AFFECTED_SOP_CLASS_UID, sop_class)
+    field = CommandField.C_FIND_RQ | RESPONSE
+    return _response(before, b"", field=field, number=message_id, status=status, data=_DATA_SET)
+
+
+def _response(
+    before: bytes, after: bytes, *, field: int, number: int, status: int, data: int = _NO_DATA_SET
+) -> bytes:
     between = _BETWEEN_UIDS.pack(
-        *(0, Element.COMMAND_FIELD, 2, command.field | RESPONSE),
-        *(0, Element.MESSAGE_ID_BEING_RESPONDED_TO, 2, command.message_id),
-        *(0, Element.COMMAND_DATA_SET_TYPE, 2, _NO_DATA_SET),
+        *(0, Element.COMMAND_FIELD, 2, field),
+        *(0, Element.MESSAGE_ID_BEING_RESPONDED_TO, 2, number),
+        *(0, Element.COMMAND_DATA_SET_TYPE, 2, data),
         *(0, Element.STATUS, 2, status),
     )
-    length = len(before) + len(between) + len(after)
-    return b"".join((_LENGTH.pack(0, _GROUP_LENGTH, 4, length), before, between, after))
+    return _grouped(before + between + after)
 
 
-def request(
-    field: CommandField,
-    message_id: int,
-    elements: Mapping[Element, Value],
-    *,
-    has_data_set: bool,
-) -> bytes:
-    """The encoded command set of a request (PS3.7 9.3 and 10.3)."""
-    own: dict[Element, Value] = {Element.COMMAND_FIELD: field, Element.MESSAGE_ID: message_id}
-    return command_set(own | dict(elements), has_data_set=has_data_set)
+def store_request(
+    message_id: int, sop_class: str, sop_instance: str, priority: int,
+    originator: tuple[str, int] | None = None,
+) -> bytes:  # fmt: skip
+    """The encoded C-STORE-RQ (PS3.7 9.3.1.1). ``originator``: AE title and message ID of the C-MOVE
+    that it is for."""
+    parts = [
+        _encoded(Element.AFFECTED_SOP_CLASS_UID, sop_class),
+        _BETWEEN_UIDS.pack(
+            *(0, Element.COMMAND_FIELD, 2, CommandField.C_STORE_RQ),
+            *(0, Element.MESSAGE_ID, 2, message_id),
+            *(0, Element.PRIORITY, 2, priority),
+            *(0, Element.COMMAND_DATA_SET_TYPE, 2, _DATA_SET),
+        ),
+        _encoded(Element.AFFECTED_SOP_INSTANCE_UID, sop_instance),
+    ]
+    if originator is not None:
+        parts.append(_encoded(Element.MOVE_ORIGINATOR_AE, originator[0], b" "))
+        number = originator[1].to_bytes(2, "little")
+        parts.append(_ELEMENT.pack(0, Element.MOVE_ORIGINATOR_MESSAGE_ID, 2) + number)
+    return _grouped(b"".join(parts))
 
 
-def cancel(message_id: int) -> bytes:
-    """The encoded C-CANCEL-RQ for the request ``message_id`` (PS3.7 9.3.2.3)."""
-    elements = {
-        Element.COMMAND_FIELD: CommandField.C_CANCEL_RQ,
-        Element.MESSAGE_ID_BEING_RESPONDED_TO: message_id,
-    }
-    return command_set(elements, has_data_set=False)
-
-
-def command_set(elements: Mapping[Element, Value], *, has_data_set: bool) -> bytes:
-    """Encoded in Implicit VR Little Endian, group length included (PS3.7 6.3.1).
-
-    A number becomes a US, an empty text no element; bytes stay what they are.
-    """
-    told = _DATA_SET if has_data_set else _NO_DATA_SET
-    all_elements = {**elements, Element.COMMAND_DATA_SET_TYPE: told}
-    encoded = b"".join(_encoded(element, all_elements[element]) for element in sorted(all_elements))
+def _grouped(encoded: bytes) -> bytes:
     return _LENGTH.pack(0, _GROUP_LENGTH, 4, len(encoded)) + encoded
 
 
-def _encoded(element: Element, value: Value) -> bytes:
-    if isinstance(value, bytes):
-        return _ELEMENT.pack(0, element, len(value)) + value
-    if isinstance(value, int):
-        return _ELEMENT.pack(0, element, 2) + value.to_bytes(2, "little")
-    if not value:
-        return b""
-    padding = b" " if element in _PADDED_WITH_BLANKS else b"\0"
+def _encoded(element: Element, value: str, padding: bytes = b"\0") -> bytes:
     text = value.encode("ascii", "replace")
     text += padding * (len(text) % 2)
     return _ELEMENT.pack(0, element, len(text)) + text
-
-
-def command_fragments(command_set: bytes, longest_pdu: int) -> Iterator[bytes]:
-    """``command_set`` as presentation data values with their control header (PS3.8 Annex E).
-
-    ``longest_pdu`` is what the peer announced (PS3.8 D.1), 0 for no limit.
-    """
-    # 6: the length, context id and control header of a PDV item. A peer that announces less than
-    # any message can fit in is served in small pieces all the same.
-    step = max(longest_pdu - 6, 16) if longest_pdu else len(command_set)
-    for at in range(0, len(command_set), step):
-        last = at + step >= len(command_set)
-        yield bytes((COMMAND_BIT | (LAST_BIT if last else 0),)) + command_set[at : at + step]

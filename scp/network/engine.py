@@ -386,6 +386,11 @@ class Driven(Association):
                 encoded += pieces
         self.connection.send(b"".join(encoded), self.limits.pdu_timeout)
 
+    @property
+    def is_awaiting(self) -> bool:
+        """Whether a C-STORE of ours is to be answered."""
+        return self._awaited is not None
+
     def await_answer(self, message_id: int) -> Command:
         """The response to a C-STORE of ours that was sent with that message id."""
         self._awaited, self._answer = message_id, None

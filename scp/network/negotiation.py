@@ -91,17 +91,17 @@ class Result(enum.IntEnum):
 
 
 class Context(NamedTuple):
-    """A context that was accepted. ``to_peer``: we may send on it what can be stored."""
+    """A context that was accepted, and as pynetdicom has it."""
 
     id: int
     abstract_syntax: str
     transfer_syntax: str
-    to_peer: bool = False
+    negotiated: PresentationContext
 
     @classmethod
     def of(cls, accepted: PresentationContext) -> Context:
         number, abstract, syntax = accepted.as_tuple
-        return cls(number, str(abstract), str(syntax), bool(accepted.as_scu))
+        return cls(number, str(abstract), str(syntax), accepted)
 
 
 def supported(

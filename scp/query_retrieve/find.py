@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import enum
 import logging
-import struct
 import time
 from collections.abc import Iterator
+
+from pynetdicom.service_class import QueryRetrieveServiceClass
 
 from plainpacs.archive.dicom.identifier import BadIdentifier, read
 from plainpacs.archive.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN
@@ -20,8 +21,7 @@ from plainpacs.indexer.index import catalogue
 from plainpacs.indexer.index.merge import Record
 from plainpacs.indexer.query import find
 from plainpacs.indexer.query.query import Condition, Query, values_of
-from plainpacs.scp.network.answers import LONGEST_COMMENT
-from plainpacs.scp.network.dimse import Element, response
+from plainpacs.scp.network.dimse import find_response
 from plainpacs.scp.query_retrieve.find_request import CannotMatch, Question, read_question
 from plainpacs.scp.query_retrieve.find_response import Template
 from plainpacs.scp.query_retrieve.model import UNIQUE_KEYS, NotOfThisModel
@@ -64,40 +64,33 @@ class _Refused(Exception):
         self.tag = tag
 
 
-def serve(asked: Asked) -> bytes:
-    """Answers a C-FIND; see ``services.Service``."""
-    catalogue.remember()
-    began = time.monotonic()
-    try:
-        question = _understood(asked)
-        number, cancelled = _answer(asked, question)
-    except _Refused as refused:
-        words = "refused: %s: %04X a query: %s; no flag changes it"
-        _LOG.warning(words, asked.caller, refused.status, refused)
-        return _refusal(asked, refused)
-    _LOG.debug(
-        "query: %s: %d answers at level %s in %.3f s%s",
-        asked.caller,
-        number,
-        question.level.value,
-        time.monotonic() - began,
-        ", then cancelled" if cancelled else "",
-    )
-    return response(asked.command, FindStatus.CANCELLED if cancelled else FindStatus.SUCCESS)
+class Find(Asked, QueryRetrieveServiceClass):
+    """Answers a C-FIND."""
 
-
-def _refusal(asked: Asked, refused: _Refused) -> bytes:
-    offending = struct.pack("<HH", refused.tag >> 16, refused.tag & 0xFFFF)
-    return response(
-        asked.command,
-        refused.status,
-        str(refused)[:LONGEST_COMMENT],
-        more={Element.OFFENDING_ELEMENT: offending} if refused.tag else None,
-    )
+    def serve(self) -> None:
+        catalogue.remember()
+        began = time.monotonic()
+        try:
+            question = _understood(self)
+            number, cancelled = _answer(self, question)
+        except _Refused as refused:
+            words = "refused: %s: %04X a query: %s; no flag changes it"
+            _LOG.warning(words, self.caller, refused.status, refused)
+            self.answer(refused.status, str(refused), tag=refused.tag)
+            return
+        _LOG.debug(
+            "query: %s: %d answers at level %s in %.3f s%s",
+            self.caller,
+            number,
+            question.level.value,
+            time.monotonic() - began,
+            ", then cancelled" if cancelled else "",
+        )
+        self.answer(FindStatus.CANCELLED if cancelled else FindStatus.SUCCESS)
 
 
 def _understood(asked: Asked) -> Question:
-    if asked.command.sop_class != asked.context.abstract_syntax:
+    if asked.request.AffectedSOPClassUID != asked.context.abstract_syntax:
         words = "the SOP Class is not that of the context"
         raise _Refused(FindStatus.SOP_CLASS_NOT_SUPPORTED, words)
     titles = asked.settings.aet
@@ -127,9 +120,10 @@ def _is_agreed(asked: Asked, what: int) -> bool:
 
 def _answer(asked: Asked, question: Question) -> tuple[int, bool]:
     """How many answers were sent, and whether the peer cancelled the rest."""
-    command, channel, context = asked.command, asked.channel, asked.context
+    association, context = asked.assoc, asked.context
+    message_id = asked.request.MessageID
     status = FindStatus.PENDING if question.complete else FindStatus.PENDING_KEYS_NOT_SUPPORTED
-    pending = response(command, status, has_data_set=True)
+    pending = find_response(context.abstract_syntax, message_id, status)
     template = Template(
         question.columns,
         question.repertoire,
@@ -145,16 +139,16 @@ def _answer(asked: Asked, question: Question) -> tuple[int, bool]:
         late = time.monotonic() - since > _SECONDS_TOGETHER
         if len(answers) < together and size < _BYTES_TOGETHER and not late:
             continue
-        if channel.is_cancelled(command.message_id):
+        if asked.is_cancelled(message_id):
             return number, True
-        channel.send_several(context.id, pending, answers)
+        association.send_several(context.id, pending, answers)
         number += len(answers)
         together = min(2 * together, _MOST_TOGETHER)
         answers, size, since = [], 0, time.monotonic()
-    if channel.is_cancelled(command.message_id):
+    if asked.is_cancelled(message_id):
         return number, True
     if answers:
-        channel.send_several(context.id, pending, answers)
+        association.send_several(context.id, pending, answers)
     return number + len(answers), False
 
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import struct
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator
 from itertools import zip_longest
 
+from pynetdicom.service_class import QueryRetrieveServiceClass
+
 from plainpacs.archive.dicom.identifier import BadIdentifier, read
 from plainpacs.archive.dicom.identifier_writing import encode
 from plainpacs.archive.errors import BadSettings, PlainpacsError
 from plainpacs.scp.network import remote_aes
-from plainpacs.scp.network.answers import LONGEST_COMMENT
-from plainpacs.scp.network.dimse import Element, ProtocolError, Reason, response
+from plainpacs.scp.network.dimse import ProtocolError, Reason
 from plainpacs.scp.network.negotiation import PATIENT_ROOT_GET
 from plainpacs.scp.network.reader import Limits
 from plainpacs.scp.network.requestor import Node
@@ -53,42 +53,48 @@ class _Refused(Exception):
         self.tag = tag
 
 
-def move(asked: Asked) -> bytes | None:
-    """Answers a C-MOVE; see ``services.Service``."""
-    try:
-        node = _destination(asked)
-        found = _found(asked)
-    except _Refused as refused:
-        return _refusal(asked, "C-MOVE", refused)
-    settings = asked.settings
-    called = asked.caller.called_ae
-    sent = deliver(
-        node,
-        called if called in settings.aet else settings.aet[0],
-        found,
-        limits=Limits(settings.pdu_timeout, settings.idle_timeout, settings.max_pdu),
-        originator=(asked.caller.calling_ae, asked.command.message_id),
-        priority=asked.command.number(Element.PRIORITY) or 0,
-        stopping=asked.channel.stopping,
-    )
-    return _run(asked, "C-MOVE", found, sent, node)
+class Move(Asked, QueryRetrieveServiceClass):
+    """Answers a C-MOVE."""
+
+    def serve(self) -> None:
+        try:
+            node = _destination(self)
+            found = _found(self)
+        except _Refused as refused:
+            _refuse(self, "C-MOVE", refused)
+            return
+        settings = self.settings
+        called = self.caller.called_ae
+        sent = deliver(
+            node,
+            called if called in settings.aet else settings.aet[0],
+            found,
+            limits=Limits(settings.pdu_timeout, settings.idle_timeout, settings.max_pdu),
+            originator=(self.caller.calling_ae, self.request.MessageID),
+            priority=self.request.Priority,
+            stopping=self.assoc.stopping,
+        )
+        _run(self, "C-MOVE", found, sent, node)
 
 
-def get(asked: Asked) -> bytes | None:
-    """Answers a C-GET; see ``services.Service``."""
-    try:
-        found = _found(asked)
-    except _Refused as refused:
-        return _refusal(asked, "C-GET", refused)
-    return _run(asked, "C-GET", found, _to_the_peer(asked, found))
+class Get(Asked, QueryRetrieveServiceClass):
+    """Answers a C-GET."""
+
+    def serve(self) -> None:
+        try:
+            found = _found(self)
+        except _Refused as refused:
+            _refuse(self, "C-GET", refused)
+        else:
+            _run(self, "C-GET", found, _to_the_peer(self, found))
 
 
 def _to_the_peer(asked: Asked, found: list[Outgoing]) -> Iterator[Sent]:
-    ours = [context.as_tuple for context in asked.channel.accepted_contexts if context.as_scu]
-    priority = asked.command.number(Element.PRIORITY) or 0
+    ours = [context.as_tuple for context in asked.assoc.accepted_contexts if context.as_scu]
+    priority = asked.request.Priority
     with (
         Converter() as converter,
-        Sender(asked.channel, ours, converter, priority=priority) as sender,
+        Sender(asked.assoc, ours, converter, priority=priority) as sender,
     ):
         for one, following in zip_longest(found, found[1:]):
             try:
@@ -103,7 +109,7 @@ def _to_the_peer(asked: Asked, found: list[Outgoing]) -> Iterator[Sent]:
 
 
 def _destination(asked: Asked) -> Node:
-    title = asked.command.text(Element.MOVE_DESTINATION)
+    title = str(asked.request.MoveDestination or "")
     try:
         node = remote_aes.find(asked.settings, title)
     except BadSettings as error:
@@ -119,7 +125,7 @@ def _destination(asked: Asked) -> Node:
 
 def _found(asked: Asked) -> list[Outgoing]:
     context = asked.context
-    if asked.command.sop_class != context.abstract_syntax:
+    if asked.request.AffectedSOPClassUID != context.abstract_syntax:
         words = "the SOP Class is not that of the context"
         raise _Refused(RetrieveStatus.SOP_CLASS_NOT_SUPPORTED, words)
     try:
@@ -139,16 +145,10 @@ def _found(asked: Asked) -> list[Outgoing]:
         raise _Refused(RetrieveStatus.CANNOT_CALCULATE_MATCHES, words, remedy or "?") from None
 
 
-def _refusal(asked: Asked, operation: str, refused: _Refused) -> bytes:
+def _refuse(asked: Asked, operation: str, refused: _Refused) -> None:
     words = "refused: %s: %04X a %s: %s; %s"
     _LOG.warning(words, asked.caller, refused.status, operation, refused, refused.remedy)
-    offending = struct.pack("<HH", refused.tag >> 16, refused.tag & 0xFFFF)
-    return response(
-        asked.command,
-        refused.status,
-        str(refused)[:LONGEST_COMMENT],
-        more={Element.OFFENDING_ELEMENT: offending} if refused.tag else None,
-    )
+    asked.answer(refused.status, str(refused), tag=refused.tag)
 
 
 # --- the course -----------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def _run(
     found: list[Outgoing],
     results: Iterator[Sent],
     node: Node | None = None,
-) -> bytes | None:
+) -> None:
     """Sends what was ``found`` by way of ``results``, and answers."""
     began = time.monotonic()
     course = Course(len(found))
@@ -169,7 +169,7 @@ def _run(
         with _closing(results):
             cancelled = _proceed(asked, course, results)
         how = "cancelled" if cancelled else "done"
-        return _finish(asked, course, RetrieveStatus.CANCELLED if cancelled else course.status())
+        _finish(asked, course, RetrieveStatus.CANCELLED if cancelled else course.status())
     except BaseException:
         if course.remaining and node is None:  # it may have come all the same
             course.by_study.setdefault(found[-course.remaining].study, Counter())["unanswered"] += 1
@@ -198,44 +198,34 @@ def _closing(results: Iterator[Sent]) -> Iterator[None]:
 
 def _proceed(asked: Asked, course: Course, results: Iterator[Sent]) -> bool:
     """Whether the peer cancelled what was left."""
-    channel, message_id = asked.channel, asked.command.message_id
-    if channel.is_cancelled(message_id):
+    message_id = asked.request.MessageID
+    if asked.is_cancelled(message_id):
         return True
     told = -_PROGRESS_SECONDS
     for sent in results:
         course.add(sent)
         if not course.remaining:
             continue  # so that ``results`` comes to its end
-        if channel.is_cancelled(message_id):
+        if asked.is_cancelled(message_id):
             return True
         now = time.monotonic()
         if now - told >= _PROGRESS_SECONDS:
             told = now
             pending = RetrieveStatus.PENDING
-            command = response(asked.command, pending, more=course.counts(pending))
-            channel.send_message(asked.context.id, command)
+            asked.answer(pending, more=course.counts(pending))
     return False
 
 
-def _finish(asked: Asked, course: Course, status: RetrieveStatus) -> bytes | None:
+def _finish(asked: Asked, course: Course, status: RetrieveStatus) -> None:
     """The last response, with the Failed SOP Instance UID List if there is one."""
     failed = course.failed_list()
-    comment = ""
+    comment, identifier = "", b""
     if status is RetrieveStatus.CANNOT_PERFORM:
         (why, _) = course.reasons.most_common(1)[0]
         comment = "".join(c if " " <= c <= "~" and c != "\\" else "?" for c in why)
-    command = response(
-        asked.command,
-        status,
-        comment[:LONGEST_COMMENT].rstrip(),
-        has_data_set=bool(failed),
-        more=course.counts(status),
-    )
-    if not failed:
-        return command
-    data = encode({"FailedSOPInstanceUIDList": failed}, asked.context.transfer_syntax)
-    asked.channel.send_message(asked.context.id, command, [data])
-    return None
+    if failed:
+        identifier = encode({"FailedSOPInstanceUIDList": failed}, asked.context.transfer_syntax)
+    asked.answer(status, comment, identifier=identifier, more=course.counts(status))
 
 
 def _keep_books(asked: Asked, operation: str, course: Course, node: Node | None) -> None:

@@ -6,7 +6,6 @@ import enum
 from collections import Counter
 from dataclasses import dataclass, field
 
-from plainpacs.scp.network.dimse import Element
 from plainpacs.scp.storage.store_scu import Sent, Step
 
 _MOST_COUNTED = 0xFFFF
@@ -65,16 +64,16 @@ class Course:
         some = self.failed or self.warned
         return RetrieveStatus.SOME_FAILED if some else RetrieveStatus.SUCCESS
 
-    def counts(self, status: RetrieveStatus) -> dict[Element, int | str | bytes]:
-        """Those that a response with this status has; as far as 16 bits go."""
+    def counts(self, status: RetrieveStatus) -> dict[str, int]:
+        """Those that a response with this status has, by keyword; as far as 16 bits go."""
         counts = {
-            Element.COMPLETED_SUB_OPERATIONS: self.completed,
-            Element.FAILED_SUB_OPERATIONS: len(self.failed),
-            Element.WARNING_SUB_OPERATIONS: self.warned,
+            "NumberOfCompletedSuboperations": self.completed,
+            "NumberOfFailedSuboperations": len(self.failed),
+            "NumberOfWarningSuboperations": self.warned,
         }
         if status in (RetrieveStatus.PENDING, RetrieveStatus.CANCELLED):
-            counts[Element.REMAINING_SUB_OPERATIONS] = self.remaining
-        return {element: min(number, _MOST_COUNTED) for element, number in counts.items()}
+            counts["NumberOfRemainingSuboperations"] = self.remaining
+        return {keyword: min(number, _MOST_COUNTED) for keyword, number in counts.items()}
 
     def failed_list(self) -> list[str]:
         """As many of those that failed as one element can hold."""

@@ -1,19 +1,24 @@
 """The services besides C-ECHO and C-STORE: which there are, and what each is given.
 
-A service is one function. It is loaded when it is asked for first, so that a process that only
-receives has no more than it needs.
+A service is a subclass of pynetdicom's service class. It is loaded when it is asked for first, so
+that a process that only receives has no more than it needs.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol, cast
+from collections.abc import Collection, Mapping
+from io import BytesIO
+from types import MappingProxyType
+from typing import Any, Protocol, cast
+
+from pynetdicom.presentation import PresentationContext
+from pynetdicom.service_class import ServiceClass
 
 from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.store.store import Archive
 from plainpacs.scp.network.acceptor import Accepted
+from plainpacs.scp.network.answers import LONGEST_COMMENT
 from plainpacs.scp.network.dimse import Command, CommandField
 from plainpacs.scp.network.negotiation import PATIENT_ROOT_GET, STUDY_ROOT_GET, Context
 from plainpacs.scp.receiver.statistics import Caller
@@ -29,33 +34,68 @@ class Awaited(Protocol):
         """The association is over, and there was no answer. Raises nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request to a service. ``data`` is its data set, encoded; empty when there was none.
+class Asked(ServiceClass):
+    """A request to a service: pynetdicom's service class, with what the request is asked of.
 
-    ``contexts`` are all that were accepted, by id, and ``context`` is the one it came on.
+    ``request``: as pynetdicom read it; ``data``: its data set, encoded; empty when there was none.
+    ``context``: the one it came on; ``agreed``: what was agreed on for the SOP Class of that by
+    extended negotiation. ``awaited``, of this association, by message id: what a service puts in
+    when it sent a request and does not wait for the response.
     """
 
-    command: Command
-    data: bytes
-    context: Context
-    contexts: Mapping[int, Context]
-    channel: Accepted
-    caller: Caller
-    archive: Archive
-    settings: Settings
-    agreed: bytes = b""
-    """What was agreed on for the SOP Class of ``context`` by extended negotiation."""
-    awaited: dict[int, Awaited] = field(default_factory=dict)
-    """Of this association, by message id: what a service puts in when it sent a request and does
-    not wait for the response."""
+    assoc: Accepted
 
+    def __init__(
+        self, association: Accepted, context: Context, data: bytes, *, caller: Caller,
+        archive: Archive, settings: Settings, agreed: bytes, awaited: dict[int, Awaited],
+    ) -> None:  # fmt: skip
+        super().__init__(association)
+        self.request: Any = None
+        self.context, self.data, self.caller = context, data, caller
+        self.archive, self.settings = archive, settings
+        self.agreed, self.awaited = agreed, awaited
 
-Service = Callable[[Asked], bytes | None]
-"""Answers by way of the channel, and gives the command set to answer with last, if any.
+    def SCP(self, req: Any, context: PresentationContext) -> None:  # noqa: N802 - its name there
+        """Answers. Raises what an association raises; any other Exception is answered with 0110,
+        and logged as a defect."""
+        self.request = req
+        self.serve()
 
-Raises what the channel raises. Any other Exception is answered with 0110, and logged as a defect.
-"""
+    def serve(self) -> None:
+        raise NotImplementedError
+
+    def answer(
+        self,
+        status: int,
+        comment: str = "",
+        *,
+        tag: int = 0,
+        identifier: bytes = b"",
+        more: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:
+        """Sends a response. ``tag``: of the element that is wrong. ``more``: by keyword."""
+        response = type(self.request)()
+        response.MessageIDBeingRespondedTo = self.request.MessageID
+        response.AffectedSOPClassUID = self.context.abstract_syntax
+        response.Status = int(status)
+        if comment:
+            response.ErrorComment = comment[:LONGEST_COMMENT].rstrip()
+        if tag:
+            response.OffendingElement = [tag]
+        if identifier:
+            response.Identifier = BytesIO(identifier)
+        for keyword, value in more.items():
+            setattr(response, keyword, value)
+        self.dimse.send_msg(response, self.context.id)
+
+    def is_cancelled(self, msg_id: int) -> bool:
+        """Whether the peer cancelled its request ``msg_id`` (C-CANCEL, PS3.7 9.3.2.3).
+
+        Does not wait; raises Stopping once the receiver stops.
+        """
+        self.assoc.listen()
+        return super().is_cancelled(msg_id)
+
 
 _PATIENT_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.1.1"
 _STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
@@ -65,15 +105,15 @@ _COMMITMENT = "1.2.840.10008.1.20.1"
 _QUERY_RETRIEVE = "1.2.840.10008.5.1.4.1.2."
 
 _SERVICES: dict[tuple[str, CommandField], str] = {
-    (_PATIENT_ROOT_FIND, CommandField.C_FIND_RQ): "plainpacs.scp.query_retrieve.find:serve",
-    (_STUDY_ROOT_FIND, CommandField.C_FIND_RQ): "plainpacs.scp.query_retrieve.find:serve",
-    (_PATIENT_ROOT_MOVE, CommandField.C_MOVE_RQ): "plainpacs.scp.query_retrieve.retrieve:move",
-    (_STUDY_ROOT_MOVE, CommandField.C_MOVE_RQ): "plainpacs.scp.query_retrieve.retrieve:move",
-    (PATIENT_ROOT_GET, CommandField.C_GET_RQ): "plainpacs.scp.query_retrieve.retrieve:get",
-    (STUDY_ROOT_GET, CommandField.C_GET_RQ): "plainpacs.scp.query_retrieve.retrieve:get",
-    (_COMMITMENT, CommandField.N_ACTION_RQ): "plainpacs.scp.commitment.service:action",
+    (_PATIENT_ROOT_FIND, CommandField.C_FIND_RQ): "plainpacs.scp.query_retrieve.find:Find",
+    (_STUDY_ROOT_FIND, CommandField.C_FIND_RQ): "plainpacs.scp.query_retrieve.find:Find",
+    (_PATIENT_ROOT_MOVE, CommandField.C_MOVE_RQ): "plainpacs.scp.query_retrieve.retrieve:Move",
+    (_STUDY_ROOT_MOVE, CommandField.C_MOVE_RQ): "plainpacs.scp.query_retrieve.retrieve:Move",
+    (PATIENT_ROOT_GET, CommandField.C_GET_RQ): "plainpacs.scp.query_retrieve.retrieve:Get",
+    (STUDY_ROOT_GET, CommandField.C_GET_RQ): "plainpacs.scp.query_retrieve.retrieve:Get",
+    (_COMMITMENT, CommandField.N_ACTION_RQ): "plainpacs.scp.commitment.service:Commitment",
 }
-"""By SOP Class of the context and operation: ``module:function``."""
+"""By SOP Class of the context and operation: ``module:class``."""
 
 _OFFERED: dict[str, bytes] = {
     # Relational queries, and the date and time of one event combined; neither fuzzy semantic
@@ -88,13 +128,13 @@ _OFFERED: dict[str, bytes] = {
 """By SOP Class: what of extended negotiation is agreed to, byte by byte (PS3.4 C.5.1.1)."""
 
 
-def find(abstract_syntax: str, field: int) -> Service | None:
+def find(abstract_syntax: str, field: int) -> type[Asked] | None:
     """What serves the operation ``field`` on a context for ``abstract_syntax``."""
     place = _SERVICES.get((abstract_syntax, cast(CommandField, field)))
     if place is None:
         return None
     module, _, name = place.partition(":")
-    return cast(Service, getattr(importlib.import_module(module), name))
+    return cast(type[Asked], getattr(importlib.import_module(module), name))
 
 
 def is_query_retrieve(abstract_syntax: str) -> bool:

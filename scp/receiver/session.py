@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pynetdicom.presentation import PresentationContext
+from pynetdicom.service_class import VerificationServiceClass
 
 from plainpacs.archive.store.audit import COUNTED_AS, uid_or_none
 from plainpacs.archive.store.store import Provenance, StoreOutcome
@@ -133,7 +134,7 @@ class ReceiverSession:
 
     # --- messages -----------------------------------------------------------------------------
 
-    def serve(self, message: Message, channel: Accepted) -> bytes | None:
+    def serve(self, message: Message, association: Accepted) -> bytes | None:
         context = self._context(message.context_id)
         command = message.command
         if command.field & RESPONSE:
@@ -143,13 +144,16 @@ class ReceiverSession:
             return None
         if command.field == CommandField.C_CANCEL_RQ:
             return None  # what could be cancelled is over
-        if command.field == CommandField.C_ECHO_RQ:
-            return response(command, StoreStatus.SUCCESS)
         if command.field == CommandField.C_STORE_RQ:
             return self._store(context, command, message.data)
+        if command.field == CommandField.C_ECHO_RQ:
+            VerificationServiceClass(association).SCP(
+                association.asked(message), context.negotiated
+            )
+            return None
         service = services.find(context.abstract_syntax, command.field)
         if service is not None:
-            return self._ask(service, context, message, channel)
+            return self._ask(service, context, message, association)
         why = f"operation {command.field:04X}H is none that {_shown(context.abstract_syntax)} has"
         refused = StoreStatus.UNRECOGNIZED_OPERATION
         remedy = "no flag changes it"
@@ -158,7 +162,11 @@ class ReceiverSession:
         return response(command, StoreStatus.UNRECOGNIZED_OPERATION)
 
     def _ask(
-        self, service: services.Service, context: Context, message: Message, channel: Accepted
+        self,
+        service: type[services.Asked],
+        context: Context,
+        message: Message,
+        association: Accepted,
     ) -> bytes | None:
         command, data = message.command, message.data
         if services.is_query_retrieve(context.abstract_syntax) and not self._may_query():
@@ -167,25 +175,26 @@ class ReceiverSession:
             why = "an identifier of some megabytes"
             _LOG.warning("refused: %s: %s", self._caller, why)
             return response(command, StoreStatus.CANNOT_UNDERSTAND, why)
-        asked = services.Asked(
-            command,
-            bytes(data) if isinstance(data, memoryview) else b"",
+        held = bytes(data) if isinstance(data, memoryview) else b""
+        asked = service(
+            association,
             context,
-            self._contexts,
-            channel,
-            self._caller,
-            self._receiver.archive,
-            self._settings,
-            self._agreed.get(context.abstract_syntax, b""),
-            self._awaited,
+            held,
+            caller=self._caller,
+            archive=self._receiver.archive,
+            settings=self._settings,
+            agreed=self._agreed.get(context.abstract_syntax, b""),
+            awaited=self._awaited,
         )
+        request = association.asked(message)
         try:
-            return service(asked)
+            asked.SCP(request, context.negotiated)
         except _NOT_OURS_TO_ANSWER:
             raise
         except Exception:
             _LOG.exception("a defect of plainpacs")
             return response(command, StoreStatus.PROCESSING_FAILURE)
+        return None
 
     def _may_query(self) -> bool:
         """Whether queries and retrieves are answered; a refusal is logged and counted."""

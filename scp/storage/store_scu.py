@@ -19,7 +19,7 @@ from pynetdicom.presentation import PresentationContext, PresentationContextTupl
 
 from plainpacs.archive.buffer import Buffer
 from plainpacs.archive.errors import UnreadableDataSet
-from plainpacs.scp.network.dimse import CommandField, Element, ProtocolError, request
+from plainpacs.scp.network.dimse import ProtocolError, store_request
 from plainpacs.scp.network.engine import Driven, Ended
 from plainpacs.scp.network.negotiation import name_of
 from plainpacs.scp.network.reader import ConnectionLost, Limits, PeerTimeout
@@ -107,10 +107,7 @@ class Sender:
         for context in contexts:
             of_class = self._by_class.setdefault(context.abstract_syntax, {})
             of_class.setdefault(context.transfer_syntax, context)
-        self._more: dict[Element, int | str] = {Element.PRIORITY: priority}
-        if originator is not None:
-            self._more[Element.MOVE_ORIGINATOR_AE] = originator[0]
-            self._more[Element.MOVE_ORIGINATOR_MESSAGE_ID] = originator[1]
+        self._priority, self._originator = priority, originator
         self._messages = 0
         self._ahead: _Ready | None = None
         # Anonymous memory, of which only what is used is ever there.
@@ -135,12 +132,10 @@ class Sender:
             if ready.context is None:
                 return ready.outcome
             self._messages = self._messages % 0xFFFF + 1
-            elements = {
-                Element.AFFECTED_SOP_CLASS_UID: instance.sop_class,
-                Element.AFFECTED_SOP_INSTANCE_UID: instance.sop_instance,
-                **self._more,
-            }
-            command = request(CommandField.C_STORE_RQ, self._messages, elements, has_data_set=True)
+            command = store_request(
+                *(self._messages, instance.sop_class, instance.sop_instance),
+                *(self._priority, self._originator),
+            )
             self._association.send_message(ready.context.context_id, command, ready.data)
         if following is not None:
             self._ahead = self._prepared(following)

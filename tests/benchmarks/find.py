@@ -38,8 +38,7 @@ from rich.table import Table
 from plainpacs.archive.dicom.identifier import EXPLICIT
 from plainpacs.archive.dicom.identifier_writing import encode
 from plainpacs.archive.dicom.part10 import file_meta
-from plainpacs.scp.network.dimse import CommandField, Element
-from plainpacs.scp.network.dimse import request as dimse_request
+from plainpacs.scp.network.dimse import CommandField
 from tests.benchmarks.ls import make_archive, record
 from tests.benchmarks.receiving import machine
 from tests.benchmarks.receiving.receivers import (
@@ -52,6 +51,8 @@ from tests.benchmarks.receiving.receivers import (
     environment,
     running,
 )
+from tests.support.dimse import Element
+from tests.support.dimse import request as dimse_request
 from tests.support.peer import ACCEPT, DATA, associate_rq, context_item, item, message
 
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"

@@ -12,9 +12,10 @@ import threading
 
 from plainpacs.archive.dicom.identifier import EXPLICIT
 from plainpacs.archive.dicom.identifier_writing import encode
-from plainpacs.scp.network.dimse import CommandField, Element, command_set
-from plainpacs.scp.network.dimse import request as dimse_request
+from plainpacs.scp.network.dimse import CommandField
 from tests.benchmarks.receiving.receivers import Failed
+from tests.support.dimse import Element, command_set
+from tests.support.dimse import request as dimse_request
 from tests.support.peer import associate_rq, context_item, item
 
 CT = "1.2.840.10008.5.1.4.1.1.2"

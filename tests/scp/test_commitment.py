@@ -23,9 +23,10 @@ from plainpacs.archive.dicom.part10 import EXPLICIT_LITTLE_ENDIAN
 from plainpacs.scp.commitment import requests
 from plainpacs.scp.commitment.check import FailureReason, PutOff, Reference, judge
 from plainpacs.scp.commitment.reports import Reporter
-from plainpacs.scp.network.dimse import Element, read_command
+from plainpacs.scp.network.dimse import read_command
 from tests.support.archives import CT_IMAGE_STORAGE as CT
 from tests.support.archives import MODALITY, data_set, part10, store
+from tests.support.dimse import Element
 from tests.support.orthanc import orthanc
 from tests.support.peer import (
     DATA,
@@ -301,7 +302,7 @@ def event(asker: Asker) -> str:
     assert kind == DATA
     told = read_command(body[6:])
     assert told.field == 0x0100
-    assert told.number(Element.EVENT_TYPE_ID) == 1
+    assert told.elements[Element.EVENT_TYPE_ID] == b"\1\0"
     kind, body = asker.receive()
     return read(body[6:], EXPLICIT).text("TransactionUID")
 

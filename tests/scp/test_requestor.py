@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from pynetdicom.presentation import build_context
 
-from plainpacs.scp.network.dimse import CommandField, Element, request
+from plainpacs.scp.network.dimse import CommandField
 from plainpacs.scp.network.reader import (
     ABORT_BY_USER,
     HEADER,
@@ -20,6 +20,7 @@ from plainpacs.scp.network.reader import (
     PeerTimeout,
 )
 from plainpacs.scp.network.requestor import NoAssociation, Node, Requestor
+from tests.support.dimse import Element, request
 from tests.support.peer import CT, EVRLE, IVRLE, RELEASE_RP, VERIFICATION, data_set, item, pdu
 from tests.support.receiver import Running, Start
 

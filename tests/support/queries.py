@@ -12,7 +12,8 @@ from plainpacs.archive.dicom.identifier import EXPLICIT, IMPLICIT, DataSet, read
 from plainpacs.archive.dicom.identifier_writing import Value, encode
 from plainpacs.archive.store.store import Provenance
 from plainpacs.indexer.service.indexer import Indexer
-from plainpacs.scp.network.dimse import Element, read_command
+from plainpacs.scp.network.dimse import read_command
+from tests.support.dimse import Element
 from tests.support.peer import (
     APPLICATION,
     DATA,
@@ -217,7 +218,7 @@ class Asker(Peer):
                 if control & 1:
                     offending = response.elements.get(Element.OFFENDING_ELEMENT, bytes(4))
                     group, number = struct.unpack("<HH", offending)
-                    comment = response.text(Element.ERROR_COMMENT)
+                    comment = response.elements.get(Element.ERROR_COMMENT, b"").decode().strip()
                     return Found(answers, pending, response.status, comment, group << 16 | number)
                 answers.append(read(data, self.syntax))
                 told, data = b"", b""
