@@ -22,6 +22,7 @@ from starlette.routing import BaseRoute, Route
 from plainpacs.archive.dicom.attributes import Level
 from plainpacs.archive.errors import PlainpacsError
 from plainpacs.archive.store.store import Archive
+from plainpacs.archive.tree.identity import is_name
 from plainpacs.indexer.images.render import Renderers
 from plainpacs.scp.web import frames, ohif, qido, retrieve, stow
 from plainpacs.scp.web.access import Access
@@ -29,7 +30,7 @@ from plainpacs.scp.web.media import DICOM
 from plainpacs.scp.web.metadata import Metadata
 from plainpacs.scp.web.ohif import Ohif
 from plainpacs.scp.web.page import Pages
-from plainpacs.scp.web.places import Tree, unavailable
+from plainpacs.scp.web.places import Readers, Tree, unavailable
 from plainpacs.scp.web.rendered import Rendered
 
 BASE = "/dicom-web"
@@ -67,6 +68,7 @@ class Site:
         self.renderers = Renderers(_RENDERERS)
         self.rendered = Rendered(tree, self.renderers)
         self.pages = Pages(tree, has_ohif=ohif is not None)
+        self._readers = Readers(tree)
         self._threads = CapacityLimiter(_THREADS)
         self._drawing = CapacityLimiter(_RENDERERS)
 
@@ -87,6 +89,13 @@ class Site:
         )
         return self.access.around(app)
 
+    def _note(self, request: Request) -> None:
+        """Into the audit log, who reads of which study."""
+        study = request.path_params.get("study", "")
+        if study and is_name(study):
+            peer = request.client.host if request.client else ""
+            self._readers.note(peer, getattr(request.state, "user", ""), study)
+
     def _base(self, request: Request) -> str:
         return self.access.origin(request) + BASE
 
@@ -98,7 +107,7 @@ class Site:
         return [
             *viewer,
             _get("/", self._in_thread(self.pages.studies)),
-            _get("/studies/{study}", self._in_thread(self.pages.study)),
+            _get("/studies/{study}", self._in_thread(self._seen(self.pages.study))),
             _get("/studies/{study}/series/{series}", self._in_thread(self.pages.series)),
             _get("/static/{name}", self._in_thread(self.pages.static)),
         ]
@@ -118,7 +127,7 @@ class Site:
             found += [
                 _get(BASE + path, self._read(lambda r, b: retrieve.answer(self.tree, r, b))),
                 _get(f"{BASE}{path}/metadata", self._read(self.metadata.answer)),
-                _get(f"{BASE}{path}/rendered", self._draw(self.rendered.answer)),
+                _get(f"{BASE}{path}/rendered", self._draw(self._seen(self.rendered.answer))),
                 _get(f"{BASE}{path}/thumbnail", self._draw(self.rendered.thumbnail)),
             ]
         if self._archive is not None:
@@ -134,7 +143,7 @@ class Site:
                 numbers,
                 self._read(lambda r, b: frames.answer(self.tree, self.renderers, r, b)),
             ),
-            _get(numbers + "/rendered", self._draw(self.rendered.answer)),
+            _get(numbers + "/rendered", self._draw(self._seen(self.rendered.answer))),
             _get(numbers + "/thumbnail", self._draw(self.rendered.thumbnail)),
             _get(bulk, self._read(lambda r, b: frames.bulk_data(self.tree, r, b))),
             _get("/wado", self._in_thread(self._wado_uri)),
@@ -160,13 +169,26 @@ class Site:
     def _read(
         self, handler: Callable[[Request, str], Response]
     ) -> Callable[[Request], Awaitable[Response]]:
-        return self._in_thread(lambda request: handler(request, self._base(request)))
+        def answer(request: Request) -> Response:
+            found = handler(request, self._base(request))
+            self._note(request)
+            return found
+
+        return self._in_thread(answer)
 
     def _in_thread(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         async def run(request: Request) -> Response:
             return await to_thread.run_sync(handler, request, limiter=self._threads)
 
         return run
+
+    def _seen(self, handler: Handler) -> Handler:
+        def answer(request: Request) -> Response:
+            found = handler(request)
+            self._note(request)
+            return found
+
+        return answer
 
     def _draw(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         async def run(request: Request) -> Response:

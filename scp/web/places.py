@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -22,10 +25,11 @@ from plainpacs.archive.errors import (
     StorageUnavailable,
     UnreadableDataSet,
 )
+from plainpacs.archive.store.audit import AuditLog
 from plainpacs.archive.store.forbidden import Forbidden
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.identity import is_name
-from plainpacs.archive.tree.root import open_root
+from plainpacs.archive.tree.root import is_at_work, open_root, read_marker_at
 from plainpacs.indexer.index import lookup
 from plainpacs.indexer.index.series_metadata import Files
 from plainpacs.scp.query_retrieve.retrieve_request import Wanted, instances
@@ -34,6 +38,8 @@ from plainpacs.scp.storage.instance_file import Outgoing
 log = logging.getLogger("plainpacs.scp")
 
 _STUDIES_REMEMBERED = 4096
+_READERS_REMEMBERED = 10_000
+_TOGETHER = 600.0
 
 
 class Place(NamedTuple):
@@ -179,6 +185,39 @@ class Tree:
             for series in names:
                 if is_name(series) and os.path.isdir(os.path.join(folder, series)):
                     yield month, series
+
+
+class Readers:
+    """Who read which study, for the audit log: a line for each client and study in so many minutes,
+    however many frames it asks for. Written only while something is at work on the archive.
+    Thread-safe."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._lock = threading.Lock()
+        self._known: OrderedDict[tuple[str, str, str], float] = OrderedDict()
+
+    def note(self, peer: str, user: str, study: str) -> None:
+        """``user``: who signed in, if anybody did. Raises nothing because of the log."""
+        now = time.monotonic()
+        with self._lock:
+            before = self._known.pop((peer, user, study), None)
+            fresh = before is not None and now - before < _TOGETHER
+            self._known[peer, user, study] = before if fresh and before is not None else now
+            while len(self._known) > _READERS_REMEMBERED:
+                self._known.popitem(last=False)
+        if fresh or not is_at_work(self._tree.root):
+            return
+        try:
+            node = read_marker_at(self._tree.root, self._tree.path).node
+        except PlainpacsError as error:
+            log.warning("the audit log could not be found: %s", error)
+            return
+        audit = AuditLog(self._tree.root, node)
+        audit.write(
+            "retrieved", what="DICOMweb", peer=peer, web_user=user or None, StudyInstanceUID=study
+        )
+        audit.close()
 
 
 def missing(place: Place) -> HTTPException:

@@ -260,3 +260,17 @@ def test_what_is_stored_is_what_was_sent(tmp_path: Path) -> None:
 
 def test_nothing_is_stored_unless_told(server: Web) -> None:
     assert server.post("/dicom-web/studies", *multipart(part10())).status == 405
+
+
+def test_who_reads_what_is_in_the_audit_log(tmp_path: Path) -> None:
+    root = new_archive(tmp_path / "archive")
+    with Archive.open(root) as archive, web(root, tmp_path) as running:
+        store(archive)
+        for _ in range(5):
+            assert running.get("/dicom-web/studies/1.2.3/metadata").status == 200
+        assert running.get("/dicom-web/studies/1.2.4/metadata").status == 404
+        (log,) = Path(root, ".plainpacs/audit").iterdir()
+        lines = [line for line in log.read_text().splitlines() if '"retrieved"' in line]
+    assert len(lines) == 1
+    assert '"StudyInstanceUID":"1.2.3"' in lines[0]
+    assert '"peer":"127.0.0.1"' in lines[0]
