@@ -26,6 +26,7 @@ from plainpacs.indexer.service.indexer import Indexer
 @click.option("--once", is_flag=True, help="Index what is pending or changed, then end.")
 @click.option("--parent-pipe", is_flag=True, hidden=True, help="End when stdin is closed.")
 @click.option("--only", hidden=True, help="The identity of the archive that is meant.")
+@click.option("--browsers", is_flag=True, hidden=True, help="Make headers for browsers, too.")
 @click.option("--hooks-since", hidden=True, help="What came before is nothing new.")
 @settings.options(
     *("node", "digest", "log_level", "log_format"),
@@ -41,6 +42,7 @@ def index(
     parent_pipe: bool,
     only: str | None,
     hooks_since: str | None,
+    browsers: bool,
     config: str | None,
     **flags: Any,
 ) -> None:
@@ -58,7 +60,8 @@ def index(
             click.echo(f"{indexer.once()} studies indexed", err=True)
         return
     hooks = _hooks(chosen, hooks_since or stamp(time.time_ns()))
-    _run_until_stopped(path, chosen, only, hooks, parent_pipe=parent_pipe)
+    browsers_after = chosen.settle_seconds if browsers else None
+    _run_until_stopped(path, chosen, only, hooks, browsers_after, parent_pipe=parent_pipe)
 
 
 def _hooks(chosen: Settings, since: str) -> HookSettings:
@@ -74,7 +77,13 @@ def _hooks(chosen: Settings, since: str) -> HookSettings:
 
 
 def _run_until_stopped(
-    path: str, chosen: Settings, only: str | None, hooks: HookSettings, *, parent_pipe: bool
+    path: str,
+    chosen: Settings,
+    only: str | None,
+    hooks: HookSettings,
+    browsers_after: float | None,
+    *,
+    parent_pipe: bool,
 ) -> None:
     stopped = threading.Event()
     running: list[Indexer] = []
@@ -98,6 +107,7 @@ def _run_until_stopped(
             wait=patience,
             expected=only,
             hooks=hooks,
+            browsers_after=browsers_after,
         ) as indexer:
             running.append(indexer)
             if not stopped.is_set():

@@ -24,6 +24,7 @@ from plainpacs.archive.tree import durable, layout
 from plainpacs.indexer.hooks.scheduler import Hooks, HookSettings
 from plainpacs.indexer.index.rebuild import Rebuilder, Study
 from plainpacs.indexer.index.recover_lines import Healer
+from plainpacs.indexer.service.browser_headers import BrowserHeaders
 from plainpacs.indexer.service.pending import (
     REQUEST_REBUILD,
     REQUEST_RECONCILE,
@@ -92,7 +93,12 @@ class Indexer:
     """
 
     def __init__(
-        self, writer: Writer, lock: int, digest: str, hooks: HookSettings | None = None
+        self,
+        writer: Writer,
+        lock: int,
+        digest: str,
+        hooks: HookSettings | None = None,
+        browsers_after: float | None = None,
     ) -> None:
         self.path = writer.path
         self._writer = writer
@@ -102,6 +108,7 @@ class Indexer:
         self._pending = Pending(writer.root)
         self._pending.recover()
         self._hooks = Hooks(writer.path, writer.root, hooks)
+        self._headers = BrowserHeaders(writer.path, writer.root, browsers_after)
         self._due: dict[Study, float] = {}
         self._look_again: dict[Study, float] = {}
         self._last: dict[Study, _Last] = {}
@@ -121,16 +128,18 @@ class Indexer:
         wait: Callable[[], bool] | None = None,
         expected: str | None = None,
         hooks: HookSettings | None = None,
+        browsers_after: float | None = None,
     ) -> Indexer:
         """As ``lock_index``, on the archive at ``path``; ``expected`` as of ``Writer.open``.
 
-        ``hooks``: the user's commands, which ``run`` has run.
+        ``hooks``: the user's commands, which ``run`` has run; ``browsers_after``: seconds after
+        which a study has settled and ``run`` makes its headers for browsers.
         """
         writer = Writer.open(path, node, mark_published, expected=expected)
         try:
             lock = lock_index(writer.root, path, wait=wait)
             try:
-                return cls(writer, lock, digest, hooks)
+                return cls(writer, lock, digest, hooks, browsers_after)
             except BaseException:
                 os.close(lock)
                 raise
@@ -216,7 +225,7 @@ class Indexer:
         archive goes away."""
         pending = os.path.join(self.path, layout.PENDING)
         reconciling = threading.Thread(target=self._reconcile_now_and_then, name="reconcile")
-        with waking(pending, self._wake), self._hooks.at_work():
+        with waking(pending, self._wake), self._hooks.at_work(), self._headers.at_work():
             reconciling.start()
             try:
                 while not self._stopping.is_set():
@@ -282,6 +291,7 @@ class Indexer:
             facts = facts_of(self.path, *study)
             rebuilt = self._rebuilder.rebuild(study)
             self._hooks.note(study, rebuilt.record)
+            self._headers.note(study, there=rebuilt.record is not None)
             after = facts_of(self.path, *study)
             if facts and after:
                 facts["index"] = after["index"]

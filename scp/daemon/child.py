@@ -37,6 +37,8 @@ def indexer_command(root: str, identity: str, settings: Settings) -> list[str]:
     command += ["--on-instance", settings.on_instance]
     command += ["--settle-seconds", str(settings.settle_seconds)]
     command += ["--hooks-at-once", str(settings.hooks_at_once)]
+    if settings.web is not None:
+        command.append("--browsers")
     # What comes before the indexer is at work is new, too.
     command += ["--hooks-since", stamp(time.time_ns())]
     return [*command, root]

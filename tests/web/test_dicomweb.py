@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -274,3 +277,19 @@ def test_who_reads_what_is_in_the_audit_log(tmp_path: Path) -> None:
     assert len(lines) == 1
     assert '"StudyInstanceUID":"1.2.3"' in lines[0]
     assert '"peer":"127.0.0.1"' in lines[0]
+
+
+def test_headers_are_made_when_a_study_settles(serve: Serve) -> None:
+    service = serve("--web", "0", "--settle-seconds", "0.5")
+    assert service.port
+    with Archive.open(str(service.root)) as archive:
+        store(archive)
+    (made,) = eventually(lambda: list(Path(service.root, ".plainpacs/web").rglob("*.json.gz")))
+    assert made.name == "1.2.3.4.json.gz"
+    assert json.loads(zlib.decompress(made.read_bytes(), 31))[0]["00100010"]["Value"] == [
+        {"Alphabetic": "Doe^Jane"}
+    ]
+    purge = [sys.executable, "-P", "-m", "plainpacs", "rm", "--purge", "--yes", "1.2.3"]
+    subprocess.run(purge, cwd=service.root, check=True, capture_output=True)
+    assert not made.exists()
+    assert service.stop() == 0
