@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from plainpacs.archive.store import set_aside
 from plainpacs.archive.store.manifest import best_line
-from plainpacs.archive.store.set_aside import Aside, Lines
+from plainpacs.archive.store.set_aside import Lines, SetAside
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.identity import InstanceKey
 from plainpacs.archive.tree.root import stamp
@@ -84,9 +84,9 @@ def _version(root: int, path: str, name: str, lines: Lines) -> Version | None:
     return Version(path, facts.st_size, stamp(facts.st_mtime_ns), calling_ae, origin)
 
 
-def variants(root: int, targets: Iterable[Target]) -> dict[InstanceKey, list[Aside]]:
+def variants(root: int, targets: Iterable[Target]) -> dict[InstanceKey, list[SetAside]]:
     """What is kept aside of the ``targets``, by instance. Raises OSError."""
-    found: dict[InstanceKey, list[Aside]] = {}
+    found: dict[InstanceKey, list[SetAside]] = {}
     for one in set_aside.kept(root, layout.CONFLICTS, targets):
         found.setdefault(one.key, []).append(one)
     return found

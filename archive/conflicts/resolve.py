@@ -7,9 +7,10 @@ What is not wanted goes to the trash, from which ``restore`` brings it back as a
 *Second*: one variant, the latest unless another is named, becomes the published one. The order, for
 an instance: the other variants go to the trash; what is published is linked into ``conflicts`` and
 goes from there to the trash, while it has its final name still; the variant is put in its place
-(``shelf``); its name among the conflicts goes. Killed anywhere, both are somewhere, the final name
-holds one of them, and the same command again finishes: as long as a variant differs from what is
-published, the decision is to be carried out yet, and no other variant is left to be taken for it.
+(``Publication.replace``); its name among the conflicts goes. Killed anywhere, both are somewhere,
+the final name holds one of them, and the same command again finishes: as long as a variant differs
+from what is published, the decision is to be carried out yet, and no other variant is left to be
+taken for it.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from plainpacs.archive.removal import trash
 from plainpacs.archive.removal.remove import Removal
 from plainpacs.archive.store import manifest, set_aside
 from plainpacs.archive.store.manifest import ORIGIN_RECOVERED, ManifestWriter, Provenance, best_line
-from plainpacs.archive.store.publish import Candidate, Shelf, variant_digest
+from plainpacs.archive.store.publish import Candidate, Publication, variant_digest
 from plainpacs.archive.store.reread_facts import read_facts
-from plainpacs.archive.store.set_aside import Aside
+from plainpacs.archive.store.set_aside import SetAside
+from plainpacs.archive.store.temporary import Temporary
 from plainpacs.archive.tree import durable, layout
 from plainpacs.archive.tree.identity import InstanceKey
 from plainpacs.archive.tree.publisher import Folder, Publisher
@@ -40,8 +42,8 @@ class Decided:
     now. ``error`` says why nothing could be."""
 
     key: InstanceKey
-    trashed: tuple[Aside, ...] = ()
-    published: Aside | None = None
+    trashed: tuple[SetAside, ...] = ()
+    published: SetAside | None = None
     error: str = ""
 
 
@@ -55,23 +57,23 @@ class Decider:
         self._digest = digest
         self._publisher = Publisher(self.root)
         self._manifests = ManifestWriter(self._publisher)
-        self._shelf = Shelf(self.writer, sync=True)
+        self._publication = Publication(self.writer, sync=True)
         self._numbers = itertools.count()
         self._stamp = ""
-        self._trashed: dict[str, dict[Identity, Aside]] = {}
+        self._trashed: dict[str, dict[Identity, SetAside]] = {}
 
     def __enter__(self) -> Decider:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._shelf.close()
+        self._publication.close()
         self._manifests.close()
 
-    def keep_first(self, waiting: Mapping[InstanceKey, list[Aside]]) -> list[Decided]:
+    def keep_first(self, waiting: Mapping[InstanceKey, list[SetAside]]) -> list[Decided]:
         """Takes the variants that are ``waiting``, by instance, to the trash."""
         there = {key: self._identity(layout.instance_path(key)) for key in waiting}
         decided = {key: some for key, some in waiting.items() if there[key] is not None}
-        gone: dict[InstanceKey, list[Aside]] = {}
+        gone: dict[InstanceKey, list[SetAside]] = {}
         for one in self._clear([one for some in decided.values() for one in some], there):
             gone.setdefault(one.key, []).append(one)
         words = "nothing is published under its UID: `--keep second` publishes what is kept"
@@ -80,7 +82,7 @@ class Decider:
             for key in waiting
         ]
 
-    def keep_second(self, variants: list[Aside], digest: str = "") -> Decided:
+    def keep_second(self, variants: list[SetAside], digest: str = "") -> Decided:
         """Publishes one of the ``variants`` of one instance: the one whose digest begins with
         ``digest``, else the latest of those that differ from what is published.
 
@@ -116,39 +118,39 @@ class Decider:
         with open(fd, "rb", buffering=0) as file:
             return variant_digest(file)
 
-    def _chosen(self, variants: list[Aside], digest: str) -> Aside | None:
+    def _chosen(self, variants: list[SetAside], digest: str) -> SetAside | None:
         named = [one for one in variants if one.mark.startswith(digest)]
         if digest and len(named) != 1:
             raise NoMatch(f"{len(named) or 'no'} variants have a digest that begins with {digest}")
         return max(named, key=self._stored, default=None)
 
-    def _stored(self, one: Aside) -> int:
+    def _stored(self, one: SetAside) -> int:
         return os.stat(one.path, dir_fd=self.root, follow_symlinks=False).st_mtime_ns
 
     # --- the variant in place -------------------------------------------------------------------
 
-    def _put_in_place(self, chosen: Aside, something_there: bool) -> list[Aside]:
+    def _put_in_place(self, chosen: SetAside, something_there: bool) -> list[SetAside]:
         """Publishes the variant; returns where what was published went. Raises RefusedInstance."""
         self.writer.forbidden.check(chosen.key)
         temporary = f"decided.{next(self._numbers)}"
         candidate = self._candidate(chosen, temporary)
-        trashed: list[Aside] = []
+        trashed: list[SetAside] = []
         folder = durable.open_folder(chosen.folder, folder=self.root)
         try:
-            durable.link(chosen.name, temporary, folder=folder, to_folder=self.writer.incoming)
+            file = Temporary(self.writer.incoming, temporary, of=chosen.name, folder=folder)
         finally:
             os.close(folder)
-        try:
-            if something_there:
-                self._shelf.replace(candidate, lambda old: trashed.extend(self._to_trash([old])))
-            else:
-                self._shelf.publish(candidate)
-                self._shelf.flush()
-        finally:
-            durable.unlink(temporary, folder=self.writer.incoming)
+        if something_there:
+            with file:
+                self._publication.replace(
+                    candidate, lambda old: trashed.extend(self._to_trash([old]))
+                )
+        else:
+            self._publication.save(file, candidate)
+            self._publication.flush()
         return trashed
 
-    def _candidate(self, chosen: Aside, temporary: str) -> Candidate:
+    def _candidate(self, chosen: SetAside, temporary: str) -> Candidate:
         key = chosen.key
         name = layout.instance_name(key.instance)
         study = layout.study_folder(key.month, key.study)
@@ -172,21 +174,21 @@ class Decider:
     # --- to the trash ---------------------------------------------------------------------------
 
     def _clear(
-        self, variants: list[Aside], published: Mapping[InstanceKey, Identity | None]
-    ) -> list[Aside]:
+        self, variants: list[SetAside], published: Mapping[InstanceKey, Identity | None]
+    ) -> list[SetAside]:
         """Takes ``variants`` to the trash, but for a second name of what is ``published`` (a
         replacement that was killed leaves one), which just goes."""
         set_aside.drop(self.root, [one for one in variants if one.identity == published[one.key]])
         return self._to_trash(one for one in variants if one.identity != published[one.key])
 
-    def _to_trash(self, variants: Iterable[Aside]) -> list[Aside]:
+    def _to_trash(self, variants: Iterable[SetAside]) -> list[SetAside]:
         """Takes ``variants`` to the trash; returns where they went."""
-        gone: list[Aside] = []
+        gone: list[SetAside] = []
         for folder, some in groupby(sorted(variants), key=lambda one: one.folder):
             gone += self._series_to_trash(folder, list(some))
         return gone
 
-    def _series_to_trash(self, path: str, variants: list[Aside]) -> list[Aside]:
+    def _series_to_trash(self, path: str, variants: list[SetAside]) -> list[SetAside]:
         key = variants[0].key
         known = self._in_trash(key)
         # A kill after the link and before the decision was carried out left it there already.
@@ -207,7 +209,7 @@ class Decider:
         set_aside.tidy(self.root, path)
         return [known[one.identity] for one in variants]
 
-    def _in_trash(self, key: InstanceKey) -> dict[Identity, Aside]:
+    def _in_trash(self, key: InstanceKey) -> dict[Identity, SetAside]:
         """The entries of a series; nobody else changes them while we have the lock."""
         path = layout.series_folder(key)
         if path not in self._trashed:
@@ -215,7 +217,7 @@ class Decider:
             self._trashed[path] = {one.identity: one for one in there}
         return self._trashed[path]
 
-    def _lines_of(self, taken: list[tuple[Aside, Aside]]) -> Iterator[bytes]:
+    def _lines_of(self, taken: list[tuple[SetAside, SetAside]]) -> Iterator[bytes]:
         """The lines in the trash of variants of one series, given with their entries."""
         key = taken[0][0].key
         beside = f"{layout.CONFLICTS}/{layout.study_folder(key.month, key.study)}"
@@ -226,7 +228,7 @@ class Decider:
             )
             yield trash.line_of(entry, best_line(lines, one.size, self._stored(one)))
 
-    def _entry(self, one: Aside) -> Aside:
+    def _entry(self, one: SetAside) -> SetAside:
         while True:
             self._stamp = manifest.later_than([{"removed": self._stamp}])
             entry = trash.entry(one.key, self._stamp)

@@ -23,7 +23,7 @@ import orjson
 from plainpacs.archive.removal import trash
 from plainpacs.archive.store import manifest, set_aside
 from plainpacs.archive.store.manifest import Line, lines_in
-from plainpacs.archive.store.set_aside import Aside, Lines
+from plainpacs.archive.store.set_aside import Lines, SetAside
 from plainpacs.archive.tree import durable, layout
 from plainpacs.archive.tree.root import is_locked
 from plainpacs.archive.tree.targets import Identity, Target, files_in, identity, names_in
@@ -213,7 +213,7 @@ def _read_from(fd: int, offset: int) -> bytes:
 # --- links --------------------------------------------------------------------------------------
 
 
-def _wait_for_receivers(root: int, entries: Iterable[Aside]) -> int:
+def _wait_for_receivers(root: int, entries: Iterable[SetAside]) -> int:
     """Lets no file in ``incoming`` be one of the ``entries`` any more; returns how many of them
     have other names elsewhere.
 

@@ -12,7 +12,7 @@ instance whose receiver has not answered yet (its second link is there) is taken
 is answered 0000 all the same, as if it had been stored just before the removal.
 
 To restore is to store again: the entry is published by the same way as an instance that arrives
-(``shelf``), so it is never put over another, then it leaves the trash.
+(``Publication.save``), so it is never put over another, then it leaves the trash.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ from plainpacs.archive.store.manifest import (
     Provenance,
     best_line,
 )
-from plainpacs.archive.store.publish import Candidate, Shelf, Stored
+from plainpacs.archive.store.publish import Candidate, Publication, Stored
 from plainpacs.archive.store.reread_facts import read_facts
-from plainpacs.archive.store.set_aside import Aside, Lines
+from plainpacs.archive.store.set_aside import Lines, SetAside
+from plainpacs.archive.store.temporary import Temporary
 from plainpacs.archive.store.writer import Writer
 from plainpacs.archive.tree import durable, layout
 from plainpacs.archive.tree.identity import InstanceKey
@@ -56,7 +57,7 @@ log = logging.getLogger(__name__)
 class Restored:
     """What became of an entry: ``stored``, or ``error`` says why it stays in the trash."""
 
-    entry: Aside
+    entry: SetAside
     stored: Stored | None = None
     error: str = ""
 
@@ -72,7 +73,7 @@ class Removal:
         self._digest = digest
         self._publisher = Publisher(writer.root)
         self._manifests = ManifestWriter(self._publisher)
-        self._shelf = Shelf(writer, sync=True)
+        self._publication = Publication(writer, sync=True)
         self._numbers = itertools.count()
 
     @classmethod
@@ -96,22 +97,22 @@ class Removal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._shelf.close()
+        self._publication.close()
         self._manifests.close()
         os.close(self._lock)
         self.writer.close()
 
     # --- into the trash -------------------------------------------------------------------------
 
-    def remove(self, instances: Iterable[Present]) -> list[Aside]:
+    def remove(self, instances: Iterable[Present]) -> list[SetAside]:
         """Takes the ``instances`` out; returns where they went. What is not there any more, or
         is another file now, is left out."""
-        gone: list[Aside] = []
+        gone: list[SetAside] = []
         for _, series in groupby(sorted(instances, key=_key_of), key=_series_of):
             gone += self._remove_series(list(series))
         return gone
 
-    def _remove_series(self, listed: list[Present]) -> list[Aside]:
+    def _remove_series(self, listed: list[Present]) -> list[SetAside]:
         key = listed[0].key
         lines = set_aside.lines_of(self.root, layout.study_folder(key.month, key.study), key.series)
         # The stamps first, then another look: what others put there since is stored later than
@@ -123,9 +124,9 @@ class Removal:
             return []
         self._announce(taken, lines)
         # Before, too: should we die in between, the indexer is to look all the same.
-        self._shelf.mark_pending(key.month, key.study)
+        self._publication.mark_pending(key.month, key.study)
         gone = self._rename(taken)
-        self._shelf.mark_pending(key.month, key.study)
+        self._publication.mark_pending(key.month, key.study)
         return gone
 
     def _now(self, instances: list[Present]) -> set[Present]:
@@ -135,12 +136,12 @@ class Removal:
         target = Target(key.month, key.study, key.series)
         return {one for one in present(self.root, [target]) if one.key in wanted}
 
-    def _entry(self, one: Present, lines: Lines) -> Aside:
+    def _entry(self, one: Present, lines: Lines) -> SetAside:
         removed = manifest.later_than(lines.get(layout.instance_name(one.key.instance), ()))
         entry = trash.entry(one.key, removed)
         return replace(entry, identity=one.identity, size=one.size)
 
-    def _announce(self, taken: list[tuple[Present, Aside]], lines: Lines) -> None:
+    def _announce(self, taken: list[tuple[Present, SetAside]], lines: Lines) -> None:
         key, folder = taken[0][0].key, taken[0][1].folder
         kept, removals = [], []
         for one, entry in taken:
@@ -156,7 +157,7 @@ class Removal:
         path = f"{folder}/{layout.manifest_name(key.series, self.writer.node)}"
         self._manifests.append_durably(path, b"".join(lines))
 
-    def _rename(self, taken: list[tuple[Present, Aside]]) -> list[Aside]:
+    def _rename(self, taken: list[tuple[Present, SetAside]]) -> list[SetAside]:
         key = taken[0][0].key
         to = self._publisher.folder(taken[0][1].folder)
         path = layout.series_folder(key)
@@ -180,7 +181,7 @@ class Removal:
                 os.close(above)
         return gone
 
-    def _take(self, one: Present, series: int, entry: Aside, to: int) -> bool:
+    def _take(self, one: Present, series: int, entry: SetAside, to: int) -> bool:
         name = layout.instance_name(one.key.instance)
         try:
             if not one.is_file(os.stat(name, dir_fd=series, follow_symlinks=False)):
@@ -203,7 +204,7 @@ class Removal:
 
     # --- and back -------------------------------------------------------------------------------
 
-    def restore(self, entries: Iterable[Aside]) -> list[Restored]:
+    def restore(self, entries: Iterable[SetAside]) -> list[Restored]:
         """Brings ``entries`` of the trash back; returns what became of each.
 
         DUPLICATE: the same instance was there. CONFLICT: other bytes were, and the entry is among
@@ -219,20 +220,20 @@ class Removal:
         which nothing is there any more."""
         set_aside.tidy_all(self.root, layout.TRASH)
 
-    def _restore_series(self, folder: str, entries: list[Aside]) -> list[Restored]:
+    def _restore_series(self, folder: str, entries: list[SetAside]) -> list[Restored]:
         key = entries[0].key
         kept = set_aside.lines_of(self.root, folder.rpartition("/")[0], key.series)
         tree = set_aside.lines_of(self.root, layout.study_folder(key.month, key.study), key.series)
         trashed = durable.open_folder(folder, folder=self.root)
         try:
             done = [self._restore(one, trashed, kept, tree) for one in entries]
-            self._shelf.flush()
+            self._publication.flush()
         finally:
             os.close(trashed)
         set_aside.drop(self.root, [one.entry for one in done if one.stored])
         return done
 
-    def _restore(self, entry: Aside, trashed: int, kept: Lines, tree: Lines) -> Restored:
+    def _restore(self, entry: SetAside, trashed: int, kept: Lines, tree: Lines) -> Restored:
         temporary = f"restored.{next(self._numbers)}"
         known = tree.get(layout.instance_name(entry.key.instance), [])
         try:
@@ -240,14 +241,11 @@ class Removal:
             candidate = self._candidate(entry, trashed, temporary, kept.get(entry.name, []), known)
         except RefusedInstance as error:
             return Restored(entry, error=str(error))
-        durable.link(entry.name, temporary, folder=trashed, to_folder=self.writer.incoming)
-        try:
-            return Restored(entry, self._shelf.publish(candidate))
-        finally:
-            durable.unlink(temporary, folder=self.writer.incoming)
+        file = Temporary(self.writer.incoming, temporary, of=entry.name, folder=trashed)
+        return Restored(entry, self._publication.save(file, candidate))
 
     def _candidate(
-        self, entry: Aside, trashed: int, temporary: str, kept: list[Line], tree: list[Line]
+        self, entry: SetAside, trashed: int, temporary: str, kept: list[Line], tree: list[Line]
     ) -> Candidate:
         """Raises RefusedInstance when no line tells what the entry is, and it cannot be read."""
         fd = os.open(entry.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=trashed)
@@ -284,7 +282,7 @@ class Removal:
                     accepted.append(one)
             if added:
                 self._append(folder, key, added)
-                self._shelf.mark_pending(key.month, key.study)
+                self._publication.mark_pending(key.month, key.study)
         return accepted
 
 

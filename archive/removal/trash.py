@@ -16,7 +16,7 @@ import orjson
 
 from plainpacs.archive.store import set_aside
 from plainpacs.archive.store.manifest import Line
-from plainpacs.archive.store.set_aside import Aside
+from plainpacs.archive.store.set_aside import SetAside
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.identity import InstanceKey
 from plainpacs.archive.tree.targets import Target
@@ -25,12 +25,12 @@ _MARK = re.compile(r"(\d{4})(\d\d)(\d\dT\d\d)(\d\d)(\d\d\.\d{3}Z)", re.ASCII)
 _OWN = ("PatientName", "PatientID", "StudyDate", "StudyDescription")
 
 
-def entry(key: InstanceKey, removed: str) -> Aside:
+def entry(key: InstanceKey, removed: str) -> SetAside:
     """Where the instance goes that is removed at this stamp."""
-    return Aside(layout.TRASH, key, removed.replace("-", "").replace(":", ""))
+    return SetAside(layout.TRASH, key, removed.replace("-", "").replace(":", ""))
 
 
-def removed(one: Aside) -> str:
+def removed(one: SetAside) -> str:
     """When an entry was removed; empty for a name that is none of ours.
 
     >>> removed(entry(InstanceKey("202401", "1", "2", "3"), "2024-02-28T02:38:10.123Z"))
@@ -40,13 +40,13 @@ def removed(one: Aside) -> str:
     return "{}-{}-{}:{}:{}".format(*found.groups()) if found else ""
 
 
-def line_of(one: Aside, best: Line | None) -> bytes:
+def line_of(one: SetAside, best: Line | None) -> bytes:
     """The line of an entry, newline included. ``best`` is the one that counted in the tree."""
     line = {**(best or {}), "file": one.name, "removed": removed(one)}
     return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def entries(root: int, targets: Iterable[Target]) -> list[Aside]:
+def entries(root: int, targets: Iterable[Target]) -> list[SetAside]:
     """What the trash has of the ``targets``; of an instance the latest last. Raises OSError."""
     return [one for one in set_aside.kept(root, layout.TRASH, targets) if removed(one)]
 

@@ -1,4 +1,4 @@
-"""Publishing a finished temporary file: its place, its manifest line, the marker for the indexer.
+"""The order of a store: a temporary file gets its place, its manifest line, the indexer's marker.
 
 The same instance again changes nothing; other bytes under a stored UID are kept aside, or take the
 place of the first, which is kept aside before (``on_conflict = replace``).
@@ -28,12 +28,12 @@ from plainpacs.archive.dicom.header import Attributes
 from plainpacs.archive.errors import StorageUnavailable, UnreadableDataSet
 from plainpacs.archive.store import manifest, set_aside
 from plainpacs.archive.store.manifest import FileFacts, Line, ManifestWriter, Provenance
-from plainpacs.archive.store.set_aside import Aside
-from plainpacs.archive.store.temporary import mapped
+from plainpacs.archive.store.set_aside import SetAside
+from plainpacs.archive.store.temporary import Temporary, mapped
 from plainpacs.archive.store.writer import Writer
 from plainpacs.archive.tree import durable, layout
 from plainpacs.archive.tree.identity import InstanceKey
-from plainpacs.archive.tree.publisher import Publisher
+from plainpacs.archive.tree.publisher import Linked, Publisher
 from plainpacs.archive.tree.root import locked, stamp
 from plainpacs.archive.tree.targets import identity
 
@@ -75,8 +75,8 @@ class Candidate(NamedTuple):
     attributes: Attributes
 
 
-class Shelf:
-    """Where candidates are published. Thread-safe; one for a process. Close it."""
+class Publication:
+    """Publishes finished temporary files. Thread-safe; one for a process. Close it."""
 
     def __init__(self, writer: Writer, *, sync: bool, on_conflict: str = KEEP) -> None:
         self._writer = writer
@@ -95,35 +95,49 @@ class Shelf:
         """Makes the manifest lines durable that were appended since the last flush."""
         self._manifests.flush()
 
-    def publish(self, candidate: Candidate, *, may_replace: bool = True) -> Stored:
-        """Raises OSError, StorageUnavailable; after one, the file may be in its place, whole.
+    def save(self, file: Temporary, new: Candidate, *, may_replace: bool = True) -> Stored:
+        """Keeps the instance that was written to ``file``: the order of a store, a step a line.
 
-        ``may_replace`` false: other bytes that are there stay, whatever ``on_conflict`` says.
+        When this returns the instance is kept, and whoever sent it may be told so. The order is
+        proved by model (``tests/crash``); a step moved breaks a promise. ``may_replace`` false:
+        other bytes that are there stay, whatever ``on_conflict`` says. Raises OSError,
+        StorageUnavailable; after one the file may be in its place, whole, and a retry finds it.
         """
-        key = candidate.key
+        key, incoming, publisher = new.key, self._writer.incoming, self._publisher
         path = layout.instance_path(key)
-        for last in (False, False, True):
-            if self._publisher.publish(candidate.name, self._writer.incoming, path):
-                folder = layout.study_folder(key.month, key.study)
-                self._append_line(folder, candidate)
+        with file:  # at the end its temporary name goes, whatever happens
+            file.sync()  # the bytes are durable
+            for folder in publisher.attempts(layout.series_folder(key)):  # durable, up to ROOT
+                linked = publisher.link(file.name, incoming, folder, new.facts.file)
+                if linked is Linked.NOWHERE:
+                    continue
+                publisher.sync(folder)  # the name is durable, whoever's file has it
+                if linked is Linked.TAKEN:
+                    if stored := self._taken(path, new, may_replace):
+                        return stored
+                    continue
+                self._append_line(layout.study_folder(key.month, key.study), new)
                 self.mark_pending(key.month, key.study)
                 return Stored(StoreOutcome.STORED, key, path)
-            try:
-                if self._holds_same(path, candidate):
-                    return Stored(StoreOutcome.DUPLICATE, key, path)
-                if may_replace and self._on_conflict == REPLACE:
-                    return self.replace(candidate)
-                return self._keep_aside(candidate)
-            except FileNotFoundError:  # removed in this very moment: its place is free
-                if last:
-                    raise
         raise StorageUnavailable(f"{path} keeps coming and going")
+
+    def _taken(self, path: str, new: Candidate, may_replace: bool) -> Stored | None:
+        """What becomes of an instance whose name another file has; None: that one was removed in
+        this very moment."""
+        try:
+            if self._holds_same(path, new):
+                return Stored(StoreOutcome.DUPLICATE, new.key, path)
+            if may_replace and self._on_conflict == REPLACE:
+                return self.replace(new)
+            return self._set_aside(new)
+        except FileNotFoundError:
+            return None
 
     # --- other bytes: kept aside ----------------------------------------------------------------
 
-    def _keep_aside(self, candidate: Candidate) -> Stored:
+    def _set_aside(self, candidate: Candidate) -> Stored:
         key = candidate.key
-        path = f"{self._conflicts(key)}/{self._aside_name(candidate)}"
+        path = f"{self._conflicts(key)}/{self._variant_name(candidate)}"
         if self._publisher.publish(candidate.name, self._writer.incoming, path):
             folder = f"{layout.CONFLICTS}/{layout.study_folder(key.month, key.study)}"
             facts = candidate.facts._replace(file=path.rpartition("/")[2])
@@ -135,7 +149,7 @@ class Shelf:
     def _conflicts(self, key: InstanceKey) -> str:
         return f"{layout.CONFLICTS}/{layout.series_folder(key)}"
 
-    def _aside_name(self, candidate: Candidate) -> str:
+    def _variant_name(self, candidate: Candidate) -> str:
         # Of what makes an instance the same, not of the file: a retry by another AE adds nothing.
         digest = blake3.blake3(candidate.facts.transfer_syntax.encode() + b"\0")
         digest.update(self._data_set(candidate))
@@ -144,7 +158,7 @@ class Shelf:
     # --- other bytes: published -----------------------------------------------------------------
 
     def replace(
-        self, candidate: Candidate, put_by: Callable[[Aside], None] | None = None
+        self, candidate: Candidate, put_by: Callable[[SetAside], None] | None = None
     ) -> Stored:
         """Publishes the candidate in place of what lies there, which is kept aside first.
 
@@ -175,12 +189,12 @@ class Shelf:
         self.mark_pending(key.month, key.study)
         return Stored(StoreOutcome.CONFLICT, key, path)
 
-    def _keep_old(self, key: InstanceKey, old: FileIO, lines: list[Line]) -> Aside:
+    def _keep_old(self, key: InstanceKey, old: FileIO, lines: list[Line]) -> SetAside:
         """Links the open, published file ``old`` into ``conflicts``, durably, with its line."""
         facts = os.fstat(old.fileno())
         path = layout.instance_path(key)
         mark = variant_digest(old)
-        kept = Aside(layout.CONFLICTS, key, mark, identity(facts), facts.st_size, facts.st_nlink)
+        kept = SetAside(layout.CONFLICTS, key, mark, identity(facts), facts.st_size, facts.st_nlink)
         self._publisher.sync_published(old.fileno(), path)
         series, _, name = path.rpartition("/")
         folder = self._publisher.folder(series)  # held on to: it is open as long as it is
@@ -226,7 +240,9 @@ class Shelf:
 
     def _drop_variant(self, candidate: Candidate) -> None:
         """The published candidate's twin among the conflicts, if there is one, is not needed."""
-        twin = Aside(layout.CONFLICTS, candidate.key, self._aside_name(candidate).partition("~")[2])
+        twin = SetAside(
+            layout.CONFLICTS, candidate.key, self._variant_name(candidate).partition("~")[2]
+        )
         try:
             if self._holds_same(twin.path, candidate):
                 set_aside.drop(self._writer.root, [twin])

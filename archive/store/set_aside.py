@@ -23,7 +23,7 @@ Lines = dict[str, list[Line]]
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Aside:
+class SetAside:
     """A file kept aside beneath ``top``. ``mark`` is what comes after the ``~``."""
 
     top: str
@@ -46,12 +46,12 @@ class Aside:
         return f"{self.folder}/{self.name}"
 
 
-def kept(root: int, top: str, targets: Iterable[Target]) -> list[Aside]:
+def kept(root: int, top: str, targets: Iterable[Target]) -> list[SetAside]:
     """What is kept aside of the ``targets``, each file once, sorted. Raises OSError."""
     return sorted({one for target in targets for one in _kept(root, top, target)})
 
 
-def _kept(root: int, top: str, target: Target) -> Iterator[Aside]:
+def _kept(root: int, top: str, target: Target) -> Iterator[SetAside]:
     study = f"{top}/{layout.study_folder(target.month, target.study)}"
     for series in [target.series] if target.series else names_in(root, study):
         if not is_name(series):
@@ -60,7 +60,7 @@ def _kept(root: int, top: str, target: Target) -> Iterator[Aside]:
             instance, tilde, mark = name.partition("~")
             if tilde and is_name(instance) and target.instance in ("", instance):
                 key = InstanceKey(target.month, target.study, series, instance)
-                yield Aside(top, key, mark, identity(facts), facts.st_size, facts.st_nlink)
+                yield SetAside(top, key, mark, identity(facts), facts.st_size, facts.st_nlink)
 
 
 def studies(root: int, top: str) -> Iterator[Target]:
@@ -128,9 +128,9 @@ def read_file(root: int, path: str) -> bytes:
         return file.read()
 
 
-def drop(root: int, files: Iterable[Aside]) -> None:
+def drop(root: int, files: Iterable[SetAside]) -> None:
     """Takes the ``files`` away, for good; folders that are empty then go too. Raises OSError."""
-    by_folder: dict[str, list[Aside]] = {}
+    by_folder: dict[str, list[SetAside]] = {}
     for one in files:
         by_folder.setdefault(one.folder, []).append(one)
     for path, some in by_folder.items():

@@ -1,8 +1,7 @@
 """Storing an instance: from the bytes of its data set to a promise.
 
-The order (design, section 3) is: temporary file, write, sync (here, by ``unfinished``), link to the
-final name, sync the folders (``Publisher.publish``), manifest line, pending marker
-(``shelf``), unlink the temporary file. It is proved: do not reorder it without a model.
+However an instance arrives (in one piece, in many, as a file), it is written to a temporary file
+here; ``Publication.save`` does the rest, in the order that makes the answer true.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from plainpacs.archive.store.audit import AuditLog
 from plainpacs.archive.store.free_space import NO_RESERVE, Reserve
 from plainpacs.archive.store.incoming_cleanup import mark_published
 from plainpacs.archive.store.manifest import FileFacts, Provenance
-from plainpacs.archive.store.publish import KEEP, Candidate, Shelf, Stored, StoreOutcome
-from plainpacs.archive.store.temporary import Unfinished
+from plainpacs.archive.store.publish import KEEP, Candidate, Publication, Stored, StoreOutcome
+from plainpacs.archive.store.temporary import TemporaryFile
 from plainpacs.archive.store.writer import FILES_OF_ONE, Writer
 from plainpacs.archive.tree import durable, layout
 from plainpacs.archive.tree.identity import InstanceKey, as_name, strip_padding
@@ -51,7 +50,7 @@ class Archive:
         self._writer = writer
         self._sync = sync
         self._digest = digest
-        self._shelf = Shelf(writer, sync=sync, on_conflict=on_conflict)
+        self._publication = Publication(writer, sync=sync, on_conflict=on_conflict)
         self.audit = AuditLog(writer.root, writer.node, sync=sync)
         self._numbers = itertools.count()
         self.headers = HeaderReader()
@@ -90,13 +89,13 @@ class Archive:
 
     def close(self) -> None:
         """Makes everything durable and leaves nothing unfinished behind."""
-        self._shelf.close()
+        self._publication.close()
         self.audit.close()
         self._writer.close()
 
     def flush(self) -> None:
         """Makes the manifest lines durable that were appended since the last flush."""
-        self._shelf.flush()
+        self._publication.flush()
 
     def check(self, size: int = 0, files: int = FILES_OF_ONE) -> None:
         """Raises StorageUnavailable when the root went away, or has no room for ``size`` bytes
@@ -140,9 +139,9 @@ class Archive:
         )
         with _as_unavailable:
             self.check(len(data_set))
-            with self._unfinished() as file:
+            with self._temporary_file() as file:
                 file.write(meta, data_set)
-                return self._publish(
+                return self._save(
                     file,
                     key,
                     attributes,
@@ -168,7 +167,7 @@ class Archive:
         )
         with _as_unavailable:
             self.check()
-            file = self._unfinished()
+            file = self._temporary_file()
             try:
                 file.write(meta)
             except BaseException:
@@ -188,7 +187,7 @@ class Archive:
         """
         with _as_unavailable:
             self.check(os.fstat(source).st_size)
-            with self._unfinished() as file:
+            with self._temporary_file() as file:
                 file.copy(source)
                 view = file.view()
                 found = part10.read_part10(view[: part10.LONGEST_META])
@@ -200,7 +199,7 @@ class Archive:
                     return self.store(
                         data_set, found.transfer_syntax, provenance, may_replace=may_replace
                     )
-                return self._publish(
+                return self._save(
                     file,
                     InstanceKey.of_attributes(attributes),
                     attributes,
@@ -210,12 +209,13 @@ class Archive:
                     may_replace=may_replace,
                 )
 
-    def _unfinished(self) -> Unfinished:
-        return Unfinished(self._writer.incoming, str(next(self._numbers)), self._digest)
+    def _temporary_file(self) -> TemporaryFile:
+        name = str(next(self._numbers))
+        return TemporaryFile(self._writer.incoming, name, self._digest, sync=self._sync)
 
-    def _publish(
+    def _save(
         self,
-        file: Unfinished,
+        file: TemporaryFile,
         key: InstanceKey,
         attributes: Attributes,
         *,
@@ -224,7 +224,7 @@ class Archive:
         provenance: Provenance,
         may_replace: bool = True,
     ) -> Stored:
-        """Keeps the file, whose data set starts at ``offset``."""
+        """Keeps the file, whose data set in ``syntax`` starts at ``offset``."""
         self._writer.forbidden.check(key)
         facts = FileFacts(
             layout.instance_name(key.instance),
@@ -232,11 +232,11 @@ class Archive:
             offset,
             self._digest,
             file.hexdigest(),
-            file.finish(provenance.stored, sync=self._sync),
+            file.date(provenance.stored),
             syntax,
         )
         candidate = Candidate(file.name, key, facts, provenance, attributes)
-        return self._shelf.publish(candidate, may_replace=may_replace)
+        return self._publication.save(file, candidate, may_replace=may_replace)
 
 
 class Spool:
@@ -249,7 +249,7 @@ class Spool:
     def __init__(
         self,
         archive: Archive,
-        file: Unfinished,
+        file: TemporaryFile,
         command: Mapping[str, str],
         transfer_syntax: str,
         provenance: Provenance,
@@ -298,7 +298,7 @@ class Spool:
             key = InstanceKey.of_attributes(attributes)
             for keyword, uid in self._command.items():
                 _agree(keyword, attributes, uid)
-            return self._archive._publish(
+            return self._archive._save(
                 self._file,
                 key,
                 attributes,

@@ -1,4 +1,4 @@
-"""A file that is not finished yet: bytes go in, are hashed as they pass, and it is made durable."""
+"""Temporary files in ``incoming``: bytes go in, are hashed as they pass, and are made durable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import mmap
 import os
 import time
-from typing import Any
+from typing import Any, Self
 
 import blake3
 
@@ -28,36 +28,55 @@ def new_digest(name: str) -> Any:
     return blake3.blake3() if name == "blake3" else hashlib.sha256()
 
 
-class Unfinished:
-    """A new file ``name`` in the open directory ``folder``. Methods raise OSError.
+class Temporary:
+    """A name in ``incoming`` of a file that is about to get its place in the tree: the ``name``,
+    too, for the file ``of`` in ``folder``, which is whole and durable. Methods raise OSError.
 
     A context manager: whatever happens, the name is gone afterwards.
     """
 
-    __slots__ = ("_digest", "_fd", "_folder", "name", "size")
+    __slots__ = ("_incoming", "name")
 
-    def __init__(self, folder: int, name: str, digest: str) -> None:
+    def __init__(self, incoming: int, name: str, *, of: str, folder: int) -> None:
         self.name = name
-        self.size = 0
-        self._folder = folder
-        self._digest = new_digest(digest)
-        self._fd = durable.create(name, 0o444, folder=folder)
+        self._incoming = incoming
+        durable.link(of, name, folder=folder, to_folder=incoming)
 
-    def __enter__(self) -> Unfinished:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.discard()
 
+    def sync(self) -> None:
+        """Makes the file's bytes and time durable, if they are not yet."""
+
     def discard(self) -> None:
         """Takes the name away; what was published under another stays."""
+        with contextlib.suppress(FileNotFoundError):
+            durable.unlink(self.name, folder=self._incoming)
+
+
+class TemporaryFile(Temporary):
+    """A new file ``name`` in the open directory ``incoming``; ``sync`` false: never synced."""
+
+    __slots__ = ("_digest", "_fd", "_sync", "size")
+
+    def __init__(self, incoming: int, name: str, digest: str, *, sync: bool = True) -> None:
+        self.name = name
+        self.size = 0
+        self._incoming = incoming
+        self._sync = sync
+        self._digest = new_digest(digest)
+        self._fd = durable.create(name, 0o444, folder=incoming)
+
+    def discard(self) -> None:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             try:
                 os.close(fd)  # where it may fail: a quota on a network file system
             finally:
-                with contextlib.suppress(FileNotFoundError):
-                    durable.unlink(self.name, folder=self._folder)
+                super().discard()
 
     def write(self, *buffers: Buffer) -> None:
         """Adds bytes, and to the digest."""
@@ -82,21 +101,23 @@ class Unfinished:
         if offset:
             self._digest.update(self.view())
 
-    def finish(self, stored: int | None, *, sync: bool) -> str:
-        """Dates the file (nanoseconds; None: now), makes its bytes durable, returns the stamp."""
+    def date(self, stored: int | None) -> str:
+        """Gives the file its time (nanoseconds; None: now), and returns that as a stamp."""
         now = time.time_ns() if stored is None else stored
         now -= now % _MILLISECOND
         durable.set_time(self._fd, now)
-        if sync:
-            durable.sync_file(self._fd)
         return stamp(now)
+
+    def sync(self) -> None:
+        if self._sync:
+            durable.sync_file(self._fd)
 
     def hexdigest(self) -> str:
         return str(self._digest.hexdigest())
 
     def view(self) -> memoryview:
         """All bytes so far. Raises NotDICOM when there are none."""
-        return mapped(self._folder, self.name)
+        return mapped(self._incoming, self.name)
 
 
 def mapped(folder: int, name: str) -> memoryview:

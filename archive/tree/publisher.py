@@ -7,17 +7,30 @@ mount went away, nor through a symbolic link.
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from plainpacs.archive.errors import StorageUnavailable
 from plainpacs.archive.tree import durable
 
 _VANISHED = (errno.ENOENT, errno.ESTALE)
 _OPEN_FOLDERS = 256
+_ATTEMPTS = 3
+
+
+class Linked(enum.Enum):
+    """What came of giving a file a name."""
+
+    OURS = enum.auto()
+    """The name is that file's now."""
+    TAKEN = enum.auto()
+    """Another file has the name; nothing was changed."""
+    NOWHERE = enum.auto()
+    """The folder that was open was removed or moved away: it is not in the tree."""
 
 
 def same_file(name: str, folder: int, other_name: str, other_folder: int) -> bool:
@@ -114,6 +127,36 @@ class Publisher:
                 f"cannot sync folder {folder or '.'}: {why}; check the disk, then restart"
             ) from error
 
+    def attempts(self, path: str) -> Iterator[Folder]:
+        """The ``folder`` at ``path``; whoever asks for another found it moved away, and gets it
+        opened anew, a few times. Raises OSError, StorageUnavailable."""
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                folder = self.folder(path)
+            except OSError as error:
+                if error.errno not in _VANISHED or not left:
+                    raise
+            else:
+                yield folder
+            self.forget(path)
+
+    def link(self, temporary: str, temporary_folder: int, folder: Folder, name: str) -> Linked:
+        """Gives the file ``temporary`` the ``name`` in ``folder``, too. Durable, whoever's it is,
+        after ``sync(folder)``. Raises OSError."""
+        try:
+            durable.link(temporary, name, folder=temporary_folder, to_folder=folder.fd)
+            ours = True
+        except OSError as error:
+            # An error is no proof that nothing was linked (NFS repeats lost answers).
+            ours = same_file(temporary, temporary_folder, name, folder.fd)
+            if not ours and error.errno in _VANISHED:
+                return Linked.NOWHERE
+            if not ours and error.errno != errno.EEXIST:
+                raise
+        if not self._in_place(folder):
+            return Linked.NOWHERE
+        return Linked.OURS if ours else Linked.TAKEN
+
     def publish(self, temporary: str, temporary_folder: int, path: str) -> bool:
         """Links the finished, synced file ``temporary`` to ``path``, durably.
 
@@ -122,25 +165,11 @@ class Publisher:
         file may stay under ``path``, whole.
         """
         where, _, name = path.rpartition("/")
-        for last in (False, False, True):
-            try:
-                folder = self.folder(where)
-                try:
-                    durable.link(temporary, name, folder=temporary_folder, to_folder=folder.fd)
-                    ours = True
-                except OSError as error:
-                    # An error is no proof that nothing was linked (NFS repeats lost answers).
-                    ours = same_file(temporary, temporary_folder, name, folder.fd)
-                    if not ours and error.errno != errno.EEXIST:
-                        raise
-                if self._in_place(folder):
-                    self.sync(folder)
-                    return ours
-            except OSError as error:
-                if error.errno not in _VANISHED or last:
-                    raise
-            # The folder was removed or moved away beneath us: what we hold open is not the tree.
-            self.forget(where)
+        for folder in self.attempts(where):
+            linked = self.link(temporary, temporary_folder, folder, name)
+            if linked is not Linked.NOWHERE:
+                self.sync(folder)
+                return linked is Linked.OURS
         raise StorageUnavailable(f"folder {where} keeps moving away")
 
     def replace(

@@ -81,7 +81,7 @@ class TwoPlaces(Check):
                 yield Finding.of_instance(FindingKind.TWO_PLACES, key, words)
 
 
-class Aside(Check):
+class SetAside(Check):
     """Nothing under ``conflicts`` waits to be decided."""
 
     def __init__(self, root: str, options: Options, note: Note) -> None:

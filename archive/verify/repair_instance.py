@@ -23,7 +23,7 @@ from plainpacs.archive.store.manifest import (
     line_of,
 )
 from plainpacs.archive.store.reread_facts import read_facts
-from plainpacs.archive.store.temporary import Unfinished
+from plainpacs.archive.store.temporary import TemporaryFile
 from plainpacs.archive.store.writer import Writer
 from plainpacs.archive.tree import durable, layout
 from plainpacs.archive.tree.identity import InstanceKey
@@ -168,13 +168,14 @@ class InstanceMender:
         attributes = anew.attributes
         stored = _nanoseconds(anew.line) if attributes is None else None
         name = f"mended.{next(self._numbers)}"
-        with Unfinished(self._writer.incoming, name, self._digest) as new:
+        with TemporaryFile(self._writer.incoming, name, self._digest) as new:
             new.write(anew.meta)
             offset = anew.offset
             while chunk := os.pread(one.fd, 1 << 20, offset):
                 new.write(chunk)
                 offset += len(chunk)
-            now = new.finish(stored, sync=True)
+            now = new.date(stored)
+            new.sync()
             with locked(self._writer.root, layout.REPLACING_LOCK):
                 kept = self._keep_aside(one, one.key, FindingKind.WRONG_FILE_META)
                 if attributes is not None:

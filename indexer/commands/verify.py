@@ -17,7 +17,7 @@ from plainpacs.archive.errors import BadQuery, BadSettings, NoMatch
 from plainpacs.archive.store.manifest import DIGESTS
 from plainpacs.archive.tree.root import read_marker
 from plainpacs.archive.tree.targets import Target
-from plainpacs.archive.verify.checks import Aside, Rubbish, TwoPlaces
+from plainpacs.archive.verify.checks import Rubbish, SetAside, TwoPlaces
 from plainpacs.archive.verify.finding import Finding
 from plainpacs.archive.verify.verify import Check, Options, Progress, Verification
 from plainpacs.indexer.index import instance_shards, lookup
@@ -32,7 +32,7 @@ _GIVE_WAY = 0.0005
 
 def checks(root: str, options: Options) -> list[Check]:
     """What goes beyond an instance, as far as ``options`` mean it."""
-    found: list[Check] = [TwoPlaces(root), IndexCheck(root, options), Aside(root, options, note)]
+    found: list[Check] = [TwoPlaces(root), IndexCheck(root, options), SetAside(root, options, note)]
     return [*found, Rubbish(root, note)] if options.whole else found
 
 

@@ -13,7 +13,7 @@ from plainpacs.archive.removal import trash
 from plainpacs.archive.removal.purge import Purged, purge
 from plainpacs.archive.removal.remove import Removal, Restored
 from plainpacs.archive.store import audit, forbidden, set_aside
-from plainpacs.archive.store.set_aside import Aside
+from plainpacs.archive.store.set_aside import SetAside
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.root import open_root
 from plainpacs.archive.tree.targets import Present, Target, present
@@ -34,8 +34,8 @@ class Found:
 
     targets: list[Target] = field(default_factory=list)
     instances: list[Present] = field(default_factory=list)
-    entries: list[Aside] = field(default_factory=list)
-    variants: list[Aside] = field(default_factory=list)
+    entries: list[SetAside] = field(default_factory=list)
+    variants: list[SetAside] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
 
     @property
@@ -48,7 +48,7 @@ class Removed:
     """What was done: entries of the trash, as far as they are not ``purged``; ``links`` says what
     was not cleared in trees of links."""
 
-    entries: list[Aside]
+    entries: list[SetAside]
     purged: Purged | None = None
     links: list[str] = field(default_factory=list)
 

@@ -103,7 +103,7 @@ class _Judge:
         self._forbidden = Forbidden.load(fd)
         self._series = ""
         self._lines: set_aside.Lines = {}
-        self._variants: dict[InstanceKey, list[set_aside.Aside]] = {}
+        self._variants: dict[InstanceKey, list[set_aside.SetAside]] = {}
 
     def all(self, references: Sequence[Reference]) -> list[Verdict]:
         search = self._find({one.sop_instance for one in references})

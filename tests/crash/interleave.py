@@ -30,8 +30,7 @@ from typing import Any
 
 import pytest
 
-from plainpacs.archive.store import manifest, writer
-from plainpacs.archive.store import publish as shelf
+from plainpacs.archive.store import manifest, publish, writer
 from plainpacs.archive.tree import durable, publisher, root
 from plainpacs.indexer.index import rebuild
 from plainpacs.indexer.service import indexer as service
@@ -46,7 +45,7 @@ _LOOKS = (
     (durable, "open_folder"),
     (publisher, "same_file"),
     (publisher.Publisher, "_in_place"),
-    (shelf.Shelf, "_holds_same"),
+    (publish.Publication, "_holds_same"),
     (rebuild, "study_files"),
     (rebuild, "read_manifest"),
     (service, "facts_of"),
@@ -184,7 +183,7 @@ class Stage:
             for where, name in _LOOKS:
                 patch.setattr(where, name, self._looking(name, getattr(where, name)))
             threads = SimpleNamespace(**vars(threading) | {"Lock": Lock})
-            for module in (durable, manifest, shelf):
+            for module in (publisher, manifest, publish):
                 patch.setattr(module, "threading", threads)
             # Who waits for another process lets it go on.
             time = SimpleNamespace(**vars(writer.time) | {"sleep": lambda _: stage.stop(_A_WHILE)})
