@@ -136,10 +136,12 @@ def _is_loopback(address: str) -> bool:
 def listen(address: str, port: int) -> socket.socket:
     """Raises InUse, BadSettings."""
     try:
-        family, _, _, _, where = socket.getaddrinfo(
+        family, _, protocol, _, where = socket.getaddrinfo(
             address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener = socket.socket(
+            family, socket.SOCK_STREAM, protocol
+        )  # or asyncio sets no TCP_NODELAY
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(where)
         listener.listen(_CONNECTIONS)
