@@ -11,13 +11,14 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import VerificationServiceClass
 
+from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.store.audit import COUNTED_AS, uid_or_none
-from plainpacs.archive.store.store import Provenance, StoreOutcome
+from plainpacs.archive.store.store import Archive, Provenance, StoreOutcome
 from plainpacs.scp.network.acceptor import RELEASED, Accepted
 from plainpacs.scp.network.answers import NOT_AUTHORIZED, Rejection, StoreStatus
 from plainpacs.scp.network.connection import Stopping
@@ -36,12 +37,9 @@ from plainpacs.scp.network.negotiation import Context, Result, name_of
 from plainpacs.scp.network.reader import ConnectionLost, PeerTimeout
 from plainpacs.scp.receiver import services
 from plainpacs.scp.receiver.access import Access
-from plainpacs.scp.receiver.audit_trail import Visit
-from plainpacs.scp.receiver.statistics import Caller, Course, Refusal, Refused
+from plainpacs.scp.receiver.audit_trail import Trail, Visit
+from plainpacs.scp.receiver.statistics import Caller, Course, Refusal, Refused, Tally
 from plainpacs.scp.storage.store_scp import LargeInstance, StoreAnswer, StoreRequest, store
-
-if TYPE_CHECKING:  # it makes the sessions
-    from plainpacs.scp.receiver.receiver import Receiver
 
 _LOG = logging.getLogger("plainpacs.scp")
 
@@ -59,10 +57,24 @@ _NO_NODE = "not a node of this archive: see its setting query_retrieve"
 _NOT_OURS_TO_ANSWER = (ProtocolError, PeerTimeout, ConnectionLost, Stopping, Ended, OSError)
 
 
+class Host(Protocol):
+    """What a session has of its receiver."""
+
+    settings: Settings
+    archive: Archive
+    tally: Tally
+    trail: Trail
+
+    def admit(self, access: Access, peer: str) -> Rejection | None: ...
+    def dismiss(self, peer: str) -> None: ...
+    def count(self, refusal: Refusal, sop_instance: str = "") -> None: ...
+    def flush(self) -> None: ...
+
+
 class ReceiverSession:
     """One connection. See ``acceptor.Session`` for what is called when."""
 
-    def __init__(self, receiver: Receiver, access: Access, peer: str) -> None:
+    def __init__(self, receiver: Host, access: Access, peer: str) -> None:
         self._receiver = receiver
         self._access = access
         self._settings = receiver.settings

@@ -94,3 +94,31 @@ def test_imports_go_one_way(room: str, path: Path) -> None:
             assert other == room or FLOOR[other] < FLOOR[room], f"{path.name} imports {name}"
         if parts[0] in ONLY_IN:
             assert room.startswith(ONLY_IN[parts[0]]), f"{path.name} imports {name}"
+
+
+def test_within_a_room_there_is_no_circle() -> None:
+    """Of the imports that run when a module is loaded, and of those for type checkers."""
+    needs: dict[str, set[str]] = {}
+    for hall in HALLS:
+        top = folder_of(hall)
+        for path in sorted(top.rglob("*.py")):
+            module = ".".join(["plainpacs", hall, *path.relative_to(top).with_suffix("").parts])
+            tree = ast.parse(path.read_text())
+            late = {
+                node
+                for outer in ast.walk(tree)
+                if isinstance(outer, ast.FunctionDef)
+                for node in ast.walk(outer)
+            }
+            early = ast.Module([node for node in ast.walk(tree) if node not in late], [])
+            needs[module] = {
+                name
+                for node in early.body
+                if isinstance(node, ast.Import | ast.ImportFrom)
+                for name in imported(node)
+            }
+    needs = {module: names & needs.keys() for module, names in needs.items()}
+    assert len(needs) > 150
+    while free := [module for module, names in needs.items() if not names]:
+        needs = {module: names - set(free) for module, names in needs.items() if module not in free}
+    assert not needs, "these import each other"
