@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import NamedTuple, Protocol
 
 from pydicom.encaps import get_frame
@@ -66,8 +66,9 @@ class Header(NamedTuple):
     data: memoryview | None = None
 
 
-def read_header(fd: int, size: int) -> Header:
-    """The header of the Part 10 file, or bare data set, open as ``fd``.
+def read_header(fd: int, size: int, wanted: Container[int] | None = None) -> Header:
+    """The header of the Part 10 file, or bare data set, open as ``fd``; with ``wanted``, of its
+    elements only those.
 
     Raises OSError, UnreadableDataSet.
     """
@@ -79,19 +80,21 @@ def read_header(fd: int, size: int) -> Header:
         found = part10.read_part10(head)
     if found.transfer_syntax in DEFLATED:
         data_set = DataSet(_mapped(fd)[found.dataset_offset :], found.transfer_syntax)
-        return _header(found, data_set, data_set.data, -found.dataset_offset, len(data_set.data))
+        moved, end = -found.dataset_offset, len(data_set.data)
+        return _header(found, _Remembering(data_set, wanted), data_set.data, moved, end)
     for more in (0, _SECOND):
         head = os.pread(fd, more, 0) if more else head
         data_set = DataSet(
             memoryview(head)[found.dataset_offset :], found.transfer_syntax, header_only=True
         )
         try:
-            return _header(found, data_set, None, 0, size)
+            return _header(found, _Remembering(data_set, wanted), None, 0, size)
         except CutShort:
             if len(head) >= size:
                 raise
     view = _mapped(fd)[found.dataset_offset :]
-    return _header(found, DataSet(view, found.transfer_syntax, header_only=True), None, 0, size)
+    data_set = DataSet(view, found.transfer_syntax, header_only=True)
+    return _header(found, _Remembering(data_set, wanted), None, 0, size)
 
 
 def _mapped(fd: int) -> memoryview:
@@ -104,8 +107,9 @@ class _Remembering(DataSet):
 
     last: Leaf | None = None
 
-    def __init__(self, other: DataSet) -> None:
+    def __init__(self, other: DataSet, wanted: Container[int] | None) -> None:
         self.__dict__.update(other.__dict__)
+        self.wanted = wanted
 
     def __iter__(self) -> Iterator[Leaf]:
         for leaf in super().__iter__():
@@ -115,10 +119,9 @@ class _Remembering(DataSet):
 
 
 def _header(
-    found: part10.Part10, data_set: DataSet, data: memoryview | None, moved: int, size: int
+    found: part10.Part10, reading: _Remembering, data: memoryview | None, moved: int, size: int
 ) -> Header:
-    reading = _Remembering(data_set)
-    elements = read_elements(reading)
+    elements = read_elements(reading, reading.wanted)
     leaf = reading.last
     if leaf is None:
         return Header(found, elements, None, data)
@@ -128,6 +131,10 @@ def _header(
         leaf.path[0], leaf.vr or "OW", leaf.start + at, end, leaf.encapsulated, leaf.little_endian
     )
     return Header(found, elements, pixels, data)
+
+
+FRAMES_NEED = frozenset((0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011, 0x00280100))
+"""The elements of a header that ``Frames`` reads."""
 
 
 class Frames:

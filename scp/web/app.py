@@ -6,6 +6,7 @@ there are processes to draw in, and no more than ``_WAITING`` wait.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -37,6 +38,7 @@ BASE = "/dicom-web"
 _WAITING = 64
 _THREADS = 16
 _RENDERERS = 2
+_FLUSH_SECONDS = 2.0
 
 Handler = Callable[[Request], Response]
 log = logging.getLogger("plainpacs.scp")
@@ -77,9 +79,11 @@ class Site:
 
         @asynccontextmanager
         async def lifespan(_: Starlette) -> AsyncIterator[None]:
+            flushing = asyncio.ensure_future(self._flush_now_and_then())
             try:
                 yield
             finally:
+                flushing.cancel()
                 await anyio.to_thread.run_sync(self.rendered.end)
 
         app = Starlette(
@@ -88,6 +92,13 @@ class Site:
             lifespan=lifespan,
         )
         return self.access.around(app)
+
+    async def _flush_now_and_then(self) -> None:
+        """Manifest and audit lines are synced every few seconds (design, section 3)."""
+        while self._archive is not None:
+            await asyncio.sleep(_FLUSH_SECONDS)
+            await to_thread.run_sync(self._archive.flush)
+            await to_thread.run_sync(self._archive.audit.flush)
 
     def _note(self, request: Request) -> None:
         """Into the audit log, who reads of which study."""

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from plainpacs.archive.dicom.dicom_json import swapped
 from plainpacs.archive.dicom.element_tree import Element, Elements
 from plainpacs.archive.dicom.flatten import DataSet
-from plainpacs.archive.dicom.pixel_data import TABLES, Frames, Pixels
+from plainpacs.archive.dicom.pixel_data import FRAMES_NEED, TABLES, Frames, Pixels
 from plainpacs.archive.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN
 from plainpacs.archive.errors import UnreadableDataSet
 from plainpacs.indexer.images.render import Renderers, Wanted
@@ -109,7 +109,7 @@ def read_numbers(text: str) -> list[int]:
 
 def frames_of(opened: Opened) -> Frames:
     """Raises HTTPException 404 when there are none."""
-    header = opened.header()
+    header = opened.header(FRAMES_NEED)
     if header.pixels is None:
         raise HTTPException(404, "the instance has no pixel data")
     return Frames(opened.fd, opened.size, header)

@@ -26,6 +26,7 @@ ANY_SYNTAX = "*"
 """``transfer-syntax=*``: as it is stored (PS3.18 8.7.3.5.2)."""
 
 PIECE = 1 << 20
+_AT_ONCE = 2 << 20
 _SLOWEST = 60.0
 """Seconds a client may take for a piece before the connection is given up."""
 _LONGEST_ACCEPT = 4096
@@ -139,12 +140,11 @@ def multipart(parts: Iterable[Part], kind: str, *, length: int | None = None) ->
     ``length``: of all bodies and heads together, as ``length_of`` counts them.
     """
     boundary = secrets.token_hex(16)
-    whole = None if length is None else length + len(_end(boundary))
-    return Pieces(
-        _joined(parts, boundary),
-        media_type=f'multipart/related; type="{kind}"; boundary={boundary}',
-        length=whole,
-    )
+    media_type = f'multipart/related; type="{kind}"; boundary={boundary}'
+    if length is None or length > _AT_ONCE:
+        whole = None if length is None else length + len(_end(boundary))
+        return Pieces(_joined(parts, boundary), media_type=media_type, length=whole)
+    return Response(b"".join(_joined(parts, boundary)), media_type=media_type)
 
 
 def length_of(part: Part) -> int:

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import NamedTuple
 
 from starlette.exceptions import HTTPException
@@ -78,10 +78,10 @@ class Opened(NamedTuple):
     """In nanoseconds."""
     path: str
 
-    def header(self) -> Header:
-        """Raises HTTPException 406 when it cannot be read."""
+    def header(self, wanted: Container[int] | None = None) -> Header:
+        """As ``read_header``. Raises HTTPException 406 when it cannot be read."""
         try:
-            return read_header(self.fd, self.size)
+            return read_header(self.fd, self.size, wanted)
         except (UnreadableDataSet, ValueError, OSError) as error:
             log.warning("%s cannot be read: %s", self.path, error)
             raise HTTPException(406, "the stored instance cannot be read") from None

@@ -36,7 +36,7 @@ _FUNCTIONS = {"linear": "LINEAR", "linear-exact": "LINEAR_EXACT", "sigmoid": "SI
 _NUMBER = re.compile(
     r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?(?:e[+-]?[0-9]{1,2})?", re.ASCII | re.IGNORECASE
 )
-_ENCAPSULATED, _MIME_TYPE, _FRAMES = 0x00420011, 0x00420012, 0x00280008
+_ENCAPSULATED, _MIME_TYPE = 0x00420011, 0x00420012
 _SAFE_DOCUMENTS = frozenset(
     ("application/pdf", "text/xml", "application/xml", "model/stl", "model/obj", "model/mtl")
 )
@@ -176,7 +176,7 @@ def _kind(wanted: list[Accepted]) -> str:
 
 def _document(opened: Opened, request: Request, asked: str) -> Response | None:
     """A document or video that is shown as it is; None for what is drawn."""
-    header = opened.header()
+    header = opened.header((_ENCAPSULATED, _MIME_TYPE))
     kind = MEDIA_TYPES.get(header.part10.transfer_syntax.removeprefix("1.2.840.10008.1.2."), "")
     if kind.startswith("video/"):
         _need(request, kind, asked)

@@ -8,7 +8,6 @@ only when it would outlive a power loss.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from plainpacs.archive.store.store import Archive, Provenance, StoreOutcome
 from plainpacs.archive.tree.identity import strip_padding
 from plainpacs.scp.network.answers import StoreStatus
 from plainpacs.scp.storage.store_scp import LargeInstance, StoreAnswer, StoreRequest, store
-from plainpacs.scp.web.media import DICOM, DICOM_JSON
+from plainpacs.scp.web.media import DICOM, DICOM_JSON, PIECE
 from plainpacs.scp.web.places import Place, log, place_of
 
 if TYPE_CHECKING:  # where alone it is
@@ -227,15 +226,7 @@ async def answer(archive: Archive, request: Request, base: str) -> Response:
     reading = _Reading(lambda: _Part(archive, provenance, place.study))
     feed = _feeder(request, reading)
     try:
-        stream = request.stream().__aiter__()
-        while True:
-            try:
-                chunk = await asyncio.wait_for(anext(stream), _SILENCE)
-            except StopAsyncIteration:
-                break
-            if chunk:
-                await to_thread.run_sync(feed, chunk)
-        await to_thread.run_sync(feed, b"")
+        await _fed(request, feed)
     except TimeoutError:
         raise HTTPException(408, "the request came to a stop") from None
     except ClientDisconnect:
@@ -249,6 +240,30 @@ async def answer(archive: Archive, request: Request, base: str) -> Response:
     if not reading.items:
         raise HTTPException(400, "the request has no instance")
     return _said(reading.items, place, base)
+
+
+async def _fed(request: Request, feed: Callable[[bytes], None]) -> None:
+    """Takes the body in while what came before is written."""
+    stream = request.stream().__aiter__()
+    held: list[bytes] = []
+    size = 0
+    writing: asyncio.Future[None] | None = None
+    try:
+        while (chunk := await asyncio.wait_for(anext(stream, None), _SILENCE)) is not None:
+            held.append(chunk)
+            size += len(chunk)
+            if writing is not None and (writing.done() or size >= PIECE):
+                await writing
+                writing = None
+            if writing is None and size:
+                writing = asyncio.ensure_future(to_thread.run_sync(feed, b"".join(held)))
+                held, size = [], 0
+    finally:
+        if writing is not None:
+            await writing
+    if size:
+        await to_thread.run_sync(feed, b"".join(held))
+    await to_thread.run_sync(feed, b"")
 
 
 def _feeder(request: Request, reading: _Reading) -> Callable[[bytes], None]:
@@ -296,9 +311,6 @@ def _settle(archive: Archive, request: Request, reading: _Reading, peer: str) ->
     refused = Counter(item.comment for item in reading.items if item.status)
     for why, count in refused.items():
         log.warning("refused: %d instances by STOW-RS from %s: %s", count, peer, why)
-    with contextlib.suppress(Exception):
-        archive.flush()
-        archive.audit.flush()
 
 
 def _said(items: list[Item], place: Place, base: str) -> Response:

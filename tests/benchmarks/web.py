@@ -175,6 +175,7 @@ def measured(port: int, base: str, folder: Path, slices: int, label: str) -> dic
     series = f"/studies/{STUDY}/series/{SERIES}"
     frames = [f"{series}/instances/{SERIES}.{n + 1}/frames/1" for n in range(slices)]
     rendered = [one.replace("/frames/1", "/rendered") for one in frames[:: max(1, slices // 60)]]
+    rate(port, base, rendered[:4], "image/jpeg", 2)  # the processes that draw are running then
     found = {
         "metadata, first": timed(client, f"{series}/metadata", 1, gzip=True),
         "metadata, again": timed(client, f"{series}/metadata", 5, gzip=True),
