@@ -63,7 +63,7 @@ def of_elements(elements: Elements, above: CharacterSet = DEFAULT, path: str = "
 def of_record(record: Mapping[str, Any]) -> Json:
     """A record of ``indexer.query.find`` as an object of the model.
 
-    What is no attribute, and what has no value, is left out.
+    What is no attribute, and what has no value, is left out. In the order of the record.
     """
     found: Json = {}
     for keyword, value in record.items():
@@ -79,7 +79,7 @@ def of_record(record: Mapping[str, Any]) -> Json:
             if not values:
                 continue
         found[key] = {"vr": vr, "Value": values}
-    return dict(sorted(found.items()))
+    return found
 
 
 @cache

@@ -250,8 +250,8 @@ def _answer(tree: Tree, record: Record, wanted: Search, level: Level, base: str)
     fields = wanted.fields
     shown: Mapping[str, Any] = record
     if fields is not None:
-        shown = {key: value for key, value in record.items() if key in fields}
-    found = of_record({key: shown[key] for key in shown if key != "SpecificCharacterSet"})
+        shown = {key: record[key] for key in fields & record.keys()}
+    found = of_record(shown)
     uids = [
         str(record.get(keyword, "")) for keyword in _UIDS[: 3 if level is Level.INSTANCE else 2]
     ]
