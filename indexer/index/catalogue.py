@@ -20,6 +20,7 @@ import threading
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from io import FileIO
 from itertools import islice
 from operator import itemgetter, lt
@@ -217,6 +218,10 @@ def glance(data: bytes) -> list[tuple[str, str, bytes]] | None:
     None when anything about the bytes is not as compaction leaves them, or a date or time is not in
     the plain form: then they are to be read by ``live``.
     """
+    return _glance(data) if _memory is None else _glanced(data)
+
+
+def _glance(data: bytes) -> list[tuple[str, str, bytes]] | None:
     lines = data.split(b"\n")
     if lines.pop() or b"\0" in data or data.count(_START) != len(lines):
         return None
@@ -241,6 +246,10 @@ def glance(data: bytes) -> list[tuple[str, str, bytes]] | None:
     except ValueError:
         return None
     return found
+
+
+# The newest months are looked at again and again; bytes that are remembered are the same object.
+_glanced = lru_cache(maxsize=2)(_glance)
 
 
 def compacted(data: bytes) -> list[bytes] | None:

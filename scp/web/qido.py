@@ -8,7 +8,7 @@ study list of OHIF's stops at an empty ModalitiesInStudy.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ from plainpacs.scp.web.places import Place, Tree, place_of, unavailable
 
 MOST = 10_000
 """Results of one answer; the rest is had with ``offset``."""
-_COUNTED_ON = 1000
+_COUNTED_ON = 200
 """Results behind those asked for that are counted; of more it is only said that there are more."""
 
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
@@ -77,12 +77,12 @@ def search(tree: Tree, request: Request, level: Level, base: str) -> Response:
     place = place_of(request)
     wanted = read_search(request.query_params, level, place)
     try:
-        records = _records(tree, wanted)
+        hits, read = _hits(tree, wanted)
         found = [
-            orjson.dumps(_answer(tree, record, wanted, level, base), option=orjson.OPT_SORT_KEYS)
-            for record in islice(records, wanted.limit)
+            orjson.dumps(_answer(tree, read(hit), wanted, level, base), option=orjson.OPT_SORT_KEYS)
+            for hit in islice(hits, wanted.limit)
         ]
-        more = sum(1 for _ in islice(records, _COUNTED_ON + 1))
+        more = sum(1 for _ in islice(hits, _COUNTED_ON + 1))
         if not found:
             tree.check()
     except (PlainpacsError, OSError) as error:
@@ -238,12 +238,13 @@ def _fields(
     return frozenset(wanted), frozenset(others)
 
 
-def _records(tree: Tree, wanted: Search) -> Iterator[Record]:
+def _hits(tree: Tree, wanted: Search) -> tuple[Iterator[Any], Callable[[Any], Record]]:
+    """What matches, from the offset on, and what makes a record of a hit: studies that are passed
+    over, or only counted, need not be read."""
     if wanted.query.level is not Level.STUDY:
-        return islice(find(tree.path, wanted.query, tree.note), wanted.offset, None)
-    # Those that are passed over need not be read.
-    found = islice(studies(tree.path, wanted.query, tree.note), wanted.offset, None)
-    return map(record_of, found)
+        found: Iterator[Any] = find(tree.path, wanted.query, tree.note)
+        return islice(found, wanted.offset, None), lambda record: record
+    return islice(studies(tree.path, wanted.query, tree.note), wanted.offset, None), record_of
 
 
 def _answer(tree: Tree, record: Record, wanted: Search, level: Level, base: str) -> Json:
