@@ -24,7 +24,8 @@ from plainpacs.scp.network import negotiation
 from plainpacs.scp.network.answers import Rejection
 from plainpacs.scp.network.connection import Stopping, Transport
 from plainpacs.scp.network.dimse import Command, CommandField, Message, ProtocolError, Reason, Spill
-from plainpacs.scp.network.engine import Driven, Ended, Negotiated
+from plainpacs.scp.network.engine import Ended, Negotiated
+from plainpacs.scp.network.exchange import Exchange
 from plainpacs.scp.network.reader import HEADER, PDU, ConnectionLost, Limits, PeerTimeout
 
 _LOG = logging.getLogger("plainpacs.scp")
@@ -94,7 +95,7 @@ class _End:
 _KNOWN: OrderedDict[tuple[bytes, object], Negotiated] = OrderedDict()
 
 
-class Accepted(Driven):
+class Accepted(Exchange):
     """``run`` it. Of what a ``stranger`` asks for no more is read than who asks: the session will
     refuse it."""
 
@@ -107,7 +108,6 @@ class Accepted(Driven):
         self._asked = b""
         self._known: Negotiated | None = None
         self._defect: Exception | None = None
-        self._at_work = False
         self.bind(evt.EVT_REQUESTED, self._requested)
         self.bind(evt.EVT_SOP_EXTENDED, lambda event: session.agreed(event.app_info))
 
@@ -247,29 +247,26 @@ class Accepted(Driven):
         return self._session.spill(context_id, command)
 
     def _serve(self) -> _End:
+        read, serve = self.reader.read, self._session.serve
         while True:
             # Else a stop is noticed only in waiting, and who has sent thousands of requests ahead
             # keeps us from it.
             self.heed_stop()
             for _ in range(_MESSAGES_BETWEEN_LOOKS):
-                self.dul.take()
-                if self.dul.peek_next_pdu() is not None:
+                message = read()
+                if isinstance(message, bytes):
+                    self.take_control(message)
                     self.heed_end()
+                    continue
+                answer = serve(message, self)
+                if answer is not None:
+                    self.send_message(message.context_id, answer)
 
     def take(self, message: Message) -> None:
-        if self._at_work:
-            if not self.is_awaiting and message.command.field != CommandField.C_CANCEL_RQ:
-                # Nothing else is allowed (PS3.7 D.3.3.3).
-                raise ProtocolError("a message came before the last request was answered")
-            super().take(message)
-            return
-        self._at_work = True
-        try:
-            answer = self._session.serve(message, self)
-        finally:
-            self._at_work = False
-        if answer is not None:
-            self.send_message(message.context_id, answer)
+        """What comes while a service is at work."""
+        if self._awaited is None and message.command.field != CommandField.C_CANCEL_RQ:
+            raise ProtocolError("a message came before the last request was answered")
+        super().take(message)
 
     def asked(self, message: Message) -> Any:
         """A request, as pynetdicom reads it. Raises ProtocolError."""

@@ -18,9 +18,7 @@ This is the only module that touches what pynetdicom does not document. ``TOUCHE
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import time
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
@@ -42,9 +40,7 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE, A_RELEASE, P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
-from plainpacs.archive.buffer import Buffer
 from plainpacs.archive.dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from plainpacs.scp.network import fragments
 from plainpacs.scp.network.connection import Transport
 from plainpacs.scp.network.dimse import (
     COMMAND_BIT,
@@ -193,6 +189,9 @@ class Messages(DIMSEServiceProvider):
         return super().get_msg(False)
 
 
+_DEFAULTS: dict[Any, Any] = {}
+
+
 class _Values:
     """A P-DATA-TF as the state machine asks of it."""
 
@@ -233,9 +232,10 @@ class Driven(Association):
     def __init__(
         self, mode: str, title: str, connection: Transport, limits: Limits, ends: Collection[PDU]
     ) -> None:
-        super().__init__(_ENTITY if mode == "acceptor" else AE("PLAINPACS"), mode)
-        self.dul = Provider(self)
-        self.dimse = Messages(self)
+        super().__init__(_ENTITY if mode == "acceptor" else _entity(), mode)
+        # Theirs, with our methods: to make others in their place takes as long as all the rest.
+        self.dul.__class__ = Provider
+        self.dimse.__class__ = Messages
         self._is_paused = True  # no other thread takes what was meant for this one
         self.connection = connection
         self.limits = limits
@@ -246,10 +246,7 @@ class Driven(Association):
         us = self.acceptor if mode == "acceptor" else self.requestor
         us.ae_title = title
         us.maximum_length = limits.announced_pdu
-        us.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
         us.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-        self._awaited: int | None = None
-        self._answer: Command | None = None
 
     # --- what comes -----------------------------------------------------------------------------
 
@@ -267,19 +264,8 @@ class Driven(Association):
 
     def take(self, message: Message) -> None:
         """Deals with a message that came."""
-        command = message.command
-        if self.dul.state_machine.current_state == _RELEASING:
-            return
-        if self._awaited is None:
+        if self.dul.state_machine.current_state != _RELEASING:
             self.pass_up(message)
-        elif command.field == RESPONSE | CommandField.C_STORE_RQ and (
-            command.message_id == self._awaited
-        ):
-            self._answer = command
-        elif command.field == CommandField.C_CANCEL_RQ:
-            self.pass_up(message)
-        else:  # nothing else is allowed (PS3.7 D.3.3.3)
-            raise ProtocolError("a message came before the last request was answered")
 
     def pass_up(self, message: Message) -> None:
         """By way of the state machine, which gives it to DIMSE. Raises ProtocolError."""
@@ -321,86 +307,7 @@ class Driven(Association):
         if ended is not None:
             raise Ended(PDU.RELEASE_RQ if isinstance(ended, A_RELEASE) else PDU.ABORT)
 
-    def listen(self) -> None:
-        """Takes what has come, without waiting; raises Stopping once there is nothing more to wait
-        for. The data set of the request is valid no more."""
-        while self.reader.has_begun():
-            self.dul.take()
-            self.heed_end()
-        self.heed_stop()
-
-    @property
-    def stopping(self) -> int:
-        """The descriptor that is readable once there is nothing more to wait for; negative: none.
-        For associations that are asked for on behalf of this one."""
-        return self.connection.stopping
-
-    def heed_stop(self) -> None:
-        """Raises Stopping once there is nothing more to wait for; does not wait."""
-        with contextlib.suppress(TimeoutError):
-            self.connection.wait(0.0)
-
-    def is_silent_for(self, seconds: float) -> bool:
-        """Whether the peer says nothing for so long. What it says is left to be read; the data set
-        of the request is valid no more."""
-        deadline = time.monotonic() + seconds
-        while not self.reader.has_begun():
-            try:
-                self.connection.wait(deadline - time.monotonic())
-            except TimeoutError:
-                return True
-        return False
-
-    # --- what is sent below pynetdicom ------------------------------------------------------------
-
-    def send_message(
-        self, context_id: int, command_set: bytes, data_set: Iterable[Buffer] | None = None
-    ) -> None:
-        """Sends a message, with ``data_set`` if its command says that there is one."""
-        longest, seconds = self.dimse.maximum_pdu_size, self.limits.pdu_timeout
-        command = fragments.command(context_id, command_set, longest)
-        if data_set is None:
-            self.connection.send(command, seconds)
-            return
-        buffers: list[Buffer] = [command]
-        waiting = 0
-        for pieces, length in fragments.data_set(context_id, data_set, longest):
-            buffers += pieces
-            waiting += length
-            if waiting >= _SENT_AT_ONCE:
-                self.connection.send_all(buffers, seconds)
-                buffers, waiting = [], 0
-        self.connection.send_all(buffers, seconds)
-
-    def send_several(self, context_id: int, command_set: bytes, data_sets: Iterable[bytes]) -> None:
-        """Sends messages of the same command set, each with one of the ``data_sets``, together.
-
-        For small ones: they are copied into one piece, which takes a tenth of the time.
-        """
-        longest = self.dimse.maximum_pdu_size
-        command = fragments.command(context_id, command_set, longest)
-        encoded: list[Buffer] = []
-        for data_set in data_sets:
-            encoded.append(command)
-            for pieces, _ in fragments.data_set(context_id, (data_set,), longest):
-                encoded += pieces
-        self.connection.send(b"".join(encoded), self.limits.pdu_timeout)
-
-    @property
-    def is_awaiting(self) -> bool:
-        """Whether a C-STORE of ours is to be answered."""
-        return self._awaited is not None
-
-    def await_answer(self, message_id: int) -> Command:
-        """The response to a C-STORE of ours that was sent with that message id."""
-        self._awaited, self._answer = message_id, None
-        try:
-            while self._answer is None:
-                self.dul.take()
-                self.heed_end()
-            return self._answer
-        finally:
-            self._awaited = None
+    # --- negotiation ------------------------------------------------------------------------------
 
     def _drop_what_nobody_offered(self, proposed: Iterable[PresentationContext]) -> None:
         """Of the contexts that the peer accepted, for those that were ``proposed``."""
@@ -435,12 +342,25 @@ class Driven(Association):
         """pynetdicom has a reason to abort: whoever waits is told, who does abort."""
         raise ProtocolError("what came is not the response that was waited for")
 
+    def _bind_defaults(self) -> None:
+        """What answers where nothing of ours is bound: the same for all."""
+        if not _DEFAULTS:
+            super()._bind_defaults()
+            _DEFAULTS.update(self._handlers)
+        self._handlers = _DEFAULTS.copy()
+
     def close(self) -> None:
         """Closes the connection, without a word."""
         self.reader.close()
         self.connection.close()
 
 
+def _entity() -> AE:
+    found = AE("PLAINPACS")
+    found.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
+    return found
+
+
 # Those that we ask for have one each: pynetdicom holds a lock of it while it decodes.
-_ENTITY = AE("PLAINPACS")
+_ENTITY = _entity()
 _NOWHERE = _Nowhere()

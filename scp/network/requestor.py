@@ -22,7 +22,8 @@ from pynetdicom.presentation import PresentationContext, PresentationContextTupl
 from plainpacs.archive.errors import PlainpacsError
 from plainpacs.scp.network.connection import Connection, Stopping, Transport
 from plainpacs.scp.network.dimse import ProtocolError
-from plainpacs.scp.network.engine import Driven, Ended
+from plainpacs.scp.network.engine import Ended
+from plainpacs.scp.network.exchange import Exchange
 from plainpacs.scp.network.reader import PDU, ConnectionLost, Limits, PeerTimeout
 from plainpacs.scp.network.tls import HandshakeFailed, TLSConnection
 
@@ -69,7 +70,7 @@ class NoAssociation(PlainpacsError):
         self.transient = transient
 
 
-class Requestor(Driven):
+class Requestor(Exchange):
     """An association with ``node``, established: pynetdicom's, with its ``send_c_*`` and
     ``send_n_*``. A context manager that releases it; left by an exception, it is aborted instead.
 

@@ -72,7 +72,7 @@ class Move(Asked, QueryRetrieveServiceClass):
             limits=Limits(settings.pdu_timeout, settings.idle_timeout, settings.max_pdu),
             originator=(self.caller.calling_ae, self.request.MessageID),
             priority=self.request.Priority,
-            stopping=self.assoc.stopping,
+            stopping=self.assoc.connection.stopping,
         )
         _run(self, "C-MOVE", found, sent, node)
 

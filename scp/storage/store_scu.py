@@ -20,7 +20,8 @@ from pynetdicom.presentation import PresentationContext, PresentationContextTupl
 from plainpacs.archive.buffer import Buffer
 from plainpacs.archive.errors import UnreadableDataSet
 from plainpacs.scp.network.dimse import ProtocolError, store_request
-from plainpacs.scp.network.engine import Driven, Ended
+from plainpacs.scp.network.engine import Ended
+from plainpacs.scp.network.exchange import Exchange
 from plainpacs.scp.network.negotiation import name_of
 from plainpacs.scp.network.reader import ConnectionLost, Limits, PeerTimeout
 from plainpacs.scp.network.requestor import NoAssociation, Node, Requestor
@@ -94,7 +95,7 @@ class Sender:
 
     def __init__(
         self,
-        association: Driven,
+        association: Exchange,
         contexts: Iterable[PresentationContextTuple],
         converter: Converter,
         *,
