@@ -5,7 +5,7 @@
 #   docker run -d --name plainpacs -v plainpacs:/archive -p 11112:11112 plainpacs
 #
 # `init` once, on the mounted volume: `serve` alone makes no archive, so that it does not fill the
-# container when the volume is not there. A folder of the host's instead (-v /data/archive:/archive)
+# container when the volume is not there. A folder of the host's instead (-v /srv/dicom:/archive)
 # has to belong to 10001:10001, or run as its owner (--user). With --read-only add --tmpfs /tmp.
 # Settings are variables (-e PLAINPACS_AET=DRDCM); the health check heeds the same ones.
 

@@ -104,7 +104,7 @@ def _take_archive(ctx: click.Context, _: click.Parameter, value: str | None) -> 
     invoke_without_command=True,
     params=[_archive_option()],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Begin with:  plainpacs serve --create ./archive",
+    epilog="Begin with:  plainpacs serve --create ~/dicom",
 )
 @click.version_option(package_name="plainpacs", message="%(package)s %(version)s")
 @click.pass_context

@@ -35,7 +35,7 @@ def import_(context: Context, /, paths: tuple[str, ...], config: str | None, **f
     is damaged is named and left out (exit status 1). It may be interrupted and repeated: what is
     in already is not taken twice. Another archive brings along who sent each instance, and when.
 
-    Example:  plainpacs import -a /data/archive /media/cdrom
+    Example:  plainpacs import -a /srv/dicom /media/cdrom
     """
     chosen = settings.load(flags, config)
     root = context.archive_path()

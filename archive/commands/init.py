@@ -10,13 +10,14 @@ from plainpacs.archive.tree.root import create_archive
 
 @click.command()
 @click.argument("root", metavar="ROOT")
+@click.option("--force", is_flag=True, help="ROOT may hold other files; they are left alone.")
 @settings.options("node")
-def init(root: str, node: str | None, config: str | None) -> None:
-    """Make the folder ROOT an archive.
+def init(root: str, force: bool, node: str | None, config: str | None) -> None:
+    """Make ROOT, a new or an empty folder, an archive.
 
-    What lies in it already is left alone; `plainpacs import` takes DICOM files in.
+    `plainpacs import` copies DICOM files into it, `plainpacs serve` receives into it.
 
-    Example:  plainpacs init /data/archive
+    Example:  plainpacs init ~/dicom
     """
-    create_archive(root, settings.load({"node": node}, config).node)
+    create_archive(root, settings.load({"node": node}, config).node, force=force)
     click.echo(f"{root} is an archive; receive into it with: plainpacs serve {root}", err=True)

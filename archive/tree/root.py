@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from plainpacs.archive.errors import NotAnArchive, StorageUnavailable, UnsuitableFileSystem
-from plainpacs.archive.tree import durable, layout
+from plainpacs.archive.tree import durable, layout, new_root
 
 log = logging.getLogger(__name__)
 
@@ -110,12 +110,14 @@ def read_marker_at(root: int, path: str) -> Marker:
     return found
 
 
-def create_archive(path: str, node: str | None = None) -> None:
-    """Makes the folder at ``path`` an archive; what lies in it already is left alone.
+def create_archive(path: str, node: str | None = None, *, force: bool = False) -> None:
+    """Makes the folder at ``path``, a new or an empty one, an archive.
 
-    An archive that is there stays as it is. Raises NotAnArchive when it cannot be made, or
-    UnsuitableFileSystem.
+    An archive that is there stays as it is. ``force``: the folder may hold other files, which are
+    left alone; never one of a source tree. Raises NotAnArchive when it cannot be made or may not
+    be one, or UnsuitableFileSystem.
     """
+    new_root.refuse_source_tree(path)
     try:
         durable.make_path(path)
         root = durable.open_folder(path + "/.")
@@ -125,6 +127,9 @@ def create_archive(path: str, node: str | None = None) -> None:
         if os.path.lexists(os.path.join(path, layout.MARKER)):
             read_marker_at(root, path)
             return
+        new_root.refuse_package(root, path)
+        if not force:
+            new_root.refuse_folder_in_use(root, path)
         make_internal_folders(root, path)
         try_file_system(root, path, f"{layout.INDEXING}/try")
         letters = (_NODE_LETTERS[byte % len(_NODE_LETTERS)] for byte in os.urandom(4))

@@ -71,7 +71,7 @@ def export(
     \b
     Examples:  plainpacs export 1.2.840.113619.2.55.3 /media/usb/ct
                plainpacs export 1.2.840.113619.2.55.3 --zip - | ssh viewer 'cat > ct.zip'
-               plainpacs export 1.2.840.113619.2.55.3 ct.json --ohif https://files.example.org
+               plainpacs export 1.2.840.113619.2.55.3 ~/ct.json --ohif https://files.example.org
     """
     if url is not None and (zip_ or short):
         raise BadSettings("--ohif goes with neither --zip nor --short: it copies no files")

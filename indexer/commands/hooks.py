@@ -24,7 +24,7 @@ def hooks(context: Context, /, *, retry: bool) -> None:
     With --retry, what failed for good is tried again by the `serve` that runs, or that is started
     next.
 
-    Example:  plainpacs hooks --retry -a /data/archive
+    Example:  plainpacs hooks --retry -a /srv/dicom
     """
     path = context.archive_path()
     root = open_root(path)

@@ -50,7 +50,7 @@ def index(
 
     `plainpacs serve` does it by itself; this is for an archive that nothing receives into.
 
-    Example:  plainpacs index --once -a /data/archive
+    Example:  plainpacs index --once -a /srv/dicom
     """
     chosen = settings.load(flags, config)
     logs.set_up(chosen.log_level, chosen.log_format)

@@ -49,7 +49,7 @@ def links(
     in DIR; `plainpacs rm --purge` takes the links of what it erases away.
 
     \b
-    Example:  plainpacs links ../by-patient
+    Example:  plainpacs links ~/by-patient
     """
     root = context.archive_path()
     if remove and (by or full or not directory):

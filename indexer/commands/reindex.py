@@ -23,7 +23,7 @@ def reindex(context: Context, /, full: bool, config: str | None, **flags: Any) -
     Indexes can be deleted at any time: --full makes them again, to the same bytes. While
     `plainpacs serve` runs, its indexer does the work and this waits for it.
 
-    Example:  plainpacs reindex --full -a /data/archive
+    Example:  plainpacs reindex --full -a /srv/dicom
     """
     chosen = settings.load(flags, config)
     path = context.archive_path()

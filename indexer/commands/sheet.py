@@ -28,7 +28,7 @@ def sheet(context: Context, /, *, uid: str, out: str, names: bool, force: bool) 
     Needs more than plainpacs itself: pip install 'plainpacs[pixels]'
 
     \b
-    Example:  plainpacs sheet 1.2.840.113619.2.55.3 chest.png
+    Example:  plainpacs sheet 1.2.840.113619.2.55.3 ~/chest.png
     """
     if not out.lower().endswith(".png"):
         raise click.UsageError("the sheet is a PNG file: give it a name that ends in .png")

@@ -17,7 +17,7 @@ from plainpacs.indexer.service.status import Status, status_of
 def status(context: Context, /, format_: str) -> None:
     """What is in the archive, what waits for somebody, and what runs on it.
 
-    Example:  plainpacs status -a /data/archive
+    Example:  plainpacs status -a /srv/dicom
     """
     found = status_of(context.archive_path(), formats.note)
     if format_ == "json":

@@ -156,7 +156,7 @@ def verify(
 
     \b
     Example:  plainpacs verify
-              plainpacs verify --sums blake3 > sums; cd /backup/archive; b3sum -c --quiet sums
+              plainpacs verify --sums blake3 > ~/sums; cd /backup/dicom; b3sum -c ~/sums
     """
     root = context.archive_path()
     state = _State(resume, root)

@@ -52,7 +52,7 @@ def base_url(text: str) -> str:
     if scheme not in ("http", "https") or not rest or not url.isprintable() or " " in url:
         raise BadSettings(
             f"--ohif {text!r} is no URL: give the one under which a web server has the archive's "
-            "folder, as in https://files.example.org/archive"
+            "folder, as in https://files.example.org/dicom"
         )
     if "?" in url or "#" in url:
         raise BadSettings(f"--ohif {text!r} must end with a path, without ? and #")

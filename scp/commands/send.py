@@ -65,7 +65,7 @@ def send(
 
     \b
     Examples:  plainpacs send PACS@10.0.0.5:104 1.2.840.113619.2.55.3
-               plainpacs send WORKSTATION /media/cdrom --resume sent.txt
+               plainpacs send WORKSTATION /media/cdrom --resume ~/sent.txt
     """
     call = calling.calling(node, as_, config, flags)
     chosen = _gather(context, what)

@@ -14,7 +14,8 @@ from plainpacs.scp.daemon import serve as service
 
 @click.command()
 @click.argument("root", metavar="[ROOT]", required=False)
-@click.option("--create", is_flag=True, help="Make ROOT an archive if it is none yet.")
+@click.option("--create", is_flag=True, help="Make ROOT, a new or empty folder, an archive first.")
+@click.option("--force", is_flag=True, help="With --create: ROOT may hold other files.")
 @settings.options(
     *("aet", "called_ae", "calling_ae", "allow_peers", "ae_addresses"),
     *("bind", "port", "max_associations", "max_associations_per_peer", "receivers"),
@@ -29,7 +30,13 @@ from plainpacs.scp.daemon import serve as service
 )
 @click.pass_obj
 def serve(
-    context: Context, /, root: str | None, create: bool, config: str | None, **flags: Any
+    context: Context,
+    /,
+    root: str | None,
+    create: bool,
+    force: bool,
+    config: str | None,
+    **flags: Any,
 ) -> None:
     """Receive instances into the archive ROOT, and index them, until stopped (Ctrl-C, SIGTERM).
 
@@ -37,7 +44,7 @@ def serve(
     makes it read who may send (called and calling AE titles, networks, limits) and the certificates
     again.
 
-    Example:  plainpacs serve --create ./archive
+    Example:  plainpacs serve --create ~/dicom
     """
     reread = functools.partial(settings.load, flags, config)
     chosen = reread()
@@ -45,4 +52,4 @@ def serve(
     if create and not named:
         raise click.UsageError("--create needs ROOT, the folder to make an archive of")
     folder = named if create and named else context.archive_path(root)
-    service.serve(folder, chosen, create=create, reread=reread)
+    service.serve(folder, chosen, create=create, force=force, reread=reread)

@@ -17,6 +17,7 @@ from plainpacs.archive.errors import PlainpacsError
 from plainpacs.archive.store import audit
 from plainpacs.archive.store.free_space import Reserve
 from plainpacs.archive.store.store import Archive
+from plainpacs.archive.tree.new_root import refuse_source_tree
 from plainpacs.archive.tree.root import create_archive
 from plainpacs.scp.commitment.reports import Reporter
 from plainpacs.scp.daemon import systemd
@@ -35,6 +36,7 @@ def serve(
     settings: Settings,
     *,
     create: bool = False,
+    force: bool = False,
     reread: Callable[[], Settings] | None = None,
 ) -> None:
     """Receives into the archive at ``root`` and indexes it until SIGTERM or SIGINT.
@@ -57,8 +59,9 @@ def serve(
         try:
             if settings.metrics_port is not None:
                 metrics = MetricsServer(settings.metrics_bind, settings.metrics_port)
+            refuse_source_tree(root)
             if create:
-                create_archive(root, settings.node)
+                create_archive(root, settings.node, force=force)
             archive = Archive.open(
                 root,
                 node=settings.node,

@@ -41,7 +41,7 @@ def test_alone_it_shows_the_commands() -> None:
     assert done.returncode == 0
     for name in COMMANDS:
         assert f"  {name} " in done.stdout
-    assert "plainpacs serve --create ./archive" in done.stdout
+    assert "plainpacs serve --create ~/dicom" in done.stdout
 
 
 @pytest.mark.parametrize("name", COMMANDS)

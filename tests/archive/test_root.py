@@ -14,23 +14,92 @@ import pytest
 
 from plainpacs.archive.errors import InUse, NotAnArchive, StorageUnavailable, UnsuitableFileSystem
 from plainpacs.archive.store import writer
-from plainpacs.archive.store.store import Archive
+from plainpacs.archive.store.store import Archive, StoreOutcome
 from plainpacs.archive.tree import durable
 from plainpacs.archive.tree.root import create_archive, find_archive, read_marker, stamp
 from tests.support.archives import data_set, instances_in, left_behind, new_archive, store
 
 
-def test_create_makes_a_marker_and_leaves_the_rest(tmp_path: Path) -> None:
-    (tmp_path / "old.txt").write_text("x")
-    create_archive(str(tmp_path))
-    marker = orjson.loads((tmp_path / "plainpacs.json").read_bytes())
+@pytest.mark.parametrize("there", [False, True])
+def test_create_makes_a_new_folder_or_takes_an_empty_one(tmp_path: Path, there: bool) -> None:
+    root = tmp_path / "a"
+    if there:
+        (root / "lost+found").mkdir(parents=True)  # as in a new file system
+        (root / ".plainpacs").mkdir()  # as an interrupted one leaves
+    create_archive(str(root))
+    marker = orjson.loads((root / "plainpacs.json").read_bytes())
     assert marker["format"] == 1
-    assert read_marker(str(tmp_path)).node == marker["node"]
-    assert (tmp_path / "old.txt").read_text() == "x"
-    assert (tmp_path / ".plainpacs").stat().st_mode & 0o777 == 0o700
-    before = (tmp_path / "plainpacs.json").read_bytes()
-    create_archive(str(tmp_path), "other")
-    assert (tmp_path / "plainpacs.json").read_bytes() == before
+    assert read_marker(str(root)).node == marker["node"]
+    assert (root / ".plainpacs").stat().st_mode & 0o777 == 0o700
+    before = (root / "plainpacs.json").read_bytes()
+    (root / "old.txt").write_text("x")
+    create_archive(str(root), "other")
+    assert (root / "plainpacs.json").read_bytes() == before, "one that is there stays"
+
+
+@pytest.mark.parametrize("name", ["old.txt", ".git", "1.2.3.dcm", "20240", "202401.zip"])
+def test_a_folder_with_anything_in_it_wants_force(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("x")
+    with pytest.raises(NotAnArchive, match=f"is not empty .{name}.*--force"):
+        create_archive(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    create_archive(str(tmp_path), force=True)
+    assert (tmp_path / name).read_text() == "x"
+    assert read_marker(str(tmp_path))
+
+
+def test_months_without_a_marker_are_taken_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = new_archive(tmp_path / "a")
+    with Archive.open(path) as archive:
+        store(archive)
+        store(archive, SOPInstanceUID="1.9", StudyInstanceUID="1.8", StudyDate="")
+    (tmp_path / "a/plainpacs.json").unlink()
+    create_archive(path)
+    assert "holds the months of an archive (202401 to undated)" in caplog.text
+    with Archive.open(path) as archive:
+        assert store(archive).outcome is StoreOutcome.DUPLICATE
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("where", ["", "archive", "archive/tree", "new", "tests/x/y", "link"])
+def test_no_root_in_a_source_tree(tmp_path: Path, where: str, force: bool) -> None:
+    source = tmp_path / "clone"
+    for room in ("archive/tree", "indexer", "scp"):
+        (source / room).mkdir(parents=True)
+    (source / "pyproject.toml").write_text('[project]\nname = "plainpacs"\n')
+    (source / "link").symlink_to(source / "scp")
+    before = sorted(source.rglob("*"))
+    with pytest.raises(NotAnArchive, match="lies in the source tree of plainpacs"):
+        create_archive(str(source / where), force=force)
+    assert sorted(source.rglob("*")) == before
+
+
+def test_no_root_in_this_source_tree() -> None:
+    clone = Path(__file__).resolve().parents[2]
+    with pytest.raises(NotAnArchive, match="the source tree"):
+        create_archive(str(clone / "archive"), force=True)
+    with pytest.raises(NotAnArchive, match="the source tree"):
+        create_archive(str(clone / "new"))
+    assert not (clone / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "pyproject", ["", "[project]\nname = 'other'\n", "name = plainpacs", "project = 1", "\xff"]
+)
+def test_other_source_trees_are_folders_like_others(tmp_path: Path, pyproject: str) -> None:
+    for room in ("archive", "indexer", "scp"):
+        (tmp_path / room).mkdir()
+    (tmp_path / "pyproject.toml").write_bytes(pyproject.encode("latin-1"))
+    create_archive(str(tmp_path / "archive"))
+    assert read_marker(str(tmp_path / "archive"))
+
+
+def test_no_root_that_is_a_package(tmp_path: Path) -> None:
+    (tmp_path / "__init__.py").touch()
+    with pytest.raises(NotAnArchive, match="is a Python package"):
+        create_archive(str(tmp_path), force=True)
 
 
 @pytest.mark.parametrize(

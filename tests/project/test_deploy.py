@@ -190,6 +190,31 @@ def test_systemd_calls_it_well_hardened(installed: str) -> None:
     assert float(level[1]) <= 2.0, done.stdout
 
 
+def test_the_recipe_at_the_top_of_the_unit_works(tmp_path: Path) -> None:
+    """Line by line, from the folder it names; users and what is downloaded apart."""
+    recipe = "\n".join(re.findall(r"^#   (.+)$", UNIT.read_text(), re.M))
+    assert recipe.count("\n") == 4
+    bin_ = tmp_path / "opt/plainpacs/bin"
+    for place in ("/opt/plainpacs", "/srv/dicom", "/etc/systemd/system"):
+        assert place in recipe
+        recipe = recipe.replace(place, f"{tmp_path}{place}")
+    recipe = recipe.replace(str(bin_ / "pip"), "pip").replace("-o plainpacs -g plainpacs ", "")
+    (tmp_path / "etc/systemd/system").mkdir(parents=True)
+    stand_ins = f"""
+        useradd() {{ true; }}
+        systemctl() {{ test "$*" = "enable --now plainpacs"; }}
+        pip() {{ test "$*" = "install ." && grep -q 'name = "plainpacs"' pyproject.toml &&
+                 ln -s {shlex.quote(str(PLAINPACS))} {shlex.quote(str(bin_))}; }}
+        runuser() {{ shift 3; "$@"; }}
+        """
+    done = subprocess.run(
+        ["bash", "-euc", stand_ins + recipe], cwd=HERE, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "srv/dicom/plainpacs.json").exists()
+    assert (tmp_path / "etc/systemd/system/plainpacs.service").read_text() == UNIT.read_text()
+
+
 def test_the_unit_runs_what_there_is() -> None:
     service = unit()
     assert service["Type"] == "notify"
@@ -434,7 +459,10 @@ def test_the_image_is_made_of_what_is_there_and_nothing_else(tmp_path: Path) -> 
     for source, _ in copied():
         assert (HERE / source).exists(), source
         assert not ignored(source), source
-    for path in (".git/config", "tests/support/peer.py", "scp/__pycache__/x.pyc", ".env", "x.pem"):
+    for path in (".git/config", "tests/support/peer.py", "scp/__pycache__/x.pyc", ".env", "x.pem",
+                 *(f"archive/{one}" for one in ("plainpacs.json", "202401/1.2/1.2.3/1.2.3.4.dcm",
+                                                "undated/1.2/study.json", ".plainpacs/trash/x")),
+                 "scp/cd.zip", "indexer/IM0.dcm"):  # fmt: skip
         assert ignored(path), path
     assert not ignored("scp/deploy/plainpacs.service")
     context = tmp_path / "src"
@@ -463,6 +491,14 @@ def test_the_image_is_made_of_what_is_there_and_nothing_else(tmp_path: Path) -> 
     assert {"plainpacs/__init__.py", "plainpacs/__main__.py", "plainpacs/py.typed"} <= made
     assert {"plainpacs/archive/FORMAT.md", "plainpacs/scp/deploy/plainpacs.service"} <= made
     assert any("[metrics]" in rest for name, rest in instructions() if name == "RUN")
+
+
+def test_no_file_of_the_source_is_kept_out_of_the_image() -> None:
+    line = [tool("git"), "ls-files", "--", *(source for source, _ in copied())]
+    listed = subprocess.run(line, check=False, capture_output=True, text=True, cwd=HERE)
+    if listed.returncode:
+        pytest.skip("not a clone")
+    assert not [path for path in listed.stdout.split() if ignored(path)]
 
 
 def test_a_life_of_the_container(tmp_path: Path) -> None:

@@ -32,24 +32,28 @@ def block_with(words: str) -> str:
     return str(block)
 
 
-def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(script: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """Runs it with this home, from a folder that stands for the clone, and stays empty."""
+    clone = home / "clone"
+    clone.mkdir(exist_ok=True)
     env = {key: value for key, value in os.environ.items() if not key.startswith("PLAINPACS_")}
     done = subprocess.run(
         ["bash", "-euc", PLAINPACS + script],
-        cwd=folder,
-        env=env | {"TCP_NODELAY": "1"},
+        cwd=clone,
+        env=env | {"TCP_NODELAY": "1", "HOME": str(home)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+    assert not list(clone.iterdir())
     return done
 
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """``archive`` beside what the README calls FOLDER and FILE, with the study it shows."""
-    run("plainpacs init archive", tmp_path)
+    """``~/dicom`` beside what the README calls FOLDER and FILE, with the study it shows."""
+    run("plainpacs init ~/dicom", tmp_path)
     folder = tmp_path / "FOLDER"
     folder.mkdir()
     for number in range(3):
@@ -60,7 +64,7 @@ def archive(tmp_path: Path) -> Path:
         )
         (folder / f"{number}").write_bytes(raw)
     (tmp_path / "FILE").write_bytes(part10())
-    return tmp_path / "archive"
+    return tmp_path / "dicom"
 
 
 def test_five_minutes(archive: Path, tmp_path: Path) -> None:
@@ -81,23 +85,23 @@ def test_five_minutes(archive: Path, tmp_path: Path) -> None:
     with Indexer.open(str(archive)) as indexer:
         indexer.once()
     reading = block_with("plainpacs ls doe")
-    assert reading.startswith("cd archive\n")
+    assert reading.startswith("cd ~/dicom\n")
     done = run(reading, tmp_path)
     assert done.stdout.count(STUDY) >= 4
-    assert f"archive/202401/{STUDY}\n" in done.stdout
+    assert f"dicom/202401/{STUDY}\n" in done.stdout
 
 
 def test_verifying(archive: Path, tmp_path: Path) -> None:
-    run("plainpacs import -a archive FOLDER; plainpacs index --once -a archive", tmp_path)
-    lists = "plainpacs verify --sums sha256 > ../sums; sha256sum -c ../sums"
+    run("plainpacs import -a ~/dicom ~/FOLDER; plainpacs index --once -a ~/dicom", tmp_path)
+    lists = "plainpacs verify --sums sha256 > ~/sums; sha256sum -c ~/sums"
     assert lists.split(" >", maxsplit=1)[0].replace("sha256", "blake3") in TEXT
-    done = run(f"cd archive\n{block_with('plainpacs verify --fast')}{lists}", tmp_path)
+    done = run(f"cd ~/dicom\n{block_with('plainpacs verify --fast')}{lists}", tmp_path)
     assert done.stdout.count(": OK") == 3
 
 
 def test_exporting(archive: Path, tmp_path: Path) -> None:
-    run("plainpacs import -a archive FOLDER; plainpacs index --once -a archive", tmp_path)
-    run(f"cd archive\n{block_with('plainpacs export')}", tmp_path)
+    run("plainpacs import -a ~/dicom ~/FOLDER; plainpacs index --once -a ~/dicom", tmp_path)
+    run(f"cd ~/dicom\n{block_with('plainpacs export')}", tmp_path)
     assert (tmp_path / "cd/DICOMDIR").is_file()
     assert (tmp_path / "cd.zip").is_file()
     assert (tmp_path / "ct.json").is_file()
@@ -105,8 +109,9 @@ def test_exporting(archive: Path, tmp_path: Path) -> None:
 
 def test_the_first_command(tmp_path: Path) -> None:
     command = block_with("pip install . &&").strip()
-    assert command == "pip install . && plainpacs serve --create ./archive"
-    serve = shlex.split(command.partition("&& ")[2])[1:]
+    assert command == "pip install . && plainpacs serve --create ~/dicom"
+    assert TEXT.index("python3 -m venv .venv") < TEXT.index("pip install")
+    serve = shlex.split(command.partition("&& ")[2].replace("~", str(tmp_path)))[1:]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "plainpacs", *serve, "--port", "0"],
@@ -114,7 +119,7 @@ def test_the_first_command(tmp_path: Path) -> None:
             stderr=log,
         )
     try:
-        eventually((tmp_path / "archive/plainpacs.json").exists)
+        eventually((tmp_path / "dicom/plainpacs.json").exists)
         eventually(lambda: b"try: storescu" in (tmp_path / "log").read_bytes())
     finally:
         process.terminate()
@@ -122,8 +127,8 @@ def test_the_first_command(tmp_path: Path) -> None:
 
 
 def test_looking(archive: Path, tmp_path: Path) -> None:
-    run("plainpacs import -a archive FOLDER; plainpacs index --once -a archive", tmp_path)
-    run(f"cd archive\n{block_with('plainpacs links')}", tmp_path)
+    run("plainpacs import -a ~/dicom ~/FOLDER; plainpacs index --once -a ~/dicom", tmp_path)
+    run(f"cd ~/dicom\n{block_with('plainpacs links')}", tmp_path)
     assert (tmp_path / "people/Doe, Jane [P1]/2024-01-31 CT/CT").is_dir()
     assert (tmp_path / "sheet.png").read_bytes()[1:4] == b"PNG"
 
@@ -131,24 +136,25 @@ def test_looking(archive: Path, tmp_path: Path) -> None:
 def test_import_and_backup(archive: Path, tmp_path: Path) -> None:
     command = block_with("plainpacs import").strip()
     assert command.startswith("plainpacs import ")
-    run("cd archive; plainpacs import ../FOLDER ../FILE", tmp_path)
-    backup = block_with("rsync").replace("/data/archive/", "archive/")
-    run(backup.replace("backup:/archive/", "copy/"), tmp_path)
+    run("cd ~/dicom; plainpacs import ../FOLDER ../FILE", tmp_path)
+    backup = block_with("rsync").replace("/srv/dicom/", "~/dicom/", 1)
+    run(backup.replace("backup:/srv/dicom/", "~/copy/"), tmp_path)
     assert tree(tmp_path / "copy") == tree(archive)
     assert not (tmp_path / "copy/.plainpacs/pending").exists()
     assert (tmp_path / "copy/.plainpacs/conflicts").exists()
-    run("plainpacs index --once -a copy; plainpacs ls -a copy", tmp_path)
+    run("plainpacs index --once -a ~/copy; plainpacs ls -a ~/copy", tmp_path)
 
 
 def test_other_archives(archive: Path, tmp_path: Path) -> None:
-    run("plainpacs import -a archive FOLDER; plainpacs index --once -a archive", tmp_path)
+    run("plainpacs import -a ~/dicom ~/FOLDER; plainpacs index --once -a ~/dicom", tmp_path)
     served = {"bind": "127.0.0.1", "port": "0", "called_ae": "any"}
     receiver = Receiver(load(served, environ={}))
     with Archive.open(str(archive)) as opened:
         receiver.start(opened)
         try:
             settings = (
-                "plainpacs init other\nexport PLAINPACS_ARCHIVE=other PLAINPACS_CONFIG=p.toml\n"
+                "plainpacs init ~/other\n"
+                "export PLAINPACS_ARCHIVE=~/other PLAINPACS_CONFIG=~/p.toml\n"
             )
             (tmp_path / "p.toml").write_text(f'[nodes]\nPACS = "127.0.0.1:{receiver.port}"\n')
             run(settings + block_with("plainpacs echo PACS"), tmp_path)
@@ -164,6 +170,18 @@ def commands_in(section: str) -> set[str]:
 
 def test_the_table_of_commands_is_complete() -> None:
     assert commands_in("Commands") == set(cli.COMMANDS)
+
+
+def test_no_example_writes_into_the_clone() -> None:
+    """Of the README, the help texts and the deploy files."""
+    clone = README.parent
+    texts = [TEXT, (clone / "Dockerfile").read_text()]
+    for room in ("archive", "indexer", "scp"):
+        for path in (clone / room).rglob("*"):
+            if path.suffix in (".py", ".service", ".toml", ".md"):
+                texts.append(path.read_text())
+    inside = r"plainpacs [a-z]+ [^\n`]*?(?<![\w.])(\.\.?/[a-z][\w./-]*)"
+    assert [found[0] for text in texts for found in re.finditer(inside, text)] == []
 
 
 def test_every_flag_named_exists() -> None:

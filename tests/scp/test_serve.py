@@ -111,19 +111,32 @@ def test_it_makes_the_archive_only_when_told_to(tmp_path: Path) -> None:
     assert not missing.exists()
 
 
-def test_a_folder_with_other_things_in_it_wants_create(serve: Serve, tmp_path: Path) -> None:
+def test_a_folder_with_other_things_in_it_wants_force(serve: Serve, tmp_path: Path) -> None:
     folder = tmp_path / "archive"
     folder.mkdir()
     (folder / "letter.txt").write_text("mine")
-    done = run("--port", "0", str(folder))
-    assert done.returncode == 3
-    assert done.stderr.count("\n") == 1
-    assert [path.name for path in folder.iterdir()] == ["letter.txt"]
-    service = serve()
+    for create in ([], ["--create"]):
+        done = run("--port", "0", *create, str(folder))
+        assert done.returncode == 3
+        assert done.stderr.count("\n") == 1
+        assert [path.name for path in folder.iterdir()] == ["letter.txt"]
+    assert "--force" in done.stderr
+    service = serve("--force")
     assert service.port
     assert service.stop() == 0
     assert (folder / "letter.txt").read_text() == "mine"
     assert (folder / "plainpacs.json").exists()
+
+
+def test_an_archive_in_a_source_tree_is_not_served(tmp_path: Path) -> None:
+    root = new_archive(tmp_path / "src/archive/deep")
+    for room in ("archive", "indexer", "scp"):
+        (tmp_path / "src" / room).mkdir(exist_ok=True)
+    (tmp_path / "src/pyproject.toml").write_text('[project]\nname = "plainpacs"\n')
+    for more in ((), ("--create",), ("--create", "--force")):
+        done = run("--port", "0", *more, root)
+        assert done.returncode == 3
+        assert f"lies in the source tree of plainpacs ({tmp_path}/src)" in done.stderr
 
 
 def test_a_port_in_use_is_said_and_nothing_is_made(tmp_path: Path) -> None:
