@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import tomllib
-from pathlib import Path
 
 from plainpacs.archive.errors import NotAnArchive
 from plainpacs.archive.tree import layout
@@ -23,13 +22,14 @@ _INSTEAD = "Keep the archive elsewhere, for example in ~/dicom"
 def refuse_source_tree(path: str) -> None:
     """Raises NotAnArchive for a folder in a source tree of plainpacs: `git clean`, or deleting the
     clone, would delete the archive, and the images could get into a commit or a container."""
-    folder = Path(os.path.realpath(path))
-    for one in (folder, *folder.parents):
-        if _is_source_tree(one):
+    folder, below = os.path.realpath(path), ""
+    while folder != below:
+        if _is_source_tree(folder):
             raise NotAnArchive(
-                f"{path} lies in the source tree of plainpacs ({one}), where `git clean` deletes "
-                f"it. {_INSTEAD}"
+                f"{path} lies in the source tree of plainpacs ({folder}), where `git clean` "
+                f"deletes it. {_INSTEAD}"
             )
+        folder, below = os.path.dirname(folder), folder
 
 
 def refuse_folder_in_use(root: int, path: str) -> None:
@@ -56,11 +56,11 @@ def refuse_package(root: int, path: str) -> None:
         raise NotAnArchive(f"{path} is a Python package (it has __init__.py). {_INSTEAD}")
 
 
-def _is_source_tree(folder: Path) -> bool:
+def _is_source_tree(folder: str) -> bool:
     try:
-        if not all((folder / room).is_dir() for room in _ROOMS):
-            return False
-        told = tomllib.loads((folder / "pyproject.toml").read_text())
-        return bool(told["project"]["name"] == "plainpacs")
+        with open(os.path.join(folder, "pyproject.toml"), "rb") as file:
+            named = tomllib.load(file)["project"]["name"]
     except (OSError, ValueError, LookupError, TypeError):
         return False
+    rooms = (os.path.join(folder, room) for room in _ROOMS)
+    return bool(named == "plainpacs") and all(map(os.path.isdir, rooms))
