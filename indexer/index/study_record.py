@@ -195,11 +195,9 @@ def instances(root: str, month: str, study: str, only: Collection[str] | None = 
 
     ``only``: of these series. In the order of series, InstanceNumber and name. Raises OSError.
     """
-    files = study_files(root, month, study)
+    files = study_files(root, month, study, only)
     found: list[tuple[Any, Line]] = []
     for uid, present in files.instances.items():
-        if only is not None and uid not in only:
-            continue
         manifests = [
             read_manifest(os.path.join(root, month, study, name))
             for name in files.manifests.get(uid, ())

@@ -16,7 +16,7 @@ study.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from plainpacs.indexer.query.query import Condition, Query
 from plainpacs.indexer.query.search import Found, studies
 from plainpacs.indexer.query.sorting import in_order, is_natural
 
-__all__ = ["Level", "Record", "find"]
+__all__ = ["Level", "Record", "find", "find_in_study"]
 
 # What is told of a study, and would be wrong of its series and instances.
 _OF_THE_WHOLE = ("series", "bytes")
@@ -73,12 +73,24 @@ def _unsorted(root: str, query: Query, note: Note) -> Iterator[Record]:
         case Level.STUDY:
             for found in studies(root, query, note):
                 yield record_of(found)
-        case Level.SERIES:
+        case _:
             for found in _with_lower(root, query, note):
-                yield from _matching_series(root, found, query, note)
-        case Level.INSTANCE:
-            for found in _with_lower(root, query, note):
-                yield from _matching_instances(root, found, query, note)
+                yield from find_in_study(root, found.study, found.months, query, note)
+
+
+def find_in_study(
+    root: str, study: str, months: Iterable[str], query: Query, note: Note
+) -> Iterator[Record]:
+    """The series or instances, as the query's level is, of one study that match, by number.
+
+    ``months``: those in which the study lies. ``note``: see ``lookup``.
+    """
+    found = ((month, lookup.part_of_study(root, month, study, note)) for month in months)
+    parts = [(month, part) for month, part in found if part is not None]
+    if parts and query.level is Level.SERIES:
+        yield from _series(study, parts, query)
+    elif parts:
+        yield from _instances(root, study, parts, query, note)
 
 
 def record_of(found: Found) -> Record:
@@ -104,50 +116,40 @@ def _with_lower(root: str, query: Query, note: Note) -> Iterator[Found]:
     return iter(studies(root, wanted, note))
 
 
-def _parts(root: str, found: Found, note: Note) -> list[tuple[str, Record]]:
-    parts = (
-        (month, lookup.part_of_study(root, month, found.study, note)) for month in found.months
-    )
-    return [(month, part) for month, part in parts if part is not None]
+_Parts = list[tuple[str, Record]]
 
 
-def _matching_series(root: str, found: Found, query: Query, note: Note) -> Iterator[Record]:
-    parts = _parts(root, found, note)
-    if not parts:
-        return
+def _series(study: str, parts: _Parts, query: Query) -> Iterator[Record]:
     whole = merge(parts)
-    study = {key: value for key, value in whole.items() if key not in _OF_THE_WHOLE}
+    shared = {key: value for key, value in whole.items() if key not in _OF_THE_WHOLE}
     for series in sorted(whole["series"], key=by_number):
-        record = {**study, **series, "StudyInstanceUID": found.study}
+        record = {**shared, **series, "StudyInstanceUID": study}
         if query.matches(record):
             uid = str(series.get("SeriesInstanceUID", ""))
             record["paths"] = [
-                f"{layout.study_folder(month, found.study)}/{uid}"
+                f"{layout.study_folder(month, study)}/{uid}"
                 for month, part in parts
                 if any(one.get("SeriesInstanceUID") == uid for one in part["series"])
             ]
             yield record
 
 
-def _matching_instances(root: str, found: Found, query: Query, note: Note) -> Iterator[Record]:
-    parts = _parts(root, found, note)
-    if not parts:
-        return
+def _instances(root: str, study: str, parts: _Parts, query: Query, note: Note) -> Iterator[Record]:
     whole = merge(parts)
     left_out = (*_OF_THE_WHOLE, "conflicting", "first_stored", "last_stored")
-    study = {key: value for key, value in whole.items() if key not in left_out}
+    of_study = {key: value for key, value in whole.items() if key not in left_out}
     known = {str(series.get("SeriesInstanceUID", "")): series for series in whole["series"]}
     only = query.exactly("SeriesInstanceUID")
     for month, part in lookup.with_instances(root, parts, note, only):
         for series in sorted(part["series"], key=by_number):
             uid = str(series.get("SeriesInstanceUID", ""))
-            shared = {**study, **known.get(uid, {})}
+            shared = {**of_study, **known.get(uid, {})}
             lines = series["instances"]
-            folder = f"{layout.study_folder(month, found.study)}/{uid}"
+            folder = f"{layout.study_folder(month, study)}/{uid}"
             for line in lines:
                 # The folder says which instance of which series of which study it is.
                 own: dict[str, Any] = {
-                    "StudyInstanceUID": found.study,
+                    "StudyInstanceUID": study,
                     "SeriesInstanceUID": uid,
                     "SOPInstanceUID": layout.instance_of(line["file"]),
                 }

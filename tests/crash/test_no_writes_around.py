@@ -34,6 +34,7 @@ CHANGES = {
 }
 MODULES = ("os", "shutil", "mmap", "tempfile", "posix", "pathlib")
 ELSEWHERE = {
+    ("indexer/api.py", "Path"): "what callers get (test_api.py: it never writes)",
     ("indexer/output/formats.py", "O_WRONLY"): "/dev/null in place of a closed pipe",
     ("indexer/query/parallel.py", "write"): "a pipe to a process of ours",
     ("indexer/commands/verify.py", "open"): "the file of --resume, which the user names",

@@ -22,7 +22,7 @@ FLOORS = (
     "archive/commands archive/conflicts archive/verify",
     "indexer/index",
     "indexer/query indexer/export",
-    "indexer/output",
+    "indexer/output indexer/api",
     "indexer/hooks indexer/links indexer/images",
     "indexer/service",
     "indexer/commands",

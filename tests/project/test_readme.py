@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click import Command
@@ -131,6 +132,19 @@ def test_looking(archive: Path, tmp_path: Path) -> None:
     run(f"cd ~/dicom\n{block_with('plainpacs links')}", tmp_path)
     assert (tmp_path / "people/Doe, Jane [P1]/2024-01-31 CT/CT").is_dir()
     assert (tmp_path / "sheet.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_from_python(archive: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    run("plainpacs import -a ~/dicom ~/FOLDER; plainpacs index --once -a ~/dicom", tmp_path)
+    [shown] = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert shown.count('"/srv/dicom"') == 1
+    for modality in ("MR", "CT"):
+        names: dict[str, Any] = {}
+        exec(shown.replace("/srv/dicom", str(archive)).replace("=MR", f"={modality}"), names)
+        assert ("header" in names) == (modality == "CT")
+    [row] = names["table"].to_dict("records")
+    assert row["SeriesInstanceUID"] == f"{STUDY}.1"
 
 
 def test_import_and_backup(archive: Path, tmp_path: Path) -> None:
