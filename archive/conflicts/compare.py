@@ -12,7 +12,6 @@ from __future__ import annotations
 import enum
 import os
 import struct
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -22,8 +21,18 @@ from pydicom.datadict import dictionary_VR, keyword_for_tag
 from plainpacs.archive.conflicts import pixels
 from plainpacs.archive.dicom import part10
 from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet, character_set
-from plainpacs.archive.dicom.elements import spell
-from plainpacs.archive.dicom.flatten import PIXEL_DATA, DataSet, Leaf, fragments
+from plainpacs.archive.dicom.elements import (
+    CHARACTER_SET,
+    IN_CHARACTER_SET,
+    NUMBERS,
+    PIXEL_DATA,
+    TEXTS,
+    UNSPLIT,
+    WIDTHS,
+    spell,
+    swapped,
+)
+from plainpacs.archive.dicom.flatten import DataSet, Leaf, fragments
 from plainpacs.archive.errors import UnreadableDataSet
 from plainpacs.archive.store.temporary import mapped
 from plainpacs.archive.tree import durable
@@ -35,23 +44,14 @@ _LONGEST_TEXT = 1 << 20
 _MOST_COUNTED = 10_000
 _CHUNK = 1 << 20
 
-_CHARACTER_SET = 0x00080005
 _PLANAR = 0x00280006
 _PHOTOMETRIC = 0x00280004
 _PIXELS = (PIXEL_DATA, 0x7FE00008, 0x7FE00009)
 _OFFSETS = (0x7FE00001, 0x7FE00002)
 """The Extended Offset Table and its lengths: where fragments lie."""
 
-_IN_CHARACTER_SET = {"LO", "LT", "PN", "SH", "ST", "UC", "UT"}
 # PS3.5 6.2: in these, blanks at both ends of each value mean nothing; in those, at the end.
-_VALUES = {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "PN", "SH", "TM", "UC", "UI"}
-_TEXTS = {"LT", "ST", "UT", "UR"}
-_WIDTHS = {
-    **dict.fromkeys(("AT", "OW", "SS", "US"), 2),
-    **dict.fromkeys(("FL", "OF", "OL", "SL", "UL"), 4),
-    **dict.fromkeys(("FD", "OD", "OV", "SV", "UV"), 8),
-}
-_NUMBERS = {"FL": "f", "FD": "d", "SL": "i", "SS": "h", "UL": "I", "US": "H"}
+_VALUES = TEXTS - UNSPLIT
 
 
 class ConflictClass(enum.Enum):
@@ -142,7 +142,7 @@ class _Side:
         """The next element to be compared; None at the end. Raises UnreadableDataSet."""
         for leaf in self._leaves:
             tag = leaf.path[-1]
-            if tag == _CHARACTER_SET:
+            if tag == CHARACTER_SET:
                 names = bytes(self.data[leaf.start : leaf.end][:1000]).decode("latin-1")
                 self._sets[leaf.path[:-1]] = character_set([n.strip() for n in names.split("\\")])
             elif len(leaf.path) == 1 and tag in _PIXELS:
@@ -158,11 +158,10 @@ class _Side:
 
     def little_endian(self, leaf: Leaf, vr: str) -> Iterator[bytes]:
         """The value in little endian, piece by piece."""
-        width = _WIDTHS.get(vr, 1)
-        swap = width > 1 and not leaf.little_endian
+        width = WIDTHS.get(vr, 1)
         for start in range(leaf.start, leaf.end, _CHUNK):
             piece = bytes(self.data[start : min(start + _CHUNK, leaf.end)])
-            yield _swapped(piece, width) if swap else piece
+            yield piece if leaf.little_endian else swapped(piece, width)
 
     def without_pad(self, leaf: Leaf, counterpart: Leaf) -> Leaf:
         """``leaf`` without the byte that made its value even, when its counterpart's is odd."""
@@ -183,7 +182,7 @@ class _Side:
     def text(self, leaf: Leaf, vr: str) -> str:
         """The value of a text VR, without what pads it."""
         raw = self.bytes_of(leaf)
-        if vr in _IN_CHARACTER_SET:
+        if vr in IN_CHARACTER_SET:
             text = self.set_of(leaf).decode(raw, name=vr == "PN")
         else:
             text = raw.decode("latin-1")
@@ -196,13 +195,13 @@ class _Side:
         size = leaf.end - leaf.start
         if leaf.vr in ("SQ", "item"):
             return "(sequence)"
-        if vr in _VALUES | _TEXTS and size <= _LONGEST_TEXT and not leaf.encapsulated:
+        if vr in TEXTS and size <= _LONGEST_TEXT and not leaf.encapsulated:
             text = self.text(leaf, vr)
             return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
-        if vr in _NUMBERS and size <= 8 * _WIDTHS[vr]:
+        if vr in NUMBERS and size <= 8 * WIDTHS[vr]:
             raw = b"".join(self.little_endian(leaf, vr))
-            count = size // _WIDTHS[vr]
-            values = struct.unpack_from(f"<{count}{_NUMBERS[vr]}", raw)
+            count = size // WIDTHS[vr]
+            values = struct.unpack_from(f"<{count}{NUMBERS[vr]}", raw)
             return "\\".join(str(value) for value in values)
         return f"({size} bytes)"
 
@@ -259,7 +258,7 @@ class _Differences:
         )
         if alike and one.set_of(left) is other.set_of(right):
             return True
-        if vr not in _VALUES and vr not in _TEXTS:
+        if vr not in TEXTS:
             return alike
         if max(left.end - left.start, right.end - right.start) > _LONGEST_TEXT:
             return alike
@@ -300,13 +299,6 @@ def _name_of(path: tuple[int, ...]) -> str:
     """``ReferencedStudySequence.ReferencedSOPInstanceUID``"""
     # Odd places are the numbers of items.
     return ".".join(keyword_for_tag(tag) or spell(tag) for tag in path[::2])
-
-
-def _swapped(piece: bytes, width: int) -> bytes:
-    whole = len(piece) - len(piece) % width
-    numbers = array({2: "H", 4: "I", 8: "Q"}[width], piece[:whole])
-    numbers.byteswap()
-    return numbers.tobytes() + piece[whole:]
 
 
 def _equal_bytes(left: memoryview, right: memoryview) -> bool:

@@ -12,14 +12,14 @@ import os
 import resource
 import subprocess
 import sys
-from array import array
 from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any
 
 from plainpacs.archive.child_process import python_command
 from plainpacs.archive.dicom import part10
-from plainpacs.archive.dicom.flatten import PIXEL_DATA, DataSet, Leaf
+from plainpacs.archive.dicom.elements import PIXEL_DATA, swapped
+from plainpacs.archive.dicom.flatten import DataSet, Leaf
 from plainpacs.archive.store.temporary import mapped
 from plainpacs.archive.tree import durable
 
@@ -99,9 +99,7 @@ class _Image:
         options = self.options | {"pixel_vr": leaf.vr or "OW"}
         source = bytes(self.data_set.data[leaf.start : leaf.end])
         if not self.data_set.little_endian and options["pixel_vr"] == "OW":
-            words = array("H", source)
-            words.byteswap()
-            source = words.tobytes()
+            source = swapped(source, 2)
         # Byte order is seen to, and the rest of a native encoding is as in any other.
         native = not leaf.encapsulated
         syntax = UID(part10.EXPLICIT_LITTLE_ENDIAN if native else self.data_set.transfer_syntax)

@@ -20,30 +20,19 @@ from typing import Any
 from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet, character_set
 from plainpacs.archive.dicom.dictionary import tag_of, vr_of
 from plainpacs.archive.dicom.element_tree import Element, Elements
+from plainpacs.archive.dicom.elements import CHARACTER_SET, NUMBERS, UNSPLIT, WIDTHS, swapped
 
 LONGEST_INLINE = 1024
 """Bytes of a binary value that stand in the JSON itself."""
 
 Json = dict[str, Any]
 
-_SPECIFIC_CHARACTER_SET = 0x00080005
 _UTF_8: Json = {"vr": "CS", "Value": ["ISO_IR 192"]}
 _PADDING = " \0"
 _LARGEST = 1 << 53
 """JSON readers do not agree on integers from here on: they are sent as text (PS3.18 F.2.3)."""
-_UNSPLIT = frozenset(("LT", "ST", "UT", "UR"))
 _TEXTS = frozenset(("LO", "SH", "UC"))
-_WIDTHS = {"OB": 1, "UN": 1, "OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
-_NUMBERS = {
-    "FD": "d",
-    "FL": "f",
-    "SL": "i",
-    "SS": "h",
-    "SV": "q",
-    "UL": "I",
-    "US": "H",
-    "UV": "Q",
-}  # as struct spells them
+_BYTES_VRS = frozenset(("OB", "UN", "OW", "OF", "OL", "OD", "OV"))
 
 
 def of_elements(elements: Elements, above: CharacterSet = DEFAULT, path: str = "bulkdata/") -> Json:
@@ -56,7 +45,7 @@ def of_elements(elements: Elements, above: CharacterSet = DEFAULT, path: str = "
     found: Json = {}
     for tag, element in sorted(elements.items()):
         key = _key(tag)
-        found[key] = _UTF_8 if tag == _SPECIFIC_CHARACTER_SET else _one(element, texts, path + key)
+        found[key] = _UTF_8 if tag == CHARACTER_SET else _one(element, texts, path + key)
     return found
 
 
@@ -99,7 +88,7 @@ def _attribute(keyword: str) -> tuple[str, str] | None:
 
 
 def _texts(elements: Elements, above: CharacterSet) -> CharacterSet:
-    declared = elements.get(_SPECIFIC_CHARACTER_SET)
+    declared = elements.get(CHARACTER_SET)
     if declared is None or not isinstance(declared.value, bytes):
         return above
     return character_set(
@@ -114,10 +103,10 @@ def _one(element: Element, texts: CharacterSet, uri: str) -> Json:
     if isinstance(value, list):
         items = [of_elements(item, texts, f"{uri}/{at}/") for at, item in enumerate(value)]
         return {"vr": vr, "Value": items} if items else {"vr": vr}
-    if vr in _WIDTHS:
+    if vr in _BYTES_VRS:
         if len(value) > LONGEST_INLINE:
             return {"vr": vr, "BulkDataURI": uri}
-        raw = value if element.little_endian else swapped(value, _WIDTHS[vr])
+        raw = value if element.little_endian else swapped(value, WIDTHS.get(vr, 1))
         return {"vr": vr, "InlineBinary": b64encode(raw).decode()} if raw else {"vr": vr}
     values = _values(element, value, texts)
     return {"vr": vr, "Value": values} if values else {"vr": vr}
@@ -129,13 +118,13 @@ def _values(element: Element, value: bytes, texts: CharacterSet) -> list[Any]:
         return _parts(texts.decode(value, name=True), _name)
     if vr in _TEXTS:
         return _parts(texts.decode(value), str)
-    if vr in _UNSPLIT:
+    if vr in UNSPLIT:
         whole = texts.decode(value).strip(_PADDING)
         return [whole] if whole else []
     if vr in ("DS", "IS"):
         return _parts(DEFAULT.decode(value), _decimal if vr == "DS" else _integer)
-    if vr in _NUMBERS:
-        return [_finite(number) for number in _binary(_NUMBERS[vr], element, value)]
+    if vr in NUMBERS:
+        return [_finite(number) for number in _binary(NUMBERS[vr], element, value)]
     if vr == "AT":
         pairs = iter(_binary("H", element, value))
         return [f"{group:04X}{number:04X}" for group, number in zip(pairs, pairs, strict=False)]
@@ -180,14 +169,3 @@ def _finite(number: float) -> float | str | None:
     if isinstance(number, float):
         return number if isfinite(number) else None
     return number if abs(number) < _LARGEST else str(number)
-
-
-def swapped(value: bytes, width: int) -> bytes:
-    """``value`` with the bytes of each number of ``width`` bytes the other way round."""
-    if width == 1:
-        return value
-    whole = len(value) - len(value) % width
-    turned = bytearray(value[:whole])
-    for byte in range(width):
-        turned[byte::width] = value[width - 1 - byte : whole : width]
-    return bytes(turned)

@@ -15,29 +15,25 @@ from typing import Any, NamedTuple
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 
 from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet, character_set
+from plainpacs.archive.dicom.elements import (
+    CHARACTER_SET,
+    FIRST_OF_PIXELS,
+    NUMBERS,
+    PIXEL_REPRESENTATION,
+    UNSPLIT,
+    WIDTHS,
+    encode_element,
+    encode_item,
+    swapped,
+)
 from plainpacs.archive.dicom.flatten import DataSet
 
 LONGEST_VALUE = 64 << 10
 """Bytes; of a longer value it is only known that it is there."""
 
-SPECIFIC_CHARACTER_SET = 0x00080005
-_PIXEL_REPRESENTATION = 0x00280103
-_PIXELS = 0x7FE00000  # whatever comes from here on is pixel data, or about the file
-
 _PADDING = " \0"
 _TEXTS = frozenset(("LO", "LT", "SH", "ST", "UC", "UT"))
 _CODES = frozenset(("AE", "AS", "CS", "DA", "DT", "TM", "UI", "UR"))
-_UNSPLIT = frozenset(("LT", "ST", "UT", "UR"))
-_NUMBERS = {
-    "FD": "d",
-    "FL": "f",
-    "SL": "i",
-    "SS": "h",
-    "SV": "q",
-    "UL": "I",
-    "US": "H",
-    "UV": "Q",
-}  # as struct spells them
 
 
 class Element(NamedTuple):
@@ -64,7 +60,7 @@ def read_elements(data_set: DataSet, wanted: Container[int] | None = None) -> El
     signed = False
     for leaf in data_set:
         path = leaf.path
-        if path[0] >= _PIXELS:
+        if path[0] >= FIRST_OF_PIXELS:
             break
         if wanted is not None and path[0] not in wanted:
             continue
@@ -84,7 +80,7 @@ def read_elements(data_set: DataSet, wanted: Container[int] | None = None) -> El
         whole = leaf.end - leaf.start <= LONGEST_VALUE
         raw = bytes(data_set.data[leaf.start : leaf.end]) if whole else None
         holder[tag] = Element(vr, raw, leaf.little_endian)
-        if tag == _PIXEL_REPRESENTATION and raw:
+        if tag == PIXEL_REPRESENTATION and raw:
             signed = any(raw)
     return top
 
@@ -114,7 +110,7 @@ def as_json(elements: Elements, above: CharacterSet = DEFAULT) -> dict[str, Any]
     Left out: what is empty, binary, too long to be kept, or has no keyword (private elements).
     """
     texts = above
-    declared = elements.get(SPECIFIC_CHARACTER_SET)
+    declared = elements.get(CHARACTER_SET)
     if declared is not None and isinstance(declared.value, bytes):
         texts = character_set(_split(declared.value.decode("latin-1")))
     found: dict[str, Any] = {}
@@ -137,7 +133,7 @@ def _json_value(element: Element, texts: CharacterSet) -> Any:
     values: list[Any]
     if vr == "PN":
         values = _split(texts.decode(value, name=True))
-    elif vr in _UNSPLIT:
+    elif vr in UNSPLIT:
         return texts.decode(value).strip(_PADDING)
     elif vr in _TEXTS:
         values = _split(texts.decode(value))
@@ -145,8 +141,8 @@ def _json_value(element: Element, texts: CharacterSet) -> Any:
         values = _split(DEFAULT.decode(value))
     elif vr in ("DS", "IS"):
         values = [_number(part, whole=vr == "IS") for part in _split(DEFAULT.decode(value))]
-    elif vr in _NUMBERS:
-        values = _binary(_NUMBERS[vr], value, element.little_endian)
+    elif vr in NUMBERS:
+        values = _binary(NUMBERS[vr], value, element.little_endian)
     elif vr == "AT":
         pairs = _binary("H", value, element.little_endian)
         values = [
@@ -185,36 +181,16 @@ def _binary(code: str, value: bytes, little_endian: bool) -> list[Any]:
 
 # --- as they are encoded ------------------------------------------------------------------------
 
-_LONG_VRS = frozenset(
-    ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV")
-)
-_WIDTHS = {"AT": 2, "OD": 8, "OF": 4, "OL": 4, "OV": 8, "OW": 2} | {
-    vr: struct.calcsize(f"<{code}") for vr, code in _NUMBERS.items()
-}
 
-
-def encode(tag: int, vr: str, value: bytes) -> bytes:
-    """An element in Explicit VR Little Endian (PS3.5 7.1.2), its value padded to even length."""
-    if len(value) % 2:
-        value += b"\0" if vr in ("UI", "OB", "UN") else b" "
-    head = struct.pack("<HH2s", tag >> 16, tag & 0xFFFF, vr.encode())
-    if vr in _LONG_VRS:
-        return head + struct.pack("<HL", 0, len(value)) + value
-    return head + struct.pack("<H", len(value)) + value
-
-
-def encode_element(tag: int, element: Element) -> bytes:
+def encode(tag: int, element: Element) -> bytes:
     """``element`` in Explicit VR Little Endian, its items too. Raises ValueError when its value
     was not kept, or is too long for its VR."""
     value = element.value
     if value is None:
         raise ValueError("the value is not at hand")
     if isinstance(value, list):
-        items = (b"".join(encode_element(*one) for one in sorted(item.items())) for item in value)
-        value = b"".join(b"\xfe\xff\0\xe0" + struct.pack("<L", len(item)) + item for item in items)
-    elif not element.little_endian and element.vr in _WIDTHS:
-        width = _WIDTHS[element.vr]
-        value = b"".join(value[at : at + width][::-1] for at in range(0, len(value), width))
-    if element.vr not in _LONG_VRS and len(value) > 0xFFFE:
-        raise ValueError("the value is too long for its VR")
-    return encode(tag, element.vr, value)
+        items = (b"".join(encode(*one) for one in sorted(item.items())) for item in value)
+        value = b"".join(map(encode_item, items))
+    elif not element.little_endian:
+        value = swapped(value, WIDTHS.get(element.vr, 1))
+    return encode_element(tag, element.vr, value)

@@ -16,28 +16,23 @@ from typing import NamedTuple
 from plainpacs.archive.buffer import Buffer
 from plainpacs.archive.dicom.deflate import Inflated
 from plainpacs.archive.dicom.elements import (
-    DEEPEST,
+    FIRST_OF_PIXELS,
     ITEM,
     ITEM_DELIMITER,
+    PIXEL_DATA,
     SEQUENCE_DELIMITER,
+    SHORT_VRS,
     UNDEFINED,
-    CutShort,
     spell,
-    too_many,
 )
 from plainpacs.archive.dicom.header import DEFLATED, EXPLICIT_BIG_ENDIAN, MOST_INFLATED
+from plainpacs.archive.dicom.walk import DEEPEST, CutShort, too_many
 from plainpacs.archive.errors import UnreadableDataSet
 
 MOST_ELEMENTS = 1_000_000
 
-PIXEL_DATA = 0x7FE00010
-FIRST_OF_PIXELS = 0x7FE00000
 _NO_VALUE = "item"
-# PS3.5 7.1.2: these are followed by two bytes of length; all others by two reserved ones and four.
-_SHORT_VRS = {
-    *(b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"PN"),
-    *(b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"),
-}
+_SHORT = {vr.encode() for vr in SHORT_VRS}
 # About the encoding, not about the patient: Length to End and Data Set Trailing Padding.
 _ENCODING = (0x00080001, 0xFFFCFFFC)
 _NOT_ZERO = re.compile(rb"[^\0]")
@@ -234,7 +229,7 @@ class _Walk:
         if form.implicit or group == 0xFFFE:
             return tag, "", length, pos + 8
         vr = bytes(data[pos + 4 : pos + 6])
-        if vr in _SHORT_VRS:
+        if vr in _SHORT:
             return tag, vr.decode(), form.short(data, pos + 6)[0], pos + 8
         if vr.isalpha() and vr.isupper():  # one nobody knows yet has the long form too
             return tag, vr.decode(), form.long(data, pos + 8)[0], pos + 12

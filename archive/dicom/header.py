@@ -21,11 +21,12 @@ from struct import Struct
 
 from plainpacs.archive.buffer import Buffer
 from plainpacs.archive.dicom.deflate import Inflated
-from plainpacs.archive.dicom.elements import (
+from plainpacs.archive.dicom.elements import LONG_VRS, SHORT_VRS, UNDEFINED
+from plainpacs.archive.dicom.values import LONGEST_VALUE, Attributes, Slot, vr_code
+from plainpacs.archive.dicom.walk import (
     HOLDS_ITEMS,
     LAST_ELEMENT,
     LAST_GROUP,
-    UNDEFINED,
     WANTED_ELEMENTS,
     WANTED_SEQUENCES,
     CutShort,
@@ -34,7 +35,6 @@ from plainpacs.archive.dicom.elements import (
     slot_of,
     too_many,
 )
-from plainpacs.archive.dicom.values import LONGEST_VALUE, Attributes, Slot, vr_code
 
 __all__ = ["Attributes", "read_header"]
 
@@ -58,33 +58,8 @@ MOST_INFLATED_RATIO = 200
 nearly empty mask comes to more, and a bomb of a megabyte would take seconds."""
 _FIRST_INFLATED = 256 << 10
 
-# PS3.5 7.1.2: two bytes of length after these VRs; after those, two reserved ones and four.
-_SHORT_VRS = (
-    "AE",
-    "AS",
-    "AT",
-    "CS",
-    "DA",
-    "DS",
-    "DT",
-    "FL",
-    "FD",
-    "IS",
-    "LO",
-    "LT",
-    "PN",
-    "SH",
-    "SL",
-    "SS",
-    "ST",
-    "TM",
-    "UI",
-    "UL",
-    "US",
-)
-_LONG_VRS = ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV")
-_SHORT = {vr_code(vr): vr for vr in _SHORT_VRS}
-_LONG = {vr_code(vr): vr for vr in _LONG_VRS}
+_SHORT = {vr_code(vr): vr for vr in SHORT_VRS}
+_LONG = {vr_code(vr): vr for vr in LONG_VRS}
 
 # By group, then by element and VR as one number: a wanted element in a VR of short length.
 _EXPLICIT_SLOTS: dict[int, dict[int, Slot]] = {}

@@ -18,15 +18,7 @@ from operator import itemgetter, ne
 from typing import Any
 
 from plainpacs.archive.buffer import Buffer
-from plainpacs.archive.dicom.elements import (
-    HOLDS_ITEMS,
-    LAST_TAG,
-    UNDEFINED,
-    WANTED_ELEMENTS,
-    WANTED_SEQUENCES,
-    NotUnderstood,
-    slot_of,
-)
+from plainpacs.archive.dicom.elements import UNDEFINED
 from plainpacs.archive.dicom.header import (
     DEFLATED,
     EXPLICIT_BIG_ENDIAN,
@@ -35,6 +27,14 @@ from plainpacs.archive.dicom.header import (
     read_header,
 )
 from plainpacs.archive.dicom.values import LONGEST_VALUE, Attributes, Slot, Texts
+from plainpacs.archive.dicom.walk import (
+    HOLDS_ITEMS,
+    LAST_TAG,
+    WANTED_ELEMENTS,
+    WANTED_SEQUENCES,
+    NotUnderstood,
+    slot_of,
+)
 from plainpacs.archive.errors import UnreadableDataSet
 
 _MOST_ELEMENTS = 1000

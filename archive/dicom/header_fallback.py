@@ -21,8 +21,9 @@ from pydicom.tag import SequenceDelimiterTag
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
 
 from plainpacs.archive.buffer import Buffer
-from plainpacs.archive.dicom.elements import ITEM_DELIMITER, CutShort, NotUnderstood, Walk, too_many
+from plainpacs.archive.dicom.elements import ITEM_DELIMITER
 from plainpacs.archive.dicom.values import Attributes
+from plainpacs.archive.dicom.walk import CutShort, NotUnderstood, Walk, too_many
 from plainpacs.archive.errors import UnreadableDataSet
 
 # What pydicom's parsing raises on bytes it cannot follow.

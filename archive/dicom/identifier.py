@@ -17,14 +17,21 @@ from pydicom.dataset import Dataset
 from plainpacs.archive.buffer import Buffer
 from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet, character_set
 from plainpacs.archive.dicom.dictionary import tag_of, vr_of
+from plainpacs.archive.dicom.elements import (
+    CHARACTER_SET,
+    IN_CHARACTER_SET,
+    ITEM,
+    LONG_VRS,
+    NUMBERS,
+    SEQUENCE_DELIMITER,
+    SHORT_VRS,
+    UNDEFINED,
+)
 from plainpacs.archive.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN as EXPLICIT
 from plainpacs.archive.dicom.uids import IMPLICIT_VR_LITTLE_ENDIAN as IMPLICIT
 
-CHARACTER_SET = 0x00080005
 LEVEL = 0x00080052
-_ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
 _ITEM_END_BYTES = b"\xfe\xff\x0d\xe0"
-_UNDEFINED = 0xFFFFFFFF
 _DEEPEST = 16
 """Sequences within one another; of those that queries have, none is in another."""
 
@@ -32,20 +39,6 @@ _TAG_AND_LENGTH = struct.Struct("<HHL")
 _SHORT = struct.Struct("<H")
 _LONG = struct.Struct("<L")
 
-# PS3.5 7.1.2: the VRs with two reserved bytes and a length of four; those with a length of two.
-LONG_VRS = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"))
-SHORT_VRS = frozenset(
-    (
-        *("AE", "AS", "AT", "CS", "DA", "DS", "DT", "FL", "FD", "IS", "LO"),
-        *("LT", "PN", "SH", "SL", "SS", "ST", "TM", "UI", "UL", "US"),
-    )
-)
-IN_CHARACTER_SET = frozenset(("LO", "LT", "PN", "SH", "ST", "UC", "UT"))
-"""The VRs whose text the Specific Character Set is for (PS3.5 6.1.2.2)."""
-BINARY = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "UV": "Q", "SV": "q", "FL": "f", "FD": "d"}
-"""The VRs of numbers that are no text, as ``struct`` spells them."""
-LONGEST_SHORT = 0xFFFE
-"""Bytes of a value in any other VR than those of ``LONG_VRS``."""
 PADDING = " \0"
 
 
@@ -82,7 +75,7 @@ class DataSet:
         found = self.elements.get(tag)
         if found is None or found.items:
             return ""
-        if found.vr in BINARY:
+        if found.vr in NUMBERS:
             return "\\".join(map(str, _numbers(found)))
         if found.vr in IN_CHARACTER_SET:
             decoded = self.character_set.decode(found.value, name=found.vr == "PN")
@@ -102,7 +95,7 @@ class DataSet:
 
 
 def _numbers(element: Element) -> list[int | float]:
-    shape = struct.Struct("<" + BINARY[element.vr])
+    shape = struct.Struct("<" + NUMBERS[element.vr])
     whole = len(element.value) - len(element.value) % shape.size
     return [number for (number,) in shape.iter_unpack(element.value[:whole])]
 
@@ -190,7 +183,7 @@ class _Reader:
         if group == 0xFFFE:
             raise BadIdentifier("a delimiter that delimits nothing", tag)
         vr, length, value = self._header(at, end, tag, length, explicit)
-        if vr == "SQ" or length == _UNDEFINED:
+        if vr == "SQ" or length == UNDEFINED:
             if depth >= _DEEPEST:
                 raise BadIdentifier("too many sequences within one another", tag)
             # In UN they are always in implicit VR (PS3.5 6.2.2, Note 4).
@@ -226,7 +219,7 @@ class _Reader:
         self, at: int, end: int, length: int, tag: int, outer: CharacterSet, *, depth: int,
         explicit: bool,
     ) -> tuple[tuple[DataSet, ...], int]:  # fmt: skip
-        open_end = length == _UNDEFINED
+        open_end = length == UNDEFINED
         if not open_end:
             if at + length > end:
                 raise BadIdentifier("a sequence is longer than what it lies in", tag)
@@ -237,11 +230,11 @@ class _Reader:
                 raise BadIdentifier("the identifier ends within a sequence", tag)
             group, number, length = _TAG_AND_LENGTH.unpack_from(self._data, at)
             found, at = group << 16 | number, at + 8
-            if found == _SEQUENCE_END and open_end:
+            if found == SEQUENCE_DELIMITER and open_end:
                 return tuple(items), at
-            if found != _ITEM:
+            if found != ITEM:
                 raise BadIdentifier("a sequence has something other than items", tag)
-            delimited = length == _UNDEFINED
+            delimited = length == UNDEFINED
             stop = end if delimited else at + length
             if stop > end:
                 raise BadIdentifier("an item is longer than its sequence", tag)

@@ -13,21 +13,17 @@ from pydicom import config
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
-from plainpacs.archive.dicom.charset_encoding import UTF8, Repertoire
+from plainpacs.archive.dicom.charset import UTF8, Repertoire
 from plainpacs.archive.dicom.dictionary import tag_of, vr_of
-from plainpacs.archive.dicom.identifier import (
-    BINARY,
+from plainpacs.archive.dicom.elements import (
     CHARACTER_SET,
     IN_CHARACTER_SET,
-    LONG_VRS,
-    LONGEST_SHORT,
-    DataSet,
-    Element,
+    NUMBERS,
+    encode_element,
+    encode_item,
 )
+from plainpacs.archive.dicom.identifier import DataSet, Element
 from plainpacs.archive.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN as EXPLICIT
-
-_ITEM = 0xFFFEE000
-_TAG_AND_LENGTH = struct.Struct("<HHL")
 
 Scalar = str | int | float
 Value = Scalar | Sequence[Scalar] | Sequence["Mapping[str, Value]"]
@@ -94,7 +90,7 @@ def value_bytes(vr: str, value: object, repertoire: Repertoire, *, explicit: boo
     values = value if isinstance(value, (list, tuple)) else [value]
     if vr == "SQ":
         return _sequence(values, repertoire, explicit=explicit)
-    if vr in BINARY:
+    if vr in NUMBERS:
         return _binary(vr, values)
     text = "\\".join(map(_written, values))
     if vr in IN_CHARACTER_SET:
@@ -110,13 +106,13 @@ def _sequence(values: Sequence[object], repertoire: Repertoire, *, explicit: boo
             if encoded is None:
                 return None
             body = b"".join(encoded[tag] for tag in sorted(encoded))
-            items.append(head(_ITEM, "", len(body), explicit=False) + body)
+            items.append(encode_item(body))
     return b"".join(items)
 
 
 def _binary(vr: str, values: Sequence[object]) -> bytes:
     """Nothing when one of them is not a number that fits."""
-    shape = struct.Struct("<" + BINARY[vr])
+    shape = struct.Struct("<" + NUMBERS[vr])
     try:
         return b"".join(map(shape.pack, values))
     except struct.error:
@@ -150,7 +146,7 @@ def written_anew(
             if None in encoded:
                 return None
             body = b"".join(filter(None, encoded))
-            items.append(head(_ITEM, "", len(body), explicit=False) + body)
+            items.append(encode_item(body))
         raw: bytes | None = b"".join(items)
     elif found.vr in IN_CHARACTER_SET:
         raw = repertoire.encode(within.text_at(tag), name=found.vr == "PN")
@@ -161,18 +157,7 @@ def written_anew(
 
 def element(tag: int, vr: str, value: bytes, *, explicit: bool) -> bytes:
     """One element, padded to an even length; without a value when that is too long for its VR."""
-    if len(value) > LONGEST_SHORT and vr not in LONG_VRS:
-        value = b""
-    if len(value) % 2:
-        value += b"\0" if vr in ("UI", "OB", "UN") else b" "
-    return head(tag, vr, len(value), explicit=explicit) + value
-
-
-def head(tag: int, vr: str, length: int, *, explicit: bool) -> bytes:
-    """What comes before a value of so many bytes."""
-    group, number = tag >> 16, tag & 0xFFFF
-    if not explicit:
-        return _TAG_AND_LENGTH.pack(group, number, length)
-    if vr in LONG_VRS:
-        return struct.pack("<HH2sHL", group, number, vr.encode(), 0, length)
-    return struct.pack("<HH2sH", group, number, vr.encode(), length)
+    try:
+        return encode_element(tag, vr, value, explicit=explicit)
+    except ValueError:
+        return encode_element(tag, vr, b"", explicit=explicit)

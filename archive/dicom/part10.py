@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from plainpacs.archive.buffer import Buffer
+from plainpacs.archive.dicom.elements import LONG_VRS
 from plainpacs.archive.errors import NotDICOM, UnreadableDataSet
 
 IMPLEMENTATION_CLASS_UID = "2.25.201813011709181747927516081455315232277"
@@ -31,7 +32,7 @@ _PROLOGUE = bytes(_PREAMBLE) + b"DICM"
 _LENGTH = struct.Struct("<HH2sHL")
 _SHORT = struct.Struct("<HH2sH")
 _LONG = struct.Struct("<HH2sHL")
-_LONG_VRS = {b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT"}
+_LONG_VRS = {vr.encode() for vr in LONG_VRS}
 
 
 @dataclass(frozen=True, slots=True)

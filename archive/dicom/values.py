@@ -26,6 +26,7 @@ from typing import Any
 
 from plainpacs.archive.dicom.attributes import KeptAttribute
 from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet, character_set
+from plainpacs.archive.dicom.elements import NUMBERS, TEXTS
 
 Attributes = dict[str, Any]
 """By keyword; str, int, float, or a list of these (RequestAttributesSequence: of dicts of str)."""
@@ -180,38 +181,7 @@ def _from_binary(attribute: KeptAttribute, code: str, order: str) -> Callable[[b
     return _no_value
 
 
-_TEXT_VRS = frozenset(
-    (
-        "AE",
-        "AS",
-        "CS",
-        "DA",
-        "DS",
-        "DT",
-        "IS",
-        "LO",
-        "LT",
-        "PN",
-        "SH",
-        "ST",
-        "TM",
-        "UC",
-        "UI",
-        "UR",
-        "UT",
-    )
-)
 _BYTES_VRS = frozenset(("UN", "OB", "OW", ""))
-_BINARY_VRS = {  # as struct spells them
-    "US": "H",
-    "SS": "h",
-    "UL": "I",
-    "SL": "i",
-    "UV": "Q",
-    "SV": "q",
-    "FL": "f",
-    "FD": "d",
-}
 
 
 def slot(attribute: KeptAttribute, vr: str, *, little_endian: bool = True) -> Slot:
@@ -224,9 +194,9 @@ def _converter(
 ) -> Callable[[bytes, Texts], Any]:
     if vr in _BYTES_VRS:
         vr = attribute.vr
-    if vr in _BINARY_VRS:
-        return _from_binary(attribute, _BINARY_VRS[vr], "<" if little_endian else ">")
-    if vr not in _TEXT_VRS:
+    if vr in NUMBERS:
+        return _from_binary(attribute, NUMBERS[vr], "<" if little_endian else ">")
+    if vr not in TEXTS:
         return _no_value
     match attribute.vr:
         case "IS" | "US":

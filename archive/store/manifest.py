@@ -12,10 +12,10 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
@@ -24,6 +24,8 @@ from plainpacs.archive.tree.publisher import Folder, Publisher
 from plainpacs.archive.tree.root import stamp
 
 Line = dict[str, Any]
+Kept = TypeVar("Kept")
+"""A line in the form in which it is kept in memory."""
 
 log = logging.getLogger(__name__)
 
@@ -150,25 +152,41 @@ def later_than(lines: Iterable[Line]) -> str:
     return stamp(round(moment.timestamp() * 1000 + 1) * 1_000_000)
 
 
+def _told(line: Line) -> tuple[object, str, bool]:
+    return line.get("bytes"), _stamp_in(line, "stored"), line.get("origin") == ORIGIN_RECOVERED
+
+
 def best_line(lines: Iterable[Line], size: int, mtime: int) -> Line | None:
     """Of the ``lines`` for one file the one that counts; None when none is valid.
 
-    ``size`` in bytes and ``mtime`` in nanoseconds are the file's.
+    ``size`` in bytes and ``mtime`` in nanoseconds are the file's. See ``best_of``.
     """
-    valid = [line for line in lines if line.get("bytes") == size and _stamp_in(line, "stored")]
+    return best_of(lines, size, mtime, _told, orjson.dumps)
+
+
+def best_of(
+    lines: Iterable[Kept],
+    size: int,
+    mtime: int,
+    told: Callable[[Kept], tuple[object, str, bool]],
+    raw: Callable[[Kept], bytes],
+) -> Kept | None:
+    """``best_line`` of lines kept in another form: ``told`` returns a line's ``bytes`` and
+    ``stored``, and whether it was recovered; ``raw`` returns the line itself.
+
+    A line is valid when its ``bytes`` is the file's size. Of several valid lines, one whose
+    ``stored`` is the file's mtime counts; then one that is not ``recovered``; then the latest; then
+    the one with the greatest bytes.
+    """
+    valid = []
+    for line in lines:
+        its_size, stored, recovered = told(line)
+        if its_size == size and stored:
+            valid.append((line, stored, recovered))
     if len(valid) < 2:  # as nearly always
-        return valid[0] if valid else None
-    stored = stamp(mtime)
-    return max(
-        valid,
-        key=lambda line: (
-            line["stored"] == stored,
-            line.get("origin") != ORIGIN_RECOVERED,
-            line["stored"],
-            orjson.dumps(line),
-        ),
-        default=None,
-    )
+        return valid[0][0] if valid else None
+    written = stamp(mtime)
+    return max(valid, key=lambda one: (one[1] == written, not one[2], one[1], raw(one[0])))[0]
 
 
 def _stamp_in(line: Line, key: str) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from plainpacs.archive.errors import RefusedInstance
 from plainpacs.archive.store import manifest
 from plainpacs.archive.store.forbidden import Forbidden
-from plainpacs.archive.store.manifest import ORIGIN_RECOVERED, Line, lines_in
+from plainpacs.archive.store.manifest import ORIGIN_RECOVERED, Line, best_line, lines_in
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.identity import InstanceKey
 from plainpacs.archive.tree.listing import InstanceFile, StudyFiles, study_files
@@ -69,19 +69,9 @@ def look(root: str, month: str, study: str) -> StudyLook:
         of_series = found.lines.get(series, {})
         best = found.best[series] = {}
         for name, file in present.items():
-            if counts := best_of(file, of_series.get(name, ())):
+            if counts := best_line(of_series.get(name, ()), file.size, file.mtime):
                 best[name] = counts
     return found
-
-
-def best_of(file: InstanceFile, lines: Iterable[Line]) -> Line | None:
-    """The line that counts for the file; None when none is valid."""
-    several = list(lines)
-    if len(several) == 1:  # as nearly always, and then it is quick
-        line = several[0]
-        valid = line.get("bytes") == file.size and isinstance(line.get("stored"), str)
-        return line if valid else None
-    return manifest.best_line(several, file.size, file.mtime)
 
 
 def promised(lines: Iterable[Line]) -> list[Line]:
@@ -103,7 +93,8 @@ def stored_line(file: InstanceFile, lines: list[Line]) -> Line | None:
 
     One that was made from the file afterwards counts only when nothing else tells.
     """
-    return best_of(file, lines if len(lines) == 1 else promised(lines) or lines)
+    several = lines if len(lines) == 1 else promised(lines) or lines
+    return best_line(several, file.size, file.mtime)
 
 
 def _text(line: Line, key: str) -> str:

@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from plainpacs.archive.dicom.element_tree import Elements, encode
+from plainpacs.archive.dicom.element_tree import Elements
+from plainpacs.archive.dicom.elements import encode_element
 from plainpacs.archive.dicom.part10 import (
     EXPLICIT_LITTLE_ENDIAN,
     MEDIA_STORAGE_DIRECTORY,
@@ -109,16 +110,16 @@ class Directory:
         series = self._below(in_study, values.text(records.SERIES), "SE", records.series, values)
         position = len(series.below)
         if NUMBER in kind.needed and NUMBER not in own:
-            own[NUMBER] = encode(NUMBER, "IS", b"%d" % (position + 1))
+            own[NUMBER] = encode_element(NUMBER, "IS", b"%d" % (position + 1))
             self.stand_ins["InstanceNumber"] += 1
         name = f"{kind.letters}{position:06d}"
         folders = (patient.name, in_study.name, series.name)
         file_id = self._next_short() if self._short else (*folders, name)
         own |= {
-            0x00041500: encode(0x00041500, "CS", "\\".join(file_id).encode()),
-            0x00041510: encode(0x00041510, "UI", of.sop_class.encode()),
-            0x00041511: encode(0x00041511, "UI", of.sop_instance.encode()),
-            0x00041512: encode(0x00041512, "UI", of.transfer_syntax.encode()),
+            0x00041500: encode_element(0x00041500, "CS", "\\".join(file_id).encode()),
+            0x00041510: encode_element(0x00041510, "UI", of.sop_class.encode()),
+            0x00041511: encode_element(0x00041511, "UI", of.sop_instance.encode()),
+            0x00041512: encode_element(0x00041512, "UI", of.transfer_syntax.encode()),
         }
         series.below[of.sop_instance] = _Record(encoded_record(kind.record, values, own), name)
         self._instances.add(of.sop_instance)
@@ -151,9 +152,9 @@ class Directory:
         """The DICOMDIR, in pieces: a Part 10 file in Explicit VR Little Endian (PS3.10 8.6)."""
         uid = f"2.25.{uuid.uuid4().int}"
         head = file_meta(MEDIA_STORAGE_DIRECTORY, uid, EXPLICIT_LITTLE_ENDIAN)
-        own = encode(0x00041130, "CS", b"")
-        own_end = len(encode(0x00041200, "UL", bytes(4))) * 2 + len(
-            encode(0x00041212, "US", b"\0\0")
+        own = encode_element(0x00041130, "CS", b"")
+        own_end = len(encode_element(0x00041200, "UL", bytes(4))) * 2 + len(
+            encode_element(0x00041212, "US", b"\0\0")
         )
         first = offset = len(head) + len(own) + own_end + _BEFORE_FIRST
         for record in _in_order(self._root):
@@ -161,9 +162,9 @@ class Directory:
             offset += record.size
         roots = list(self._root.below.values())
         yield head + own
-        yield encode(0x00041200, "UL", struct.pack("<L", roots[0].offset if roots else 0))
-        yield encode(0x00041202, "UL", struct.pack("<L", roots[-1].offset if roots else 0))
-        yield encode(0x00041212, "US", b"\0\0")
+        yield encode_element(0x00041200, "UL", struct.pack("<L", roots[0].offset if roots else 0))
+        yield encode_element(0x00041202, "UL", struct.pack("<L", roots[-1].offset if roots else 0))
+        yield encode_element(0x00041212, "US", b"\0\0")
         yield struct.pack("<HH2sHL", 0x0004, 0x1220, b"SQ", 0, offset - first)
         yield from _items(self._root)
 

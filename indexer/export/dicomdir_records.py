@@ -16,13 +16,8 @@ from dataclasses import dataclass
 from pydicom.datadict import keyword_for_tag as keyword_of
 
 from plainpacs.archive.dicom.charset import DEFAULT, character_set
-from plainpacs.archive.dicom.element_tree import (
-    SPECIFIC_CHARACTER_SET,
-    Element,
-    Elements,
-    encode,
-    encode_element,
-)
+from plainpacs.archive.dicom.element_tree import Element, Elements, encode
+from plainpacs.archive.dicom.elements import CHARACTER_SET, encode_element
 
 _LONGEST_TEXT = 1024  # bytes of a text in a record; no VR that is used allows more
 
@@ -158,7 +153,7 @@ _CLASSES = {
     **dict.fromkeys(("34.7", "34.10"), "PLAN"),
 }
 
-WANTED = frozenset({*_VRS, SPECIFIC_CHARACTER_SET, SOP_CLASS, ISSUER, _DOCUMENT})
+WANTED = frozenset({*_VRS, CHARACTER_SET, SOP_CLASS, ISSUER, _DOCUMENT})
 """The tags that ``Directory.add`` looks at."""
 
 
@@ -177,7 +172,7 @@ class Values:
 
     def __init__(self, elements: Elements) -> None:
         self._elements = elements
-        declared = self.raw(SPECIFIC_CHARACTER_SET).decode("latin-1")
+        declared = self.raw(CHARACTER_SET).decode("latin-1")
         self._texts = character_set(declared.split("\\")) if declared else DEFAULT
 
     def raw(self, tag: int) -> bytes:
@@ -199,7 +194,7 @@ class Values:
         element = self._elements.get(tag)
         if _VRS[tag] not in ("SQ", "US", "UL"):
             raw = self.raw(tag)
-            return encode(tag, _VRS[tag], raw) if raw.strip() else b""
+            return encode_element(tag, _VRS[tag], raw) if raw.strip() else b""
         if element is None or not element.value:
             return b""
         if _VRS[tag] == "SQ" and not isinstance(element.value, list):
@@ -207,8 +202,8 @@ class Values:
         if tag == _CONTENT and isinstance(element.value, list):
             # Of a report's content only what modifies its title (PS3.3 F.5.25).
             items = [item for item in element.value if _modifies(item)]
-            return encode_element(tag, Element("SQ", items)) if items else b""
-        return encode_element(tag, element)
+            return encode(tag, Element("SQ", items)) if items else b""
+        return encode(tag, element)
 
 
 def _modifies(item: Elements) -> bool:
@@ -226,15 +221,15 @@ Make = Callable[[Values, int], tuple[str, Encoded, list[str]]]
 
 
 def encoded_record(kind: str, values: Values, elements: Encoded) -> bytes:
-    whole = {0x00041430: encode(0x00041430, "CS", kind.encode()), **elements}
-    if declared := values.raw(SPECIFIC_CHARACTER_SET):
-        whole[SPECIFIC_CHARACTER_SET] = encode(SPECIFIC_CHARACTER_SET, "CS", declared)
+    whole = {0x00041430: encode_element(0x00041430, "CS", kind.encode()), **elements}
+    if declared := values.raw(CHARACTER_SET):
+        whole[CHARACTER_SET] = encode_element(CHARACTER_SET, "CS", declared)
     return b"".join(element for _, element in sorted(whole.items()))
 
 
 def own_elements(kind: Kind, values: Values) -> Encoded:
     """Of the instance's own record; InstanceNumber may be lacking. Raises NotDescribed."""
-    own = {tag: encode(tag, _VRS[tag], b"") for tag in kind.empty}
+    own = {tag: encode_element(tag, _VRS[tag], b"") for tag in kind.empty}
     for tag in (*kind.needed, *kind.empty, *kind.optional):
         try:
             found = values.encoded(tag)
@@ -283,12 +278,12 @@ def _with_stand_ins(
     as_is: tuple[int, ...],
     stand_ins: dict[int, bytes],
 ) -> tuple[str, Encoded, list[str]]:
-    elements = {tag: encode(tag, _VRS[tag], b"") for tag in empty}
+    elements = {tag: encode_element(tag, _VRS[tag], b"") for tag in empty}
     used = []
     for tag in (*empty, *as_is, *stand_ins):
         if found := values.encoded(tag):
             elements[tag] = found
         elif tag in stand_ins:
-            elements[tag] = encode(tag, _VRS[tag], stand_ins[tag])
+            elements[tag] = encode_element(tag, _VRS[tag], stand_ins[tag])
             used.append(keyword_of(tag))
     return kind, elements, used

@@ -38,7 +38,7 @@ from plainpacs.indexer.hooks.journal import HookBook, Study
 from plainpacs.indexer.hooks.retry_policy import Kind, Level, given_line, ran_line
 from plainpacs.indexer.index.manifest_facts import (
     InstanceFacts,
-    best_line,
+    best_facts,
     read_manifest,
     study_files,
 )
@@ -77,7 +77,7 @@ def present_in(path: str, study: Study) -> list[Present]:
         ]
         for name, file in names.items():
             lines = [line for manifest in manifests for line in manifest.lines.get(name, ())]
-            if best := best_line(file, lines):
+            if best := best_facts(file, lines):
                 found.append(Present(series, name, best))
     return sorted(found, key=lambda one: (one.facts.stored, one.series, one.name))
 

@@ -1,30 +1,25 @@
-"""What a study's index is made from: the files in its folder, and the lines of its manifests.
-
-A line is valid when its ``bytes`` is the file's size. Of several valid lines for one file the best
-counts: ``stored`` equal to the file's mtime first, then not ``recovered``, then the latest, then
-the greatest bytes.
-"""
+"""What a study's index is made from: the files in its folder, and the lines of its manifests."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import orjson
 
 from plainpacs.archive.dicom.attributes import PATIENT_AND_STUDY, SERIES
-from plainpacs.archive.store.manifest import ORIGIN_RECOVERED, Line, lines_in
+from plainpacs.archive.store.manifest import ORIGIN_RECOVERED, Line, best_of, lines_in
 from plainpacs.archive.tree.listing import InstanceFile, StudyFiles, study_files
-from plainpacs.archive.tree.root import stamp
 
 __all__ = [
     "InstanceFacts",
     "InstanceFile",
     "ManifestFacts",
     "StudyFiles",
-    "best_line",
+    "best_facts",
     "instance_facts",
     "read_manifest",
     "study_files",
@@ -129,11 +124,9 @@ def read_manifest(path: str, known: ManifestFacts | None = None) -> ManifestFact
     return ManifestFacts(known.inode, known.offset, lines)
 
 
-def best_line(file: InstanceFile, lines: Iterable[InstanceFacts]) -> InstanceFacts | None:
-    """The line that counts for ``file``; None when none is valid."""
-    valid = [line for line in lines if line.size == file.size]
-    if len(valid) < 2:  # as nearly always
-        return valid[0] if valid else None
-    mtime = stamp(file.mtime)
-    return max(valid, key=lambda line: (line.stored == mtime, not line.recovered, line.stored,
-                                        line.raw))  # fmt: skip
+def best_facts(file: InstanceFile, lines: Iterable[InstanceFacts]) -> InstanceFacts | None:
+    """What the line says that counts for ``file``; None when none is valid."""
+    return best_of(lines, file.size, file.mtime, _TOLD, _RAW)
+
+
+_TOLD, _RAW = attrgetter("size", "stored", "recovered"), attrgetter("raw")

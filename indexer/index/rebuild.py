@@ -20,7 +20,7 @@ from plainpacs.indexer.index.manifest_facts import (
     InstanceFile,
     ManifestFacts,
     StudyFiles,
-    best_line,
+    best_facts,
     read_manifest,
     study_files,
 )
@@ -311,4 +311,4 @@ def _spoken_of(manifests: dict[str, ManifestFacts]) -> set[tuple[str, str]]:
 def _best(
     name: str, file: InstanceFile, manifests: Iterable[ManifestFacts]
 ) -> InstanceFacts | None:
-    return best_line(file, [line for one in manifests for line in one.lines.get(name, ())])
+    return best_facts(file, [line for one in manifests for line in one.lines.get(name, ())])

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 import orjson
 
 from plainpacs.archive.dicom.dicom_json import of_elements
-from plainpacs.archive.dicom.flatten import PIXEL_DATA
+from plainpacs.archive.dicom.elements import PIXEL_DATA
 from plainpacs.archive.dicom.pixel_data import TABLES, Header, read_header
 from plainpacs.archive.errors import UnreadableDataSet
 from plainpacs.archive.tree import durable, layout

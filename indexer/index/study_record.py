@@ -20,7 +20,7 @@ from plainpacs.indexer.index.manifest_facts import (
     STUDY_KEYWORDS,
     Frozen,
     InstanceFacts,
-    best_line,
+    best_facts,
     read_manifest,
     study_files,
 )
@@ -185,7 +185,7 @@ def study_record(root: str, month: str, study: str) -> StudyRecord | None:
         ]
         for name, file in instances.items():
             lines = [line for manifest in manifests for line in manifest.lines.get(name, ())]
-            if line := best_line(file, lines):
+            if line := best_facts(file, lines):
                 series[uid][name] = line
     return record_of(study, series)
 
@@ -203,7 +203,7 @@ def instances(root: str, month: str, study: str, only: Collection[str] | None = 
             for name in files.manifests.get(uid, ())
         ]
         for name, file in present.items():
-            best = best_line(
+            best = best_facts(
                 file, [line for manifest in manifests for line in manifest.lines.get(name, ())]
             )
             if best:

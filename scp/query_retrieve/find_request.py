@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from plainpacs.archive.dicom.attributes import REQUESTED, Level
-from plainpacs.archive.dicom.charset_encoding import Repertoire
+from plainpacs.archive.dicom.charset import Repertoire
 from plainpacs.archive.dicom.dictionary import keyword_of, tag_of
-from plainpacs.archive.dicom.identifier import CHARACTER_SET, LEVEL, DataSet, terms_of
+from plainpacs.archive.dicom.elements import CHARACTER_SET
+from plainpacs.archive.dicom.identifier import LEVEL, DataSet, terms_of
 from plainpacs.archive.errors import BadQuery
 from plainpacs.indexer.query.keys import ALIASES, DATE_TIMES, SEQUENCE, fields_at, keys_at
 from plainpacs.indexer.query.query import Asked as Wanted

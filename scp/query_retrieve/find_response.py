@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from plainpacs.archive.dicom.charset_encoding import UTF8, Repertoire
+from plainpacs.archive.dicom.charset import UTF8, Repertoire
 from plainpacs.archive.dicom.dictionary import vr_of
-from plainpacs.archive.dicom.identifier import BINARY, CHARACTER_SET, LONG_VRS, DataSet
-from plainpacs.archive.dicom.identifier_writing import element, head, value_bytes, written_anew
+from plainpacs.archive.dicom.elements import CHARACTER_SET, LONG_VRS, NUMBERS, head
+from plainpacs.archive.dicom.identifier import DataSet
+from plainpacs.archive.dicom.identifier_writing import element, value_bytes, written_anew
 from plainpacs.scp.query_retrieve.file_attributes import attributes_in
 
 _LENGTHS = 1024
@@ -56,7 +57,7 @@ def _compiled(tag: int, source: str, constant: str, explicit: bool) -> _Compiled
     # What is constant has no text of people.
     raw = constant.encode("ascii", "replace")
     whole = element(tag, vr, raw, explicit=explicit)
-    if vr in LONG_VRS or vr in BINARY:
+    if vr in LONG_VRS or vr in NUMBERS:
         return source, b"", b"", whole
     before = head(tag, vr, 0, explicit=explicit)[: -len(_lengths(explicit)[0])]
     return source, before, b"\0" if vr == "UI" else b" ", whole

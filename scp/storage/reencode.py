@@ -9,7 +9,6 @@ their headers change in length; lengths of groups are left out (PS3.5 7.2).
 
 from __future__ import annotations
 
-import array
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,32 +16,27 @@ from typing import NamedTuple, Protocol
 
 from plainpacs.archive.dicom.dictionary import vrs_of
 from plainpacs.archive.dicom.elements import (
-    DEEPEST,
     ITEM,
     ITEM_DELIMITER,
+    LONG_VRS,
+    PIXEL_REPRESENTATION,
     SEQUENCE_DELIMITER,
+    SHORT_VRS,
     UNDEFINED,
+    WIDTHS,
+    head,
     spell,
+    swapped,
 )
 from plainpacs.archive.dicom.flatten import MOST_ELEMENTS
-from plainpacs.archive.dicom.identifier import LONG_VRS, SHORT_VRS
-from plainpacs.archive.dicom.identifier_writing import head
+from plainpacs.archive.dicom.walk import DEEPEST
 
-_PIXEL_REPRESENTATION = 0x00280103
 _LENGTH_TO_END = 0x00080001
 _WINDOW = 1 << 16
 _COPIED = 1 << 12
 """Bytes: longer values are read when they are sent."""
 _ITEM_END = head(ITEM_DELIMITER, "", 0, explicit=False)
 _SEQUENCE_END = head(SEQUENCE_DELIMITER, "", 0, explicit=False)
-
-# How many bytes make one number, of the VRs whose byte order counts (PS3.5 7.3).
-_SWAPPED = {
-    **dict.fromkeys(("AT", "OW", "SS", "US"), 2),
-    **dict.fromkeys(("FL", "OF", "OL", "SL", "UL"), 4),
-    **dict.fromkeys(("FD", "OD", "OV", "SV", "UV"), 8),
-}
-_ARRAYS = {2: "H", 4: "I", 8: "Q"}
 
 
 class CannotConvert(Exception):
@@ -137,16 +131,8 @@ def _turned(pieces: Iterator[bytes], unit: int) -> Iterator[bytes]:
         data = left + piece
         whole = len(data) - len(data) % unit
         left = data[whole:]
-        yield _swapped(data[:whole], unit)
+        yield swapped(data[:whole], unit)
     yield left
-
-
-def _swapped(data: bytes, unit: int) -> bytes:
-    if unit == 1 or len(data) % unit:
-        return data
-    numbers = array.array(_ARRAYS[unit], data)
-    numbers.byteswap()
-    return numbers.tobytes()
 
 
 class _Walk:
@@ -225,7 +211,7 @@ class _Walk:
             raise CannotConvert(f"the data set ends within {spell(tag)}")
         if tag & 0xFFFF and tag != _LENGTH_TO_END:
             self._value(tag, vr, value, after, form)
-            if tag == _PIXEL_REPRESENTATION:
+            if tag == PIXEL_REPRESENTATION:
                 signed = any(self._bytes(value, min(length, 2)))
                 frame.form = replace(form, signed=signed)
         return after
@@ -254,9 +240,9 @@ class _Walk:
         if form.to_explicit and vr not in LONG_VRS and (vr not in SHORT_VRS or length > 0xFFFF):
             written = "UN"  # PS3.5 6.2.2, of a value that is too long for its VR
         self._written += head(tag, written, length, explicit=form.to_explicit)
-        unit = 1 if form.little_endian else _SWAPPED.get(vr, 1)
+        unit = 1 if form.little_endian else WIDTHS.get(vr, 1)
         if length <= _COPIED:
-            self._written += _swapped(self._bytes(start, length), unit)
+            self._written += swapped(self._bytes(start, length), unit)
             return
         self._close_bytes()
         self._plan.append(_Range(start, end, unit))

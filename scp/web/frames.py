@@ -12,8 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from plainpacs.archive.dicom.dicom_json import swapped
 from plainpacs.archive.dicom.element_tree import Element, Elements
+from plainpacs.archive.dicom.elements import WIDTHS, swapped
 from plainpacs.archive.dicom.flatten import DataSet
 from plainpacs.archive.dicom.pixel_data import FRAMES_NEED, TABLES, Frames, Pixels
 from plainpacs.archive.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN
@@ -50,7 +50,6 @@ MEDIA_TYPES = {
     },
     **dict.fromkeys(("4.110", "4.111", "4.112"), "image/jxl"),
 }  # fmt: skip
-_WIDTHS = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
 _ROOT = "1.2.840.10008.1.2."
 
 
@@ -172,7 +171,7 @@ def value_at(opened: Opened, elements: Elements, path: str) -> bytes:
     long = element.value is None or isinstance(element.value, list)
     data = _long_value(opened, path) if long else element.value
     assert isinstance(data, bytes)
-    width = _WIDTHS.get(element.vr, 1)
+    width = WIDTHS.get(element.vr, 1)
     return data if element.little_endian else swapped(data, width)
 
 
@@ -229,7 +228,7 @@ def _native(opened: Opened, pixels: Pixels, inflated: memoryview | None) -> byte
         data = bytes(inflated[pixels.start : pixels.end])
     else:
         data = os.pread(opened.fd, pixels.end - pixels.start, pixels.start)
-    return data if pixels.little_endian else swapped(data, _WIDTHS.get(pixels.vr, 1))
+    return data if pixels.little_endian else swapped(data, WIDTHS.get(pixels.vr, 1))
 
 
 def single_or_multipart(request: Request, data: bytes, kind: str, url: str) -> Response:

@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from plainpacs.archive.dicom.charset_encoding import Repertoire
+from plainpacs.archive.dicom.charset import Repertoire
 from plainpacs.archive.dicom.identifier import EXPLICIT, IMPLICIT
 from plainpacs.archive.dicom.identifier_writing import Value, encode
 from tests.support.peer import (

@@ -13,16 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydicom.filereader import read_dataset
 
-from plainpacs.archive.dicom import (
-    charset_encoding as repertoire,
-)
-from plainpacs.archive.dicom import (
-    dictionary,
-)
-from plainpacs.archive.dicom import (
-    identifier as identifiers,
-)
-from plainpacs.archive.dicom.charset_encoding import UTF8, Repertoire
+from plainpacs.archive.dicom import charset, dictionary
+from plainpacs.archive.dicom import identifier as identifiers
+from plainpacs.archive.dicom.charset import UTF8, Repertoire
 from plainpacs.archive.dicom.identifier import (
     EXPLICIT,
     IMPLICIT,
@@ -73,7 +66,7 @@ VALUES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("module", [identifiers, repertoire, dictionary])
+@pytest.mark.parametrize("module", [identifiers, charset, dictionary])
 def test_what_the_module_shows(module: Any) -> None:
     assert doctest.testmod(module).failed == 0
 

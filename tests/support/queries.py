@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from plainpacs.archive.dicom.charset_encoding import Repertoire
+from plainpacs.archive.dicom.charset import Repertoire
 from plainpacs.archive.dicom.identifier import EXPLICIT, IMPLICIT, DataSet, read
 from plainpacs.archive.dicom.identifier_writing import Value, encode
 from plainpacs.archive.store.store import Provenance
