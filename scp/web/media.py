@@ -25,7 +25,7 @@ OCTETS = "application/octet-stream"
 ANY_SYNTAX = "*"
 """``transfer-syntax=*``: as it is stored (PS3.18 8.7.3.5.2)."""
 
-PIECE = 1 << 20
+PIECE = 256 << 10
 _AT_ONCE = 2 << 20
 _SLOWEST = 60.0
 """Seconds a client may take for a piece before the connection is given up."""
