@@ -271,7 +271,7 @@ def flood(peer: Peer) -> None:
 
 def test_a_peer_that_takes_no_answers_is_cut_off(start: Start) -> None:
     running = start(pdu_timeout=0.3)
-    with Peer(running.port) as peer:
+    with Peer(running.port, room=4096) as peer:
         with pytest.raises(ConnectionError):
             flood(peer)
         wait_until(
@@ -281,7 +281,7 @@ def test_a_peer_that_takes_no_answers_is_cut_off(start: Start) -> None:
 
 def test_a_stop_waits_for_nobody_that_takes_no_answers(start: Start) -> None:
     running = start()
-    with Peer(running.port) as peer:
+    with Peer(running.port, room=4096) as peer:
         peer.socket.settimeout(0.5)
         with pytest.raises(TimeoutError):
             flood(peer)

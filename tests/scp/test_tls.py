@@ -172,7 +172,7 @@ def only_refusal(running: Running, caplog: pytest.LogCaptureFixture) -> str:
 def test_what_the_readme_says_to_try(serve: Serve, tmp_path: Path) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)
     [block] = [one for one in blocks if "--tls-cert" in one]
-    make, begin, send = (shlex.split(line) for line in block.splitlines())
+    make, begin, send = (shlex.split(line) for line in block.replace("\\\n", "").splitlines())
     assert (make[0], begin[:3], send[0]) == (
         "openssl",
         ["plainpacs", "serve", "--create"],
@@ -292,7 +292,7 @@ def test_peers_that_do_not_read_their_answers_stop_at_the_deadline(
     start: Start, certificates: Certificates
 ) -> None:
     running = start(pdu_timeout=1.0, **certificates.serving())
-    with Peer(running.port, tls=client(certificates.ca)) as peer:
+    with Peer(running.port, tls=client(certificates.ca), room=4096) as peer:
         echo = message(3, command(0x30, b"1.2.840.10008.1.1", None, data=False), None)
         with pytest.raises(OSError, match=r"(?i)reset|pipe|eof"):  # noqa: PT012 - sent till it ends
             while True:
