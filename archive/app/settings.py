@@ -1,102 +1,50 @@
-"""Every setting, declared once: its name, what it may be, its default and its words.
+"""Every setting, declared once: its name, type, default, what it may be, and its words.
 
 A value comes from the flag, else the variable ``PLAINPACS_<NAME>``, else the TOML file given with
 ``--config`` (or ``$PLAINPACS_CONFIG``), else the default. All are validated together, once, into
-the frozen ``Settings``; an unknown key is an error that names the nearest known one.
+the frozen ``Settings``; an unknown key is an error that names the nearest known one. A child
+process gets them all, as one document of JSON.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import click
 
+from plainpacs.archive.app import setting_values as values
 from plainpacs.archive.app.hook_command import INSTANCE_PLACES, STUDY_PLACES
-from plainpacs.archive.app.setting_values import (
-    ae_addresses,
-    ae_title,
-    ae_titles,
-    choice,
-    hook,
-    network,
-    node,
-    nodes,
-    reserve,
-    seconds,
-    several,
-    text,
-    uid,
-    whole,
-)
 from plainpacs.archive.errors import BadSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+DOCUMENT = "PLAINPACS_SETTINGS"
+"""The variable in which a command that ``serve`` runs finds the settings of ``serve``."""
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The settings in force. Times in seconds, lengths in bytes."""
-
-    aet: tuple[str, ...] = ("DRDCM",)
-    called_ae: str = "ours"
-    calling_ae: tuple[str, ...] = ()
-    allow_peers: tuple[str, ...] = ()
-    ae_addresses: tuple[str, ...] = ()
-    bind: str = ""
-    port: int = 11112
-    max_associations: int = 64
-    max_associations_per_peer: int = 0
-    receivers: int = 0
-    max_pdu: int = 1 << 20
-    pdu_timeout: float = 30.0
-    idle_timeout: float = 300.0
-    nodes: tuple[str, ...] = ()
-    refuse_sop_class: tuple[str, ...] = ()
-    query_retrieve: str = "nodes"
-    tls_cert: str = ""
-    tls_key: str = ""
-    tls_ca: str = ""
-    tls_verify: str = "off"
-    sync: str = "on"
-    digest: str = "blake3"
-    on_conflict: str = "keep"
-    reserve: str = "1G,2%"
-    on_study_settled: str = ""
-    on_instance: str = ""
-    settle_seconds: float = 60.0
-    hooks_at_once: int = 2
-    node: str | None = None
-    log_level: str = "info"
-    log_format: str = "text"
-    metrics_port: int | None = None
-    metrics_bind: str = "127.0.0.1"
-    web: int | None = None
-    web_bind: str = "127.0.0.1"
-    web_hosts: tuple[str, ...] = ()
-    web_users: str = ""
-    web_user_header: str = ""
-    web_proxies: tuple[str, ...] = ()
-    web_origins: tuple[str, ...] = ()
-    web_open: str = "off"
-    web_stow: str = "off"
-    ohif: str = ""
+# Read by the command line and by the tests, not settings of their own.
+_OTHER_VARIABLES = ("PLAINPACS_ARCHIVE", "PLAINPACS_CONFIG", DOCUMENT)
+_TEST_VARIABLES = "PLAINPACS_TEST_"
 
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """One row of the table. ``parse`` takes text (or a TOML value) and raises ValueError."""
+    """What is known of one setting. ``parse`` takes text (or a TOML value), raises ValueError."""
 
     name: str
+    default: Any
     parse: Callable[[Any], Any]
     metavar: str
     help: str
-    switch: bool = False
+    switch: bool
     """On the command line it is ``--name`` for on and ``--no-name`` for off."""
+    reloaded: bool
+    """A SIGHUP changes it while ``serve`` runs; the others hold from the next start."""
 
     @property
     def flag(self) -> str:
@@ -107,89 +55,146 @@ class Declaration:
         return "PLAINPACS_" + self.name.upper()
 
 
-TABLE: tuple[Declaration, ...] = (
-    Declaration("aet", ae_titles, "A,B", "our AE titles"),
-    Declaration("called_ae", choice("ours", "any"), "ours|any", "called AE titles accepted"),
-    Declaration("calling_ae", several(ae_title), "A,B", "calling AE titles allowed (all)"),
-    Declaration("allow_peers", several(network), "CIDR,…", "networks peers may be in (all)"),
-    Declaration("ae_addresses", ae_addresses, "AE=CIDR,…", "calling AE titles that may come from"
-                " these addresses only (none)"),
-    Declaration("bind", text, "ADDRESS", "address to listen on (all)"),
-    Declaration("port", whole(0, 65535), "PORT", "port to listen on; 0 lets the system pick"),
-    Declaration("max_associations", whole(1, 10000), "N", "associations at once"),
-    Declaration("max_associations_per_peer", whole(0, 10000), "N", "of these from one address; 0:"
-                " all"),
-    Declaration("receivers", whole(0, 64), "N", "processes that receive; 0: by the cores"),
-    Declaration("max_pdu", whole(4096, 1 << 27), "BYTES", "longest PDU we announce to take"),
-    Declaration("pdu_timeout", seconds, "SECONDS", "a PDU arrives within, from its first byte"),
-    Declaration("idle_timeout", seconds, "SECONDS", "silence after which we abort"),
-    Declaration("nodes", nodes, "AET@HOST:PORT,…", "applications elsewhere: who may query,"
-                " what C-MOVE may send to, storage commitment reports to, and commands call by name"
-                " (none); with TLS: AET@HOST:PORT/tls"),
-    Declaration("refuse_sop_class", several(uid), "UID,…", "SOP Classes refused (none)"),
-    Declaration("query_retrieve", choice("any", "nodes", "off"), "any|nodes|off", "who may query"
-                " and retrieve (C-FIND, C-MOVE, C-GET): all who may associate; this machine and the"
-                " --nodes; nobody"),
-    Declaration("tls_cert", text, "FILE", "certificate, and chain, in PEM: serve TLS (no TLS)"),
-    Declaration("tls_key", text, "FILE", "its private key, if not in the same file"),
-    Declaration("tls_ca", text, "FILE", "certificates of who is trusted to have signed peers'"),
-    Declaration("tls_verify", choice("on", "off"), "on|off", "refuse peers without a certificate"
-                " by --tls-ca", switch=True),
-    Declaration("sync", choice("on", "off"), "on|off", "off: 0000 outlives a crash of plainpacs"
-                " but not of the machine"),
-    Declaration("digest", choice("blake3", "sha256"), "NAME", "digest kept: blake3 or sha256"),
-    Declaration("reserve", reserve, "SIZE", "room that stays free: 500M, 2%, 0, or 1G,2% (the"
-                " smaller)"),
-    Declaration("on_conflict", choice("keep", "replace"), "keep|replace", "other bytes under a"
-                " stored UID: kept aside, or published (the first is kept aside)"),
-    Declaration("on_study_settled", hook(STUDY_PLACES), "COMMAND", "run when a study has had no"
-                " new instance for a while; {path}, {StudyInstanceUID} … are put in (none)"),
-    Declaration("on_instance", hook(INSTANCE_PLACES), "COMMAND", "run for each new instance"
-                " (none)"),
-    Declaration("settle_seconds", seconds, "SECONDS", "the while after which a study is settled"),
-    Declaration("hooks_at_once", whole(1, 64), "N", "such commands that run at once"),
-    Declaration("node", node, "NAME", "this writer's own manifests, on a shared file system"),
-    Declaration("log_level", choice("debug", "info", "warning", "error"), "LEVEL", "log from"),
-    Declaration("log_format", choice("text", "json"), "text|json", "json: one object a line"),
-    Declaration("metrics_port", whole(0, 65535), "PORT", "HTTP /metrics and /healthz (none)"),
-    Declaration("metrics_bind", text, "ADDRESS", "address of the metrics port"),
-    Declaration("web", whole(0, 65535), "PORT", "study list and DICOMweb for browsers (none)"),
-    Declaration("web_bind", text, "ADDRESS", "address of the web server"),
-    Declaration("web_hosts", several(text), "NAME,…", "names by which browsers reach it, besides"
-                " localhost"),
-    Declaration("web_users", text, "FILE", "who may read: name:password lines as `htpasswd -B`"
-                " writes them"),
-    Declaration("web_user_header", text, "NAME", "header in which a proxy of --web-proxies says"
-                " who signed in"),
-    Declaration("web_proxies", several(network), "CIDR,…", "addresses of reverse proxies whose"
-                " headers count"),
-    Declaration("web_origins", several(text), "URL,…", "other sites whose pages may read (CORS)"),
-    Declaration("web_open", choice("on", "off"), "on|off", "serve other addresses than this"
-                " machine's without a password", switch=True),
-    Declaration("web_stow", choice("on", "off"), "on|off", "let programs store by STOW-RS",
-                switch=True),
-    Declaration("ohif", text, "DIR", "the viewer OHIF, unpacked there from npm (none)"),
-)  # fmt: skip
+def _setting(
+    default: object,
+    parse: Callable[[Any], Any],
+    metavar: str,
+    help_: str,
+    *,
+    switch: bool = False,
+    reloaded: bool = False,
+) -> Any:
+    """A row of the table below."""
+    return field(default=default, metadata={"row": (parse, metavar, help_, switch, reloaded)})
+
+
+# fmt: off
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings in force. Times in seconds, lengths in bytes."""
+
+    # Who we are
+    aet: tuple[str, ...] = _setting(("DRDCM",), values.ae_titles, "A,B", "our AE titles")
+    bind: str = _setting("", values.text, "ADDRESS", "address to listen on (all)")
+    port: int = _setting(11112, values.whole(0, 65535), "PORT",
+        "port to listen on; 0 lets the system pick")
+
+    # Who may send and query
+    called_ae: str = _setting("ours", values.choice("ours", "any"), "ours|any",
+        "called AE titles accepted", reloaded=True)
+    calling_ae: tuple[str, ...] = _setting((), values.several(values.ae_title), "A,B",
+        "calling AE titles allowed (all)", reloaded=True)
+    allow_peers: tuple[str, ...] = _setting((), values.several(values.network), "CIDR,…",
+        "networks peers may be in (all)", reloaded=True)
+    ae_addresses: tuple[str, ...] = _setting((), values.ae_addresses, "AE=CIDR,…",
+        "calling AE titles that may come from these addresses only (none)", reloaded=True)
+    max_associations: int = _setting(64, values.whole(1, 10000), "N",
+        "associations at once", reloaded=True)
+    max_associations_per_peer: int = _setting(0, values.whole(0, 10000), "N",
+        "associations at once from one address; 0: no limit but --max-associations", reloaded=True)
+    query_retrieve: str = _setting("nodes", values.choice("any", "nodes", "off"), "any|nodes|off",
+        "who may query and retrieve (C-FIND, C-MOVE, C-GET): all who may associate; this "
+        "machine and the --nodes; nobody", reloaded=True)
+
+    # TLS
+    tls_cert: str = _setting("", values.text, "FILE",
+        "our certificate, and its chain, in PEM; serves TLS (no TLS)", reloaded=True)
+    tls_key: str = _setting("", values.text, "FILE",
+        "the certificate's private key, if not in the same file", reloaded=True)
+    tls_ca: str = _setting("", values.text, "FILE",
+        "certificates, in PEM, that sign those of peers, or peers' own", reloaded=True)
+    tls_verify: str = _setting("off", values.choice("on", "off"), "on|off",
+        "refuse peers that have no certificate by --tls-ca", switch=True, reloaded=True)
+
+    # Who is elsewhere
+    nodes: tuple[str, ...] = _setting((), values.nodes, "AET@HOST:PORT,…",
+        "applications elsewhere: who may query, what C-MOVE may send to, storage "
+        "commitment reports to, and commands call by name (none); with TLS: "
+        "AET@HOST:PORT/tls", reloaded=True)
+
+    # What may be sent
+    refuse_sop_class: tuple[str, ...] = _setting((), values.several(values.uid), "UID,…",
+        "SOP Classes refused (none)")
+    max_pdu: int = _setting(1 << 20, values.whole(4096, 1 << 27), "BYTES",
+        "longest PDU we announce to take")
+    pdu_timeout: float = _setting(30.0, values.seconds, "SECONDS",
+        "time for a PDU to arrive, from its first byte")
+    idle_timeout: float = _setting(300.0, values.seconds, "SECONDS",
+        "abort an association after this much silence")
+
+    # How it is kept
+    sync: str = _setting("on", values.choice("on", "off"), "on|off",
+        "off: 0000 outlives a crash of plainpacs but not of the machine")
+    digest: str = _setting("blake3", values.choice("blake3", "sha256"), "NAME",
+        "digest kept: blake3 or sha256")
+    on_conflict: str = _setting("keep", values.choice("keep", "replace"), "keep|replace",
+        "other bytes under a stored UID: kept aside, or published (the first is kept aside)")
+    reserve: str = _setting("1G,2%", values.reserve, "SIZE",
+        "space kept free: 500M, 2%, 0, or 1G,2% (the smaller)")
+
+    # What is done with what came
+    on_study_settled: str = _setting("", values.hook(STUDY_PLACES), "COMMAND",
+        "command to run when a study has had no new instance for --settle-seconds; "
+        "{path}, {StudyInstanceUID} … are substituted (none)")
+    on_instance: str = _setting("", values.hook(INSTANCE_PLACES), "COMMAND",
+        "command to run for each new instance (none)")
+    settle_seconds: float = _setting(60.0, values.seconds, "SECONDS",
+        "time without a new instance after which a study is settled")
+    hooks_at_once: int = _setting(2, values.whole(1, 64), "N", "commands that run at once")
+
+    # Where it is shared
+    node: str | None = _setting(None, values.node, "NAME",
+        "this writer's own name, on a shared file system")
+
+    # The service
+    receivers: int = _setting(0, values.whole(0, 64), "N",
+        "receiver processes; 0: one a core, up to four")
+    log_level: str = _setting("info", values.choice("debug", "info", "warning", "error"), "LEVEL",
+        "lowest level that is logged")
+    log_format: str = _setting("text", values.choice("text", "json"), "text|json",
+        "json: one object a line")
+    metrics_port: int | None = _setting(None, values.whole(0, 65535), "PORT",
+        "HTTP /metrics and /healthz (none)")
+    metrics_bind: str = _setting("127.0.0.1", values.text, "ADDRESS", "address of the metrics port")
+
+    # In a browser
+    web: int | None = _setting(None, values.whole(0, 65535), "PORT",
+        "study list and DICOMweb for browsers (none)")
+    web_bind: str = _setting("127.0.0.1", values.text, "ADDRESS", "address of the web server")
+    web_hosts: tuple[str, ...] = _setting((), values.several(values.text), "NAME,…",
+        "names by which browsers reach it, besides localhost")
+    web_users: str = _setting("", values.text, "FILE",
+        "who may read: name:password lines as `htpasswd -B` writes them")
+    web_proxies: tuple[str, ...] = _setting((), values.several(values.network), "CIDR,…",
+        "addresses of reverse proxies whose headers count")
+    web_user_header: str = _setting("", values.text, "NAME",
+        "header in which a proxy of --web-proxies says who signed in")
+    web_origins: tuple[str, ...] = _setting((), values.several(values.text), "URL,…",
+        "other sites whose pages may read (CORS)")
+    web_open: str = _setting("off", values.choice("on", "off"), "on|off",
+        "serve other addresses than this machine's without a password", switch=True)
+    web_stow: str = _setting("off", values.choice("on", "off"), "on|off",
+        "let programs store by STOW-RS", switch=True)
+    ohif: str = _setting("", values.text, "DIR", "the viewer OHIF, unpacked there from npm (none)")
+# fmt: on
+
+
+TABLE = tuple(Declaration(one.name, one.default, *one.metadata["row"]) for one in fields(Settings))
+"""In the order of ``scp/deploy/plainpacs.toml``, which explains each."""
 
 _BY_NAME = {declaration.name: declaration for declaration in TABLE}
-_DEFAULTS = Settings()
-assert set(_BY_NAME) == {field.name for field in fields(Settings)}
-
-# Read by the command line and by the tests, not settings of their own.
-_OTHER_VARIABLES = ("PLAINPACS_ARCHIVE", "PLAINPACS_CONFIG")
-_TEST_VARIABLES = "PLAINPACS_TEST_"
 
 
 def options(*names: str) -> Callable[[F], F]:
-    """Gives a click command the flags of the settings ``names``, and ``--config``.
+    """Gives a click command the flags of the settings ``names`` (none: of all), and ``--config``.
 
     The flags arrive as keyword arguments that are None when not given: pass them to ``load``.
     """
 
     def decorate(command: F) -> F:
-        for name in reversed(names):
+        for name in reversed(names or tuple(_BY_NAME)):
             declaration = _BY_NAME[name]
-            default = getattr(_DEFAULTS, name)
+            default = declaration.default
             shown = ",".join(default) if isinstance(default, tuple) else default
             tail = f"  [{shown}]" if shown not in ("", None) else ""
             words = declaration.help + tail
@@ -210,26 +215,71 @@ def options(*names: str) -> Callable[[F], F]:
 def load(
     flags: Mapping[str, Any], config: str | None = None, environ: Mapping[str, str] = os.environ
 ) -> Settings:
-    """The settings from flags (None: not given), variables and file. Raises BadSettings."""
-    values: dict[str, Any] = {}
+    """The settings from flags (None: not given), variables and file; below them those of the
+    ``serve`` that runs this as a command of its settings. Raises BadSettings."""
+    found: dict[str, Any] = {}
+    if DOCUMENT in environ:
+        found |= asdict(from_document(environ[DOCUMENT]))
     config = config or environ.get("PLAINPACS_CONFIG")
     if config:
         for key, value in _read_toml(config).items():
-            name = key.replace("-", "_")
-            _known(name, f"{config}: key {key}", [d.name for d in TABLE])
-            values[name] = _parsed(_BY_NAME[name], value, f"{config}: {key}")
+            declaration = _named(key.replace("-", "_"), f"{config}: key {key}")
+            found[declaration.name] = _parsed(declaration, value, f"{config}: {key}")
     for variable, value in environ.items():
-        if not variable.startswith("PLAINPACS_") or variable in _OTHER_VARIABLES:
-            continue
-        if variable.startswith(_TEST_VARIABLES):
-            continue
-        name = variable.removeprefix("PLAINPACS_").lower()
-        _known(name, f"variable {variable}", [d.name for d in TABLE])
-        values[name] = _parsed(_BY_NAME[name], value, variable)
+        if _is_setting(variable):
+            name = variable.removeprefix("PLAINPACS_").lower()
+            declaration = _named(name, f"variable {variable}")
+            found[declaration.name] = _parsed(declaration, value, variable)
     for name, value in flags.items():
         if value is not None:
-            values[name] = _parsed(_BY_NAME[name], value, _BY_NAME[name].flag)
-    return Settings(**values)
+            found[name] = _parsed(_BY_NAME[name], value, _BY_NAME[name].flag)
+    return Settings(**found)
+
+
+def reloaded(before: Settings, now: Settings) -> tuple[Settings, list[str]]:
+    """``before`` with what of ``now`` may change while the service runs, and what else differs."""
+    merged = replace(before, **{one.name: getattr(now, one.name) for one in TABLE if one.reloaded})
+    others = [one.name for one in TABLE if getattr(merged, one.name) != getattr(now, one.name)]
+    return merged, others
+
+
+# --- for child processes --------------------------------------------------------------------------
+
+
+def to_document(settings: Settings) -> str:
+    """All ``settings`` as one line of JSON."""
+    return json.dumps(asdict(settings))
+
+
+def from_document(text: str) -> Settings:
+    """The settings that ``to_document`` was given. Raises BadSettings."""
+    try:
+        known = {name: value for name, value in json.loads(text).items() if name in _BY_NAME}
+    except (ValueError, AttributeError):
+        raise BadSettings(f"{DOCUMENT} is not a document of settings") from None
+    return load(known, environ={})
+
+
+def environment(settings: Settings, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """``environ`` for a command of the user, in which plainpacs has these ``settings``, too."""
+    others = {
+        name: value
+        for name, value in environ.items()
+        if not _is_setting(name) and name != "PLAINPACS_CONFIG"
+    }
+    return {**others, DOCUMENT: to_document(settings)}
+
+
+# --- pieces ---------------------------------------------------------------------------------------
+
+
+def _is_setting(variable: str) -> bool:
+    """Whether it means to be one."""
+    return (
+        variable.startswith("PLAINPACS_")
+        and variable not in _OTHER_VARIABLES
+        and not variable.startswith(_TEST_VARIABLES)
+    )
 
 
 def _read_toml(path: str) -> dict[str, Any]:
@@ -242,10 +292,11 @@ def _read_toml(path: str) -> dict[str, Any]:
         raise BadSettings(f"the configuration {path} is not TOML: {error}") from None
 
 
-def _known(name: str, where: str, names: list[str]) -> None:
-    if name not in names:
-        near = difflib.get_close_matches(name, names, 1, 0.0)[0]
+def _named(name: str, where: str) -> Declaration:
+    if name not in _BY_NAME:
+        near = difflib.get_close_matches(name, _BY_NAME, 1, 0.0)[0]
         raise BadSettings(f"{where} is not a setting; the nearest is {near}")
+    return _BY_NAME[name]
 
 
 def _parsed(declaration: Declaration, value: Any, where: str) -> Any:

@@ -12,10 +12,10 @@ import click
 
 from plainpacs.archive.app import settings
 from plainpacs.archive.app.context import Context
+from plainpacs.archive.app.open_archive import open_archive
 from plainpacs.archive.errors import BadSettings
 from plainpacs.archive.store import audit
 from plainpacs.archive.store.audit import StudyCounts
-from plainpacs.archive.store.free_space import Reserve
 from plainpacs.archive.store.import_files import Imported, import_all, sources
 from plainpacs.archive.store.store import Archive
 from plainpacs.archive.tree import layout
@@ -48,14 +48,7 @@ def import_(context: Context, /, paths: tuple[str, ...], config: str | None, **f
     taken = StudyCounts()
     recorded = time.monotonic()
     interrupted = False
-    with Archive.open(
-        root,
-        node=chosen.node,
-        sync=chosen.sync == "on",
-        digest=chosen.digest,
-        reserve=Reserve.parse(chosen.reserve),
-        on_conflict=chosen.on_conflict,
-    ) as to:
+    with open_archive(root, chosen) as to:
         results = import_all(to, sources(paths))
         try:
             for result in _shown(results, paths):

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
 from plainpacs.archive.app import logs, settings
 from plainpacs.archive.app.context import Context
+from plainpacs.archive.app.parent_pipe import begin
 from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.app.signals import waiting_for_stop
 from plainpacs.archive.tree.root import stamp
-from plainpacs.indexer.hooks.retry_policy import Kind
 from plainpacs.indexer.hooks.scheduler import HookSettings
 from plainpacs.indexer.service.indexer import Indexer
 
@@ -24,10 +24,7 @@ from plainpacs.indexer.service.indexer import Indexer
 @click.command()
 @click.argument("root", metavar="[ROOT]", required=False)
 @click.option("--once", is_flag=True, help="Index what is pending or changed, then end.")
-@click.option("--parent-pipe", is_flag=True, hidden=True, help="End when stdin is closed.")
-@click.option("--only", hidden=True, help="The identity of the archive that is meant.")
-@click.option("--browsers", is_flag=True, hidden=True, help="Make headers for browsers, too.")
-@click.option("--hooks-since", hidden=True, help="What came before is nothing new.")
+@click.option("--parent-pipe", is_flag=True, hidden=True, help="A child of serve.")
 @settings.options(
     *("node", "digest", "log_level", "log_format"),
     *("on_study_settled", "on_instance", "settle_seconds", "hooks_at_once"),
@@ -40,9 +37,6 @@ def index(
     *,
     once: bool,
     parent_pipe: bool,
-    only: str | None,
-    hooks_since: str | None,
-    browsers: bool,
     config: str | None,
     **flags: Any,
 ) -> None:
@@ -52,28 +46,16 @@ def index(
 
     Example:  plainpacs index --once -a /srv/dicom
     """
-    chosen = settings.load(flags, config)
+    given, told = begin() if parent_pipe else ({}, None)
+    chosen = settings.from_document(given["settings"]) if told else settings.load(flags, config)
     logs.set_up(chosen.log_level, chosen.log_format)
     path = context.archive_path(root)
     if once:
         with Indexer.open(path, node=chosen.node, digest=chosen.digest) as indexer:
             click.echo(f"{indexer.once()} studies indexed", err=True)
         return
-    hooks = _hooks(chosen, hooks_since or stamp(time.time_ns()))
-    browsers_after = chosen.settle_seconds if browsers else None
-    _run_until_stopped(path, chosen, only, hooks, browsers_after, parent_pipe=parent_pipe)
-
-
-def _hooks(chosen: Settings, since: str) -> HookSettings:
-    commands = {Kind.STUDY: chosen.on_study_settled, Kind.INSTANCE: chosen.on_instance}
-    return HookSettings(
-        {kind: command for kind, command in commands.items() if command},
-        since,
-        chosen.settle_seconds,
-        chosen.hooks_at_once,
-        chosen.log_level,
-        chosen.log_format,
-    )
+    hooks = HookSettings(chosen, given.get("since") or stamp(time.time_ns()))
+    _run_until_stopped(path, chosen, given.get("identity"), hooks, told)
 
 
 def _run_until_stopped(
@@ -81,9 +63,7 @@ def _run_until_stopped(
     chosen: Settings,
     only: str | None,
     hooks: HookSettings,
-    browsers_after: float | None,
-    *,
-    parent_pipe: bool,
+    told: Iterator[object] | None,
 ) -> None:
     stopped = threading.Event()
     running: list[Indexer] = []
@@ -96,10 +76,10 @@ def _run_until_stopped(
             one.stop()
 
     with waiting_for_stop() as signalled:
-        for wait in (signalled, _until_stdin_ends) if parent_pipe else (signalled,):
+        for wait in (signalled, lambda: deque(told, 0)) if told else (signalled,):
             threading.Thread(target=stop_after, args=(wait,), daemon=True).start()
         # As a child of `serve`, we take over when another indexer ends; alone, we say so.
-        patience = (lambda: not stopped.wait(1.0)) if parent_pipe else None
+        patience = (lambda: not stopped.wait(1.0)) if told else None
         with Indexer.open(
             path,
             node=chosen.node,
@@ -107,14 +87,8 @@ def _run_until_stopped(
             wait=patience,
             expected=only,
             hooks=hooks,
-            browsers_after=browsers_after,
+            browsers_after=None if chosen.web is None else chosen.settle_seconds,
         ) as indexer:
             running.append(indexer)
             if not stopped.is_set():
                 indexer.run()
-
-
-def _until_stdin_ends() -> None:
-    """Our parent holds the other end of our stdin: when it dies, however, we learn of it."""
-    while os.read(0, 100):
-        pass

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.tree.root import stamp
 
 BACK_OFF = (10.0, 60.0, 300.0, 1800.0)
@@ -26,6 +27,11 @@ class Kind(enum.Enum):
 
     STUDY = "study"
     INSTANCE = "instance"
+
+
+def command_of(settings: Settings, kind: Kind) -> str:
+    """The command of this ``kind``; empty when there is none."""
+    return settings.on_study_settled if kind is Kind.STUDY else settings.on_instance
 
 
 class Level(NamedTuple):

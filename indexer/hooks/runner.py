@@ -5,9 +5,10 @@ next finds the lock on the study's marker held, waits, and then finds in the log
 result is recorded before the next command is started. Only a kill of this very process, or of the
 machine, while a command is at work leaves that unknown; then it is run again.
 
-    python -m plainpacs.indexer.hooks.runner KIND MONTH STUDY LOCK ROOT PATH SINCE LEVEL FORM CMD
+    python -m plainpacs.indexer.hooks.runner KIND MONTH STUDY LOCK ROOT PATH SINCE
 
 ``LOCK`` and ``ROOT`` are descriptors: the locked marker, and the archive open at ``PATH``.
+The settings, with the command, are in its environment, and so in that of the command.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import IO, Any, NamedTuple
 
 import orjson
 
-from plainpacs.archive.app import logs
+from plainpacs.archive.app import logs, settings
 from plainpacs.archive.app.hook_command import (
     INSTANCE_PLACES,
     STUDY_PLACES,
@@ -35,7 +36,7 @@ from plainpacs.archive.app.hook_command import (
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.root import stamp
 from plainpacs.indexer.hooks.journal import HookBook, Study
-from plainpacs.indexer.hooks.retry_policy import Kind, Level, given_line, ran_line
+from plainpacs.indexer.hooks.retry_policy import Kind, Level, command_of, given_line, ran_line
 from plainpacs.indexer.index.manifest_facts import (
     InstanceFacts,
     best_facts,
@@ -240,13 +241,14 @@ class _Output:
 
 def main(arguments: list[str]) -> None:
     """See the module."""
-    kind, month, study, _, root, path, since, level, form, command = arguments
+    kind, month, study, _, root, path, since = arguments
     # A service that stops signals all its processes: what was run has to be recorded yet. (Signals
     # that are ignored would be by the command too; handlers are not passed on.)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
-    logs.set_up(level, form)
-    words = HookWords.parse(command, PLACES[Kind(kind)])
+    chosen = settings.load({})
+    logs.set_up(chosen.log_level, chosen.log_format)
+    words = HookWords.parse(command_of(chosen, Kind(kind)), PLACES[Kind(kind)])
     HookRun(HookBook(int(root)), Kind(kind), path, (month, study), since, words).run()
 
 

@@ -19,16 +19,17 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fcntl import LOCK_EX
 
+from plainpacs.archive.app.settings import Settings, environment
 from plainpacs.archive.child_process import python_command
 from plainpacs.archive.errors import PlainpacsError
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.root import file_system_now, stamp, try_lock
 from plainpacs.indexer.hooks.journal import HookBook
-from plainpacs.indexer.hooks.retry_policy import Kind, Level, Verdict, settled_line
+from plainpacs.indexer.hooks.retry_policy import Kind, Level, Verdict, command_of, settled_line
 from plainpacs.indexer.index.rebuild import Study
 from plainpacs.indexer.index.study_record import StudyRecord, study_record
 
@@ -42,15 +43,24 @@ _PATIENCE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class HookSettings:
-    """``commands`` by kind. ``quiet`` in seconds. What was stored before ``since`` is nothing new
-    when a kind is turned on. ``log_level`` and ``log_format`` are for the processes."""
+    """The ``settings`` say which commands are run, and are theirs, too. What was stored before
+    ``since`` is nothing new when a kind is turned on."""
 
-    commands: Mapping[Kind, str]
+    settings: Settings
     since: str
-    quiet: float = 60.0
-    at_once: int = 2
-    log_level: str = "info"
-    log_format: str = "text"
+
+    @property
+    def commands(self) -> dict[Kind, str]:
+        """Those that there are."""
+        return {kind: text for kind in Kind if (text := command_of(self.settings, kind))}
+
+    @property
+    def quiet(self) -> float:
+        return self.settings.settle_seconds
+
+    @property
+    def at_once(self) -> int:
+        return self.settings.hooks_at_once
 
 
 @dataclass(slots=True)
@@ -314,10 +324,10 @@ class Hooks:
                 python_command(
                     "plainpacs.indexer.hooks.runner",
                     *(kind.value, *study, str(lock), str(self._root), self._path),
-                    *(self._since[kind], self._settings.log_level, self._settings.log_format),
-                    self._settings.commands[kind],
+                    self._since[kind],
                 ),
                 stdin=subprocess.DEVNULL,
+                env=environment(self._settings.settings),
                 pass_fds=(lock, self._root),
                 start_new_session=True,
             )

@@ -15,11 +15,11 @@ import click
 
 from plainpacs.archive.app.ae_address import ae_title
 from plainpacs.archive.app.context import Context
+from plainpacs.archive.app.open_archive import open_archive
 from plainpacs.archive.commands.import_ import say_who_indexes
 from plainpacs.archive.errors import BadSettings, NoMatch
 from plainpacs.archive.store import audit
 from plainpacs.archive.store.audit import COUNTED_AS, StudyCounts
-from plainpacs.archive.store.free_space import Reserve
 from plainpacs.archive.store.store import Archive, Provenance
 from plainpacs.indexer.output.formats import note
 from plainpacs.indexer.output.listing import LEVELS
@@ -122,7 +122,7 @@ def pull(
     books = _Books(plan.here)
     with contextlib.ExitStack() as stack:
         if _by_get(call, offers, via, wanted[0]):
-            books.archive = stack.enter_context(_opened(root, call))
+            books.archive = stack.enter_context(open_archive(root, call.settings))
             open_ = _getters(call, books.archive, wanted)
         else:
             open_ = _movers(call, title)
@@ -163,18 +163,6 @@ def _by_get(call: Calling, offers: frozenset[str], via: str | None, first: Wante
         which = "does not offer C-MOVE" if via else "offers neither C-GET nor C-MOVE"
         raise Failed(call.node, "context", f"the peer {which}")
     return False
-
-
-def _opened(root: str, call: Calling) -> Archive:
-    chosen = call.settings
-    return Archive.open(
-        root,
-        node=chosen.node,
-        sync=chosen.sync == "on",
-        digest=chosen.digest,
-        reserve=Reserve.parse(chosen.reserve),
-        on_conflict=chosen.on_conflict,
-    )
 
 
 def _getters(call: Calling, archive: Archive, wanted: Iterable[Wanted]) -> Open:

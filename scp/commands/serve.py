@@ -16,18 +16,7 @@ from plainpacs.scp.daemon import serve as service
 @click.argument("root", metavar="[ROOT]", required=False)
 @click.option("--create", is_flag=True, help="Make ROOT, a new or empty folder, an archive first.")
 @click.option("--force", is_flag=True, help="With --create: ROOT may hold other files.")
-@settings.options(
-    *("aet", "called_ae", "calling_ae", "allow_peers", "ae_addresses"),
-    *("bind", "port", "max_associations", "max_associations_per_peer", "receivers"),
-    *("tls_cert", "tls_key", "tls_ca", "tls_verify"),
-    *("max_pdu", "pdu_timeout", "idle_timeout", "nodes", "refuse_sop_class"),
-    "query_retrieve",
-    *("sync", "digest", "reserve", "on_conflict", "node"),
-    *("on_study_settled", "on_instance", "settle_seconds", "hooks_at_once"),
-    *("log_level", "log_format", "metrics_port", "metrics_bind"),
-    *("web", "web_bind", "web_hosts", "web_users", "web_user_header", "web_proxies"),
-    *("web_origins", "web_open", "web_stow", "ohif"),
-)
+@settings.options()
 @click.pass_obj
 def serve(
     context: Context,

@@ -8,6 +8,7 @@ import click
 
 from plainpacs.archive.app import settings
 from plainpacs.archive.app.context import Context
+from plainpacs.archive.app.parent_pipe import begin
 from plainpacs.archive.errors import PlainpacsError
 
 PORT = 8042
@@ -17,7 +18,7 @@ PORT = 8042
 @click.argument("root", metavar="[ROOT]", required=False)
 @click.option("--port", metavar="PORT", help=f"Port to listen on.  [{PORT}]")
 @click.option("--bind", metavar="ADDRESS", help="Address to listen on.  [127.0.0.1]")
-@click.option("--parent-pipe", is_flag=True, hidden=True, help="End when stdin is closed.")
+@click.option("--parent-pipe", is_flag=True, hidden=True, help="A child of serve.")
 @settings.options(
     *("web_users", "web_hosts", "web_user_header", "web_proxies", "web_origins", "web_open"),
     *("ohif", "web_stow", "sync", "digest", "reserve", "on_conflict", "node"),
@@ -48,10 +49,15 @@ def web(
     \b
     Example:  plainpacs web -a /srv/dicom
     """
-    asked = {**flags, "web": port, "web_bind": bind}
-    chosen = settings.load(asked, config)
-    if chosen.web is None:
-        chosen = settings.load({**asked, "web": str(PORT)}, config)
+    told = None
+    if parent_pipe:
+        given, told = begin()
+        chosen = settings.from_document(given["settings"])
+    else:
+        asked = {**flags, "web": port, "web_bind": bind}
+        chosen = settings.load(asked, config)
+        if chosen.web is None:
+            chosen = settings.load({**asked, "web": str(PORT)}, config)
     path = context.archive_path(root)
     try:
         from plainpacs.scp.web import server  # an extra, and slow to load  # noqa: PLC0415
@@ -59,4 +65,4 @@ def web(
         raise PlainpacsError(
             f"the web server needs {error.name}: pip install 'plainpacs[web]'"
         ) from None
-    server.serve(path, chosen, parent_pipe=parent_pipe)
+    server.serve(path, chosen, told)

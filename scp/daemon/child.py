@@ -1,22 +1,21 @@
 """A child process: started, started again when it dies, stopped at the end.
 
-Such are the indexer, for which the receiver never waits, and the receivers when there are several.
-The child ends by itself when this process is gone, whatever
-ended it: its standard input, a pipe from here, comes to its end.
+Such are the indexer, for which the receiver never waits, the web server, and the receivers when
+there are several. What a child needs to know goes to its standard input (``parent_pipe``), none of
+it on its command line. It ends by itself when this process is gone, whatever ended that.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import subprocess
 import threading
 import time
 
-from plainpacs.archive.app.settings import Settings
-from plainpacs.archive.child_process import python_command
-from plainpacs.archive.tree.root import stamp
+from plainpacs.archive.app.settings import Settings, to_document
 
 _LOG = logging.getLogger("plainpacs.scp")
 
@@ -26,51 +25,22 @@ _STEADY_SECONDS = 60.0
 _PATIENCE_SECONDS = 15.0
 
 
-def indexer_command(root: str, identity: str, settings: Settings) -> list[str]:
-    """The command that indexes archive ``identity`` at ``root`` until its standard input ends."""
-    command = python_command("plainpacs", "index", "--parent-pipe")
-    command += ["--digest", settings.digest, "--log-level", settings.log_level]
-    command += ["--log-format", settings.log_format, "--only", identity]
-    if settings.node:
-        command += ["--node", settings.node]
-    command += ["--on-study-settled", settings.on_study_settled]
-    command += ["--on-instance", settings.on_instance]
-    command += ["--settle-seconds", str(settings.settle_seconds)]
-    command += ["--hooks-at-once", str(settings.hooks_at_once)]
-    if settings.web is not None:
-        command.append("--browsers")
-    # What comes before the indexer is at work is new, too.
-    command += ["--hooks-since", stamp(time.time_ns())]
-    return [*command, root]
-
-
-def web_command(root: str, settings: Settings) -> list[str]:
-    """The command that shows the archive at ``root`` to browsers until its standard input ends."""
-    command = python_command("plainpacs", "web", "--parent-pipe", "--port", str(settings.web))
-    command += ["--bind", settings.web_bind, "--log-level", settings.log_level]
-    command += ["--log-format", settings.log_format, "--web-users", settings.web_users]
-    command += ["--web-hosts", ",".join(settings.web_hosts)]
-    command += ["--web-user-header", settings.web_user_header]
-    command += ["--web-proxies", ",".join(settings.web_proxies)]
-    command += ["--web-origins", ",".join(settings.web_origins)]
-    command += ["--web-open" if settings.web_open == "on" else "--no-web-open"]
-    command += ["--ohif", settings.ohif]
-    command += ["--web-stow" if settings.web_stow == "on" else "--no-web-stow"]
-    command += ["--sync", settings.sync, "--digest", settings.digest]
-    command += ["--reserve", settings.reserve, "--on-conflict", settings.on_conflict]
-    if settings.node:
-        command += ["--node", settings.node]
-    command += ["--tls-cert", settings.tls_cert, "--tls-key", settings.tls_key]
-    return [*command, root]
+def document(settings: Settings, **more: object) -> bytes:
+    """What a child is told, as it stands in its standard input: all settings, and ``more``."""
+    return json.dumps({"settings": to_document(settings), **more}).encode() + b"\n"
 
 
 class Child:
     """Keeps ``command`` running from ``start`` to ``stop``."""
 
-    def __init__(self, name: str, command: list[str], inherited: tuple[int, ...] = ()) -> None:
-        """``inherited``: descriptors that the child gets, under the same numbers."""
+    def __init__(
+        self, name: str, command: list[str], told: bytes, inherited: tuple[int, ...] = ()
+    ) -> None:
+        """``told``: see ``document``. ``inherited``: descriptors that the child gets, under the
+        same numbers."""
         self._name = name
         self._command = command
+        self._told = told
         self._inherited = inherited
         self._stopping = threading.Event()
         self._lock = threading.Lock()
@@ -81,16 +51,17 @@ class Child:
         """Returns at once; a command that cannot be started is tried again like one that died."""
         self._thread.start()
 
-    def renew(self, command: list[str], told: bytes) -> None:
-        """From now on it is ``command`` that is started; the one that runs gets ``told`` to read on
-        its standard input.
-        """
+    def tell(self, told: bytes) -> None:
+        """The child that runs is told this, too, and its successors only this."""
         with self._lock:
-            self._command = command
-            if self._process is not None and self._process.stdin is not None:
-                # It may be gone, or its pipe be closed already: its successor knows by the command.
-                with contextlib.suppress(OSError, ValueError):
-                    os.write(self._process.stdin.fileno(), told)
+            self._told = told
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            # It may be gone, or its pipe be closed already: its successor will be told.
+            with contextlib.suppress(OSError, ValueError):
+                os.write(self._process.stdin.fileno(), self._told)
 
     @property
     def is_running(self) -> bool:
@@ -144,6 +115,7 @@ class Child:
                     start_new_session=True,
                     pass_fds=self._inherited,
                 )
+                self._tell()
         except OSError as error:
             return str(error)
         try:

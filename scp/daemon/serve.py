@@ -7,21 +7,22 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from plainpacs.archive.app import logs
 from plainpacs.archive.app.ae_address import Address
+from plainpacs.archive.app.open_archive import open_archive
 from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.app.signals import waiting_for_stop
+from plainpacs.archive.child_process import python_command
 from plainpacs.archive.errors import PlainpacsError
 from plainpacs.archive.store import audit
-from plainpacs.archive.store.free_space import Reserve
-from plainpacs.archive.store.store import Archive
 from plainpacs.archive.tree.new_root import refuse_source_tree
-from plainpacs.archive.tree.root import create_archive
+from plainpacs.archive.tree.root import create_archive, stamp
 from plainpacs.scp.commitment.reports import Reporter
 from plainpacs.scp.daemon import systemd
-from plainpacs.scp.daemon.child import Child, indexer_command, web_command
+from plainpacs.scp.daemon.child import Child, document
 from plainpacs.scp.daemon.metrics import MetricsServer
 from plainpacs.scp.daemon.workers import Receivers, number_of_receivers
 from plainpacs.scp.receiver.receiver import Receiver
@@ -62,23 +63,18 @@ def serve(
             refuse_source_tree(root)
             if create:
                 create_archive(root, settings.node, force=force)
-            archive = Archive.open(
-                root,
-                node=settings.node,
-                sync=settings.sync == "on",
-                digest=settings.digest,
-                reserve=Reserve.parse(settings.reserve),
-                on_conflict=settings.on_conflict,
-            )
+            archive = open_archive(root, settings)
         except BaseException:
             if metrics:
                 metrics.close()
             receiver.stop()
             raise
-        indexer = Child("indexer", indexer_command(root, archive.identity, settings))
+        # What arrives before the indexer is at work is new to the hooks, too.
+        more = {"identity": archive.identity, "since": stamp(time.time_ns())}
+        indexer = Child("indexer", _command("index", root), document(settings, **more))
         web = None
         if settings.web is not None:
-            web = Child("web server", web_command(root, settings))
+            web = Child("web server", _command("web", root), document(settings))
         reporter = Reporter(archive, settings)
         try:
             receiver.start(archive)
@@ -115,6 +111,10 @@ def serve(
                 audit.record(archive.audit, "stop")
                 archive.close()
         _LOG.info("stopped")
+
+
+def _command(name: str, root: str) -> list[str]:
+    return python_command("plainpacs", name, "--parent-pipe", root)
 
 
 def _greet(settings: Settings, words: str) -> None:

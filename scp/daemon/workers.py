@@ -7,24 +7,25 @@ nothing: it starts them, starts again what died, stops them, and writes the one 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import socket
 import sys
 import threading
-from dataclasses import asdict
+from collections.abc import Iterator
+from typing import Any
 
 from plainpacs.archive.app import logs
-from plainpacs.archive.app.settings import Settings, load
+from plainpacs.archive.app.open_archive import open_archive
+from plainpacs.archive.app.parent_pipe import begin
+from plainpacs.archive.app.settings import Settings, from_document, reloaded
 from plainpacs.archive.app.signals import waiting_for_stop
 from plainpacs.archive.child_process import python_command
 from plainpacs.archive.errors import PlainpacsError
-from plainpacs.archive.store.free_space import Reserve
 from plainpacs.archive.store.store import Archive
-from plainpacs.scp.daemon.child import Child
-from plainpacs.scp.receiver.access import Access, reloaded
+from plainpacs.scp.daemon.child import Child, document
+from plainpacs.scp.receiver.access import Access
 from plainpacs.scp.receiver.admission import Board
 from plainpacs.scp.receiver.receiver import Receiver, open_listener
 from plainpacs.scp.receiver.statistics import Tally, merged
@@ -88,9 +89,8 @@ class Receivers:
         merged, others = reloaded(self._settings, settings)
         Access.of(merged)  # what is wrong is said here, once
         self._settings = merged
-        told = json.dumps(asdict(merged)).encode() + b"\n"
         for slot, child in enumerate(self._children):
-            child.renew(self._command(slot), told)
+            child.tell(self._told(slot))
         return others
 
     # --- how they are: see ``metrics.Service`` --------------------------------------------------
@@ -109,18 +109,16 @@ class Receivers:
 
     def _child(self, slot: int) -> Child:
         inherited = (self._listener.fileno(), self._board.fd)
-        return Child(f"receiver {slot + 1}", self._command(slot), inherited)
+        command = python_command(__name__, self._archive.root)
+        return Child(f"receiver {slot + 1}", command, self._told(slot), inherited)
 
-    def _command(self, slot: int) -> list[str]:
-        inherited = (self._listener.fileno(), self._board.fd)
-        told = {
-            "root": self._archive.root,
-            "identity": self._archive.identity,
-            "settings": asdict(self._settings),
-            "listener": inherited[0],
-            "board": [inherited[1], self._board.slots, slot],
-        }
-        return python_command(__name__, json.dumps(told))
+    def _told(self, slot: int) -> bytes:
+        return document(
+            self._settings,
+            identity=self._archive.identity,
+            listener=self._listener.fileno(),
+            board=[self._board.fd, self._board.slots, slot],
+        )
 
     def _keep_noting(self) -> None:
         stopping = False
@@ -139,46 +137,31 @@ class Receivers:
             _LOG.warning("the note for `plainpacs status` could not be written: %s", error)
 
 
-def _be_one(told: str) -> None:
+def _be_one(root: str) -> None:
     """The work of one of the processes, until a signal or until the parent is gone."""
-    given = json.loads(told)
-    settings = load(given["settings"], environ={})
+    given, told = begin()
+    settings = from_document(given["settings"])
     logs.set_up(settings.log_level, settings.log_format)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # our parent tells us what it then reads
     with waiting_for_stop() as wait_for_signal:
         board = Board(*given["board"])
         board.clear()
         receiver = Receiver(settings, socket.socket(fileno=given["listener"]), board)
-        sync = settings.sync == "on"
-        with Archive.open(
-            given["root"],
-            node=settings.node,
-            sync=sync,
-            digest=settings.digest,
-            reserve=Reserve.parse(settings.reserve, board.slots),
-            expected=given["identity"],
-            on_conflict=settings.on_conflict,
-        ) as archive:
+        expected = given["identity"]
+        with open_archive(root, settings, writers=board.slots, expected=expected) as archive:
             receiver.start(archive)
-            threading.Thread(target=_follow_parent, args=(receiver,), daemon=True).start()
+            threading.Thread(target=_follow_parent, args=(told, receiver), daemon=True).start()
             wait_for_signal()
             receiver.stop()
 
 
-def _follow_parent(receiver: Receiver) -> None:
-    """Our parent holds the other end of our stdin: a line is new settings, and when it dies,
-    however, we learn of it and end.
-    """
-    read = b""
+def _follow_parent(told: Iterator[Any], receiver: Receiver) -> None:
     try:
-        # Not by sys.stdin: a thread within it at the end makes the interpreter's end a crash.
-        while got := os.read(0, 1 << 16):
-            *lines, read = (read + got).split(b"\n")
-            for line in lines:
-                try:
-                    receiver.reload(load(json.loads(line), environ={}))
-                except PlainpacsError as error:
-                    _LOG.error("the settings stay as they were: %s", error)
+        for given in told:
+            try:
+                receiver.reload(from_document(given["settings"]))
+            except PlainpacsError as error:
+                _LOG.error("the settings stay as they were: %s", error)
     finally:
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -10,7 +10,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from plainpacs.archive.app.ae_address import Address
 from plainpacs.archive.app.settings import Settings
@@ -21,13 +21,6 @@ from plainpacs.scp.network.tls import server_context
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 ANY_SCP = "ANY-SCP"
 """What DCMTK's clients call whom they were not told to call otherwise."""
-
-RELOADED = (
-    *("called_ae", "calling_ae", "allow_peers", "ae_addresses"),
-    *("max_associations", "max_associations_per_peer"),
-    *("tls_cert", "tls_key", "tls_ca", "tls_verify", "nodes", "query_retrieve"),
-)
-"""The settings that hold anew after a SIGHUP; the others want a restart."""
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -110,13 +103,6 @@ class Access:
         if address in [_address(str(one[4][0])) for one in found]:
             return ""
         return f"the address of its node is {host}"
-
-
-def reloaded(before: Settings, now: Settings) -> tuple[Settings, list[str]]:
-    """``before`` with what of ``now`` may change while the service runs, and what else differs."""
-    merged = replace(before, **{name: getattr(now, name) for name in RELOADED})
-    names = Settings.__dataclass_fields__
-    return merged, [name for name in names if getattr(merged, name) != getattr(now, name)]
 
 
 def _lies_in(peer: str, networks: tuple[_Network, ...]) -> bool:

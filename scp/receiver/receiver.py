@@ -13,7 +13,7 @@ import ssl
 import threading
 import time
 
-from plainpacs.archive.app.settings import Settings
+from plainpacs.archive.app.settings import Settings, reloaded
 from plainpacs.archive.errors import BadSettings, InUse, PlainpacsError, StorageUnavailable
 from plainpacs.archive.store.store import Archive
 from plainpacs.scp.network import answers
@@ -22,7 +22,7 @@ from plainpacs.scp.network.answers import Rejection
 from plainpacs.scp.network.connection import Connection, Stopping, Transport
 from plainpacs.scp.network.reader import Limits
 from plainpacs.scp.network.tls import HandshakeFailed, TLSConnection
-from plainpacs.scp.receiver.access import Access, reloaded
+from plainpacs.scp.receiver.access import Access
 from plainpacs.scp.receiver.admission import Admission, Board
 from plainpacs.scp.receiver.audit_trail import Trail
 from plainpacs.scp.receiver.server import Server, listen

@@ -22,10 +22,9 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from plainpacs.archive.app import logs
+from plainpacs.archive.app.open_archive import open_archive
 from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.errors import BadSettings, InUse
-from plainpacs.archive.store.free_space import Reserve
-from plainpacs.archive.store.store import Archive
 from plainpacs.indexer.index import catalogue
 from plainpacs.scp.network.tls import server_context
 from plainpacs.scp.web.access import Access, Rules
@@ -156,9 +155,9 @@ def listen(address: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(root: str, settings: Settings, *, parent_pipe: bool = False) -> None:
-    """Serves the archive at ``root`` until SIGTERM or SIGINT, or (``parent_pipe``) until standard
-    input ends. Raises NotAnArchive, BadSettings, InUse, and with STOW-RS what ``Archive.open``
+def serve(root: str, settings: Settings, parent: Iterator[object] | None = None) -> None:
+    """Serves the archive at ``root`` until SIGTERM or SIGINT, or until its ``parent`` says nothing
+    any more. Raises NotAnArchive, BadSettings, InUse, and with STOW-RS what ``Archive.open``
     raises."""
     logs.set_up(settings.log_level, settings.log_format)
     access = Access.by(rules_of(settings))
@@ -166,7 +165,7 @@ def serve(root: str, settings: Settings, *, parent_pipe: bool = False) -> None:
     context = server_context(settings)
     ohif = Ohif(settings.ohif) if settings.ohif else None
     listener = listen(settings.web_bind, settings.web or 0)
-    archive = _for_storing(tree.path, settings) if settings.web_stow == "on" else None
+    archive = open_archive(tree.path, settings) if settings.web_stow == "on" else None
     catalogue.remember()
     config = uvicorn.Config(
         Site(tree, access, archive, ohif).application(),
@@ -191,9 +190,9 @@ def serve(root: str, settings: Settings, *, parent_pipe: bool = False) -> None:
     scheme = "https" if context is not None else "http"
     host = f"[{settings.web_bind}]" if ":" in settings.web_bind else settings.web_bind
     print(f"look at it: {scheme}://{host}:{port}/", file=sys.stderr, flush=True)
-    if parent_pipe:
+    if parent is not None:
         os.nice(_BEHIND_THE_RECEIVER)
-        threading.Thread(target=_until_stdin_ends, args=(server,), daemon=True).start()
+        threading.Thread(target=_follow, args=(parent, server), daemon=True).start()
     try:
         server.run(sockets=[listener])
     finally:
@@ -202,24 +201,12 @@ def serve(root: str, settings: Settings, *, parent_pipe: bool = False) -> None:
         tree.close()
 
 
-def _for_storing(path: str, settings: Settings) -> Archive:
-    return Archive.open(
-        path,
-        node=settings.node,
-        sync=settings.sync == "on",
-        digest=settings.digest,
-        reserve=Reserve.parse(settings.reserve),
-        on_conflict=settings.on_conflict,
-    )
-
-
 def _with_tls(config: uvicorn.Config, context: ssl.SSLContext) -> None:
     config.load()
     config.ssl = context
 
 
-def _until_stdin_ends(server: uvicorn.Server) -> None:
-    """Our parent holds the other end of our stdin: when it dies, however, we learn of it."""
-    while os.read(0, 100):
+def _follow(parent: Iterator[object], server: uvicorn.Server) -> None:
+    for _ in parent:  # what may change while we run is none of ours
         pass
     server.should_exit = True

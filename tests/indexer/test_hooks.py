@@ -21,7 +21,7 @@ from click.testing import CliRunner
 
 from plainpacs.archive.app import cli
 from plainpacs.archive.app.hook_command import STUDY_PLACES, HookWords, LooksLikeAnOption
-from plainpacs.archive.app.settings import load
+from plainpacs.archive.app.settings import Settings, load
 from plainpacs.archive.errors import BadSettings
 from plainpacs.archive.store.manifest import Provenance
 from plainpacs.archive.store.store import Archive
@@ -83,9 +83,10 @@ def script(memory: Path) -> Script:
 def settings(
     study: str = "", instance: str = "", quiet: float = 0.1, at_once: int = 2, since: str = BEFORE
 ) -> HookSettings:
-    commands = {Kind.STUDY: study, Kind.INSTANCE: instance}
-    chosen = {kind: command for kind, command in commands.items() if command}
-    return HookSettings(chosen, since, quiet, at_once)
+    chosen = Settings(
+        on_study_settled=study, on_instance=instance, settle_seconds=quiet, hooks_at_once=at_once
+    )
+    return HookSettings(chosen, since)
 
 
 @contextmanager

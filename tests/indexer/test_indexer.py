@@ -20,16 +20,18 @@ import pytest
 from click.testing import CliRunner, Result
 
 from plainpacs.archive.app import cli
+from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.errors import InUse
 from plainpacs.archive.store.store import Archive
 from plainpacs.archive.tree import durable, layout
-from plainpacs.archive.tree.root import is_locked, open_root
+from plainpacs.archive.tree.root import is_locked, open_root, stamp
 from plainpacs.indexer.index import catalogue, instance_shards
 from plainpacs.indexer.index import recover_lines as heal
 from plainpacs.indexer.service import indexer as service
 from plainpacs.indexer.service.indexer import Indexer
 from plainpacs.indexer.service.pending import Pending
 from plainpacs.indexer.service.reconcile import reconcile
+from plainpacs.scp.daemon.child import document
 from tests.support.archives import (
     MODALITY,
     eventually,
@@ -609,21 +611,22 @@ def test_killed_at_every_step_it_ends_up_the_same(path: str, tmp_path: Path) -> 
 
 
 def test_the_command_ends_with_its_parent(path: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "plainpacs",
-        "index",
-        "--parent-pipe",
-        "-a",
-        path,
-    ]
+    command = [sys.executable, "-m", "plainpacs", "index", "--parent-pipe", "-a", path]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdin
+    process.stdin.write(document(Settings(digest="sha256"), since=stamp(0)))
+    process.stdin.flush()
     fill(path)
     eventually(lambda: listed(path) == {f"1.{study}" for study in range(5)})
     _, words = process.communicate(timeout=20)
     assert process.returncode == 0, words
     assert not list(Path(path, ".plainpacs").glob("dirty.*"))
+
+
+def test_the_command_does_nothing_when_its_parent_is_gone_before(path: str) -> None:
+    command = [sys.executable, "-m", "plainpacs", "index", "--parent-pipe", "-a", path]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+    assert (done.stdout, done.stderr) == (b"", b"")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,0 +1,26 @@
+"""From settings to an archive that is open for storing."""
+
+from __future__ import annotations
+
+from plainpacs.archive.app.settings import Settings
+from plainpacs.archive.store.free_space import Reserve
+from plainpacs.archive.store.store import Archive
+
+
+def open_archive(
+    path: str, settings: Settings, *, writers: int = 1, expected: str | None = None
+) -> Archive:
+    """The archive at ``path``, open as the ``settings`` say; ``expected`` as of ``Archive.open``.
+
+    ``writers``: how many processes store at the same time, which share what is above the reserve.
+    Raises what ``Archive.open`` raises.
+    """
+    return Archive.open(
+        path,
+        node=settings.node,
+        sync=settings.sync == "on",
+        digest=settings.digest,
+        reserve=Reserve.parse(settings.reserve, writers),
+        on_conflict=settings.on_conflict,
+        expected=expected,
+    )
