@@ -71,13 +71,13 @@ def send(
     chosen = _gather(context, what)
     report = _Report(unreadable=chosen.unreadable, skipped=chosen.skipped)
     with Answered(resume, call.node) as answered:
-        waiting = [one for one in chosen.instances if one.sop_instance not in answered]
-        report.there = len(chosen.instances) - len(waiting)
+        waiting = [one for one in chosen.instances if not answered.has_taken(one.sop_instance)]
         if skip_existing:
             waiting = _without_existing(call, waiting)
-            report.there = len(chosen.instances) - len(waiting)
+        report.there = len(chosen.instances) - len(waiting)
         if dry_run:
-            note(f"{report}{len(waiting):,} would be sent to {call.node}")
+            report.failed = sum(bool(one.fault) for one in waiting)
+            note(f"{report}{len(waiting) - report.failed:,} would be sent to {call.node}")
             return
         interrupted = _deliver(call, waiting, answered, report)
     if chosen.studies:
@@ -128,12 +128,13 @@ def _gather(context: Context, what: Iterable[str]) -> _Chosen:
 
 
 def _without_existing(call: Calling, instances: list[Outgoing]) -> list[Outgoing]:
-    """Those that the node does not have."""
-    existing: set[str] = set()
+    """Those that the node does not have. One of a series that it does not know is not there."""
+    existing: set[tuple[str, str]] = set()
     with Finder.open(call.node, call.ae_title, call.limits) as finder:
         for study in dict.fromkeys(one.study for one in instances if one.study):
-            existing.update(one.instance for one in instance_listing.instances(finder, study))
-    return [one for one in instances if one.sop_instance not in existing]
+            listed = instance_listing.instances(finder, study)
+            existing.update((one.series, one.instance) for one in listed)
+    return [one for one in instances if (one.series, one.sop_instance) not in existing]
 
 
 # --- how it goes ----------------------------------------------------------------------------------

@@ -64,8 +64,8 @@ def of_uid(root: str, text: str, note: Note) -> Iterator[Outgoing]:
     for one in targets:
         try:
             for found in retrieve_request.instances(root, _wanted(one), note):
-                if found.sop_instance not in seen:  # it may lie in two months
-                    seen.add(found.sop_instance)
+                if found.path not in seen:  # of a study in two months, each is asked for both
+                    seen.add(found.path)
                     yield found
         except OSError as error:
             raise StorageUnavailable(f"{one.path} cannot be read: {error.strerror}") from None

@@ -43,8 +43,6 @@ class Course:
 
     def add(self, sent: Sent) -> None:
         self.remaining -= 1
-        if sent.gone:
-            return  # it was removed since: there is nothing to be sent
         counts = self.by_study.setdefault(sent.instance.study, Counter())
         if sent.is_success or sent.is_warning:
             counts["sent"] += 1

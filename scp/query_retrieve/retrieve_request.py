@@ -74,24 +74,21 @@ def _uids(identifier: DataSet, keyword: str) -> frozenset[str]:
 
 
 def instances(root: str, wanted: Wanted, note: Note) -> Iterator[Outgoing]:
-    """The instances below the archive at the path ``root`` that are wanted, each once.
+    """The instances below the archive at the path ``root`` that are wanted: every file of one.
 
-    Those of a series one after the other, in order of their numbers. What is forbidden is left out;
-    so is a file that cannot be read as an instance, of which ``note`` is told.
+    Those of a series one after the other, in order of their numbers. One SOP Instance UID may lie
+    in two series, or in two months. What is forbidden is left out; a file that cannot be read as an
+    instance is there with its ``fault``, of which ``note`` is told.
     Raises OSError, NotAnArchive and StorageUnavailable.
     """
     forbidden = _forbidden(root)
-    seen: set[str] = set()  # one may lie in two months
     for month, study, series in _places(root, wanted, note):
         files = study_files(root, month, study, series)
         folder = os.path.join(root, month, study)
         for uid in sorted(files.instances):
             for one in _of_series(folder, uid, files, only=wanted.instances, note=note):
-                if one.sop_instance in seen:
-                    continue
-                seen.add(one.sop_instance)
                 if not forbidden.covers(study, uid, one.sop_instance):
-                    yield one._replace(study=study)
+                    yield one._replace(study=study, series=uid)
 
 
 def _forbidden(root: str) -> Forbidden:
@@ -185,13 +182,16 @@ def _told(path: str, line: Line | None) -> Outgoing | None:
 
 
 def _read(path: str, note: Note) -> Outgoing | None:
-    """By its file. One that has no line yet is an instance all the same."""
+    """By its file; None when that was removed since. One that has no line yet is an instance all
+    the same."""
     try:
         return instance_file.of_file(path)
     except FileNotFoundError:
         return None
     except OSError as error:
-        note(f"{os.path.basename(path)} cannot be read: {error.strerror}")
+        why = error.strerror or str(error)
     except UnreadableDataSet as error:
-        note(f"{os.path.basename(path)} cannot be read: {error}")
-    return None
+        why = str(error)
+    note(f"{os.path.basename(path)} cannot be read: {why}")
+    uid = layout.instance_of(os.path.basename(path)) or ""
+    return Outgoing(path, "", uid, "", fault=f"its file cannot be read: {why}")

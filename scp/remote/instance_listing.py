@@ -19,11 +19,10 @@ class Listed:
 
 
 def instances(finder: Finder, study: str, series: Collection[str] = ()) -> Iterator[Listed]:
-    """The instances of the study, or of some of its series, each once.
+    """The instances of the study, or of some of its series, each of a series once.
 
     Raises as ``Finder.find``: Failed with the step "status" where a peer does not know the level.
     """
-    seen = set()
     for uid in list(series) or series_of(finder, study):
         keys = {
             "StudyInstanceUID": study,
@@ -31,6 +30,7 @@ def instances(finder: Finder, study: str, series: Collection[str] = ()) -> Itera
             "SOPInstanceUID": "",
             "SOPClassUID": "",
         }
+        seen = set()
         for answer in finder.find(Level.INSTANCE, keys):
             instance = answer.data.text("SOPInstanceUID")
             if instance and instance not in seen:

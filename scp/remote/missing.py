@@ -55,7 +55,6 @@ def find(finder: Finder, root: str, chosen: Chosen, result: Missing) -> None:
 
     Raises Failed when the peer is lost, and OSError.
     """
-    here = present(root, chosen.study)
     try:
         listed = list(instance_listing.instances(finder, chosen.study, chosen.series))
     except Failed as failed:
@@ -66,13 +65,14 @@ def find(finder: Finder, root: str, chosen: Chosen, result: Missing) -> None:
         result.unlisted += 1
         result.wanted += [Wanted(chosen.study, one) for one in sorted(chosen.series) or [""]]
         return
+    here = {series: present(root, chosen.study, [series]) for series in {s.series for s in listed}}
     by_series: dict[str, dict[str, str]] = {}
     known: dict[str, int] = {}
     for one in listed:
         if chosen.instances and one.instance not in chosen.instances:
             continue
         known[one.series] = known.get(one.series, 0) + 1
-        if one.instance in here:
+        if one.instance in here[one.series]:
             result.here += 1
         else:
             by_series.setdefault(one.series, {})[one.instance] = one.sop_class

@@ -23,7 +23,8 @@ _MOST_OF_HEADER = 16 << 20
 class Outgoing(NamedTuple):
     """An instance to send; a tuple, because a study may have 100,000. ``path`` is its file.
 
-    ``study``: its Study Instance UID, for who keeps books. ``number``: its Instance Number.
+    ``study``, ``series``: their UIDs, for who keeps books. ``number``: its Instance Number.
+    ``fault``: why it cannot be sent, when it lies there and cannot be read; it counts as failed.
     """
 
     path: str
@@ -31,24 +32,33 @@ class Outgoing(NamedTuple):
     sop_instance: str
     transfer_syntax: str
     study: str = ""
+    series: str = ""
     number: int = 0
+    fault: str = ""
 
 
 def of_file(path: str) -> Outgoing:
-    """What the Part 10 file, or the bare data set, at ``path`` holds.
+    """What the Part 10 file, or the bare data set, at ``path`` holds. The SOP Class is that of the
+    File Meta where the data set has none.
 
     Raises OSError; UnreadableDataSet, also for what is no instance (NotDICOM).
     """
     with File(path, first=_HEAD) as file:
         attributes = file.header()
     known = {key: value for key, value in attributes.items() if isinstance(value, str)}
-    sop_class, sop_instance = known.get("SOPClassUID"), known.get("SOPInstanceUID")
-    if not sop_class or not sop_instance:
-        raise NotDICOM("it has no SOP Class or SOP Instance UID: it is no instance")
-    study = known.get("StudyInstanceUID", "")
+    sop_class = known.get("SOPClassUID") or file.sop_class
+    sop_instance = known.get("SOPInstanceUID")
+    if not sop_class or sop_class == part10.MEDIA_STORAGE_DIRECTORY:
+        raise NotDICOM("it has no SOP Class of an instance: it is no instance")
+    if not sop_instance:
+        words = "it has no SOP Instance UID"
+        raise (
+            UnreadableDataSet(words) if file.sop_class else NotDICOM(f"{words}: it is no instance")
+        )
+    study, series = known.get("StudyInstanceUID", ""), known.get("SeriesInstanceUID", "")
     number = attributes.get("InstanceNumber")
     number = number if isinstance(number, int) else 0
-    return Outgoing(path, sop_class, sop_instance, file.transfer_syntax, study, number)
+    return Outgoing(path, sop_class, sop_instance, file.transfer_syntax, study, series, number)
 
 
 class File:
@@ -74,6 +84,7 @@ class File:
             raise
         self.offset = found.dataset_offset
         self.transfer_syntax = found.transfer_syntax
+        self.sop_class = found.sop_class
 
     def _part10(self) -> part10.Part10:
         try:

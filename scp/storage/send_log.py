@@ -5,6 +5,7 @@ One line for each instance that was answered with success: the node, a tab, the 
 
 from __future__ import annotations
 
+from collections import Counter
 from types import TracebackType
 from typing import TextIO
 
@@ -22,7 +23,7 @@ class Answered:
         self._path = path
         self._node = str(node)
         self._file: TextIO | None = None
-        self._known: set[str] = set()
+        self._known: Counter[str] = Counter()
 
     def __enter__(self) -> Answered:
         if self._path is None:
@@ -46,7 +47,7 @@ class Answered:
             if not tab and line.endswith("\n"):
                 raise BadSettings(f"--resume {self._path} is no such file: it has other lines")
             if node == self._node and line.endswith("\n"):
-                self._known.add(uid)
+                self._known[uid] += 1
         file.seek(0)
         text = file.read()
         if text and not text.endswith("\n"):  # a line that was cut short when the power went
@@ -64,8 +65,10 @@ class Answered:
         if self._file is not None:
             self._file.close()
 
-    def __contains__(self, uid: str) -> bool:
-        return uid in self._known
+    def has_taken(self, uid: str) -> bool:
+        """Whether the node took one of that UID more than was asked for: two series may have it."""
+        self._known[uid] -= 1
+        return self._known[uid] >= 0
 
     def add(self, uid: str) -> None:
         """Remembers it at once. Raises PlainpacsError when that cannot be."""

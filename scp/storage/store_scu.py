@@ -54,7 +54,7 @@ class Step(enum.Enum):
 class Sent:
     """What became of ``instance``. ``status`` is what the peer answered, if it did.
 
-    ``why``: in words of ours, where it did not get so far. ``gone``: its file is no longer there.
+    ``why``: in words of ours, where it did not get so far.
     ``converted``: not in the transfer syntax of the file. ``size``: bytes of the data set.
     """
 
@@ -62,7 +62,6 @@ class Sent:
     step: Step
     status: int | None = None
     why: str = ""
-    gone: bool = False
     converted: bool = False
     size: int = 0
 
@@ -145,10 +144,12 @@ class Sender:
 
     def _prepared(self, instance: Outgoing) -> _Ready:
         """Raises nothing."""
+        if instance.fault:
+            return _Ready(_unreadable(instance))
         try:
             file = File(instance.path, self._buffer)
         except FileNotFoundError:
-            return _Ready(Sent(instance, Step.FILE, why="its file is gone", gone=True))
+            return _Ready(Sent(instance, Step.FILE, why="its file is gone"))
         except OSError as error:
             why = f"its file cannot be read: {error.strerror}"
             return _Ready(Sent(instance, Step.FILE, why=why))
@@ -215,6 +216,10 @@ class _Ready:
             self.file.close()
 
 
+def _unreadable(instance: Outgoing) -> Sent:
+    return Sent(instance, Step.FILE, why=instance.fault)
+
+
 def _guarded(pieces: Iterator[Buffer]) -> Iterator[Buffer]:
     """What goes wrong amid them is BrokenFile: errors of the disk are not to be taken for errors of
     the connection."""
@@ -244,8 +249,10 @@ def deliver(
     through in between, the rest is given up. Closing the iterator ends the association in hand.
     Raises Stopping.
     """
+    instances = list(instances)
+    yield from (_unreadable(one) for one in instances if one.fault)
     with Converter() as converter:
-        for batch in batches(instances):
+        for batch in batches(one for one in instances if not one.fault):
             delivery = _Delivery(node, calling_ae, limits, converter, stopping)
             yield from delivery.run(batch, originator, priority)
 

@@ -118,7 +118,8 @@ class Tree:
         """The instances of a place, in their order. Raises HTTPException 404, 503."""
         uids = [frozenset([uid]) if uid else frozenset[str]() for uid in place]
         try:
-            found = list(instances(self.path, Wanted(place.level, "", *uids), self.note))
+            wanted = Wanted(place.level, "", *uids)
+            found = [one for one in instances(self.path, wanted, self.note) if not one.fault]
         except (OSError, PlainpacsError) as error:
             raise unavailable(error) from None
         if not found:

@@ -373,7 +373,9 @@ def test_what_can_become_what() -> None:
 
 def test_a_file_says_what_it_holds(tmp_path: Path) -> None:
     path = written(tmp_path / "a", data_set())
-    assert instance_file.of_file(path) == Outgoing(path, CT, "1.2.3.1.1.1", EVRLE, "1.2.3.1")
+    assert instance_file.of_file(path) == Outgoing(
+        path, CT, "1.2.3.1.1.1", EVRLE, "1.2.3.1", "1.2.3.1.1"
+    )
     bare = tmp_path / "bare"
     bare.write_bytes(data_set())
     assert instance_file.of_file(str(bare)).transfer_syntax == EVRLE
@@ -426,14 +428,14 @@ def test_each_is_told_what_became_of_it(node: tuple[Running, Node], tmp_path: Pa
     given = [good, gone, text, big, other, palette, good]
     found = list(deliver(where, "TESTER", given, limits=LIMITS))
     assert [sent.instance for sent in found] == given
-    assert [(sent.step, sent.status, sent.gone) for sent in found] == [
-        (Step.STATUS, 0, False),
-        (Step.FILE, None, True),
-        (Step.FILE, None, False),
-        (Step.STATUS, 0, False),
-        (Step.STATUS, 0xA900, False),
-        (Step.CONTEXT, None, False),
-        (Step.STATUS, 0, False),
+    assert [(sent.step, sent.status) for sent in found] == [
+        (Step.STATUS, 0),
+        (Step.FILE, None),
+        (Step.FILE, None),
+        (Step.STATUS, 0),
+        (Step.STATUS, 0xA900),
+        (Step.CONTEXT, None),
+        (Step.STATUS, 0),
     ]
     assert found[3].size == len(large)
     stored = {path.stem: path.read_bytes() for path in running.instances()}
