@@ -23,6 +23,7 @@ same is asked.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -30,11 +31,13 @@ from typing import Any, TypeVar
 
 import orjson
 
+from plainpacs.archive.errors import PlainpacsError
 from plainpacs.archive.tree import durable, layout
 from plainpacs.archive.tree.publisher import Publisher
 from plainpacs.archive.tree.root import stamp
 from plainpacs.indexer.hooks.retry_policy import History, Kind
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 Study = tuple[str, str]
 """(month, StudyInstanceUID), as elsewhere; its module would take a process of hooks 60 ms."""
@@ -54,11 +57,10 @@ class HookBook:
 
     def since(self) -> dict[Kind, str]:
         """The kinds that are on; an instance stored before is nothing new."""
-        data = self._read(_ON)
         try:
-            found = orjson.loads(data)
+            found = orjson.loads(self._read(_ON))
             return {kind: str(found[kind.value]) for kind in Kind if kind.value in found}
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OSError):
             return {}
 
     def turn_on(self, kinds: Collection[Kind], now: str) -> dict[Kind, str]:
@@ -66,9 +68,12 @@ class HookBook:
         before = self.since()
         wanted = {kind: before.get(kind, now) for kind in kinds}
         if wanted != before:
-            self._publisher.folder(layout.HOOKS)
             data = {kind.value: time for kind, time in wanted.items()}
-            durable.replace_file(self._root, _ON, orjson.dumps(data, option=_STYLE))
+            try:
+                self._publisher.folder(layout.HOOKS)
+                durable.replace_file(self._root, _ON, orjson.dumps(data, option=_STYLE))
+            except (OSError, PlainpacsError) as error:  # indexing does not wait for hooks
+                log.warning("cannot record that hooks are on, until the next start: %s", error)
         return wanted
 
     # --- markers ------------------------------------------------------------------------------

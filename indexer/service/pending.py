@@ -96,9 +96,9 @@ class Pending:
     def recover(self) -> None:
         """At the start: what a dead indexer had claimed is pending again, its rubbish goes."""
         for name in os.listdir(self._indexing):
-            study = layout.study_of_pending(name)
-            if study:
-                self.give_back(study)
-            else:
-                with contextlib.suppress(IsADirectoryError):
+            # One that cannot be moved or cleared must not keep the indexer from its work.
+            with contextlib.suppress(OSError):
+                if study := layout.study_of_pending(name):
+                    self.give_back(study)
+                else:
                     durable.unlink(name, folder=self._indexing)

@@ -10,38 +10,25 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from watchdog.events import (
-    FileCreatedEvent,
-    FileMovedEvent,
-    FileSystemEvent,
-    FileSystemEventHandler,
-)
-from watchdog.observers import Observer
+if TYPE_CHECKING:
+    from watchdog.observers.api import BaseObserver
 
 log = logging.getLogger(__name__)
 # It logs an error whenever it is stopped; and what it may miss, the listing finds.
 logging.getLogger("watchdog").setLevel(logging.CRITICAL)
 
 
-class _Waker(FileSystemEventHandler):
-    def __init__(self, event: threading.Event) -> None:
-        self._event = event
-
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        self._event.set()
-
-
 @contextlib.contextmanager
 def waking(path: str, event: threading.Event) -> Iterator[None]:
     """Sets ``event`` whenever a file appears in the folder at ``path``.
 
-    Where the system grants no watch (too many, or none at all), the caller's listing serves alone.
+    Where the system grants no watch (all are in use, or it has none), the log says so once and the
+    caller's listing serves alone.
     """
-    observer = Observer()
     try:
-        observer.schedule(_Waker(event), path, event_filter=[FileCreatedEvent, FileMovedEvent])
-        observer.start()
+        observer = _observer(path, event)
     except OSError as error:
         log.warning("cannot watch %s (%s); it is listed every second", path, error.strerror)
         yield
@@ -51,3 +38,23 @@ def waking(path: str, event: threading.Event) -> Iterator[None]:
     finally:
         observer.stop()
         observer.join()
+
+
+def _observer(path: str, event: threading.Event) -> BaseObserver:
+    # watchdog takes an inotify instance when it is imported, and there may be none left.
+    from watchdog.events import (  # noqa: PLC0415 - as said above
+        FileCreatedEvent,
+        FileMovedEvent,
+        FileSystemEvent,
+        FileSystemEventHandler,
+    )
+    from watchdog.observers import Observer  # noqa: PLC0415 - as said above
+
+    class Waker(FileSystemEventHandler):
+        def on_any_event(self, _: FileSystemEvent) -> None:
+            event.set()
+
+    observer = Observer()
+    observer.schedule(Waker(), path, event_filter=[FileCreatedEvent, FileMovedEvent])
+    observer.start()
+    return observer
