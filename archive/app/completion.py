@@ -66,7 +66,7 @@ class StudyUID(click.types.StringParamType):
 def complete_uids(command: click.Command) -> None:
     """Makes the arguments of ``command`` that are UIDs complete themselves."""
     for parameter in command.params:
-        if isinstance(parameter, click.Argument) and parameter.name in ("uid", "uids"):
+        if isinstance(parameter, click.Argument) and parameter.name in ("named", "what"):
             parameter.type = StudyUID()
 
 

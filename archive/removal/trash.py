@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from plainpacs.archive.dicom.attributes import PATIENT, STUDY
 from plainpacs.archive.store import set_aside
 from plainpacs.archive.store.manifest import Line
 from plainpacs.archive.store.set_aside import SetAside
@@ -22,7 +23,7 @@ from plainpacs.archive.tree.identity import InstanceKey
 from plainpacs.archive.tree.targets import Target
 
 _MARK = re.compile(r"(\d{4})(\d\d)(\d\dT\d\d)(\d\d)(\d\d\.\d{3}Z)", re.ASCII)
-_OWN = ("PatientName", "PatientID", "StudyDate", "StudyDescription")
+_OWN = sorted((PATIENT | STUDY) - {"StudyInstanceUID"})
 
 
 def entry(key: InstanceKey, removed: str) -> SetAside:
@@ -83,9 +84,12 @@ def removed_studies(root: int) -> list[RemovedStudy]:
                 len(some),
                 sum(one.size for one in some),
             )
+            modalities = set()
             for lines in set_aside.lines_of(root, f"{layout.TRASH}/{target.path}", "").values():
+                modalities.add(lines[-1].get("Modality"))
                 for name in _OWN:
                     if name in lines[-1]:
                         study.attributes.setdefault(name, lines[-1][name])
+            study.attributes["ModalitiesInStudy"] = sorted(filter(None, modalities))
             found.append(study)
     return sorted(found, key=lambda study: (study.removed, study.target), reverse=True)

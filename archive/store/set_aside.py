@@ -86,6 +86,15 @@ def find(root: int, top: str, uid: str) -> list[Target]:
     return sorted(found)
 
 
+def uids(root: int, top: str) -> tuple[set[str], set[str]]:
+    """The UIDs of the studies of which something is kept aside, and those of its series and
+    instances."""
+    kept_studies = list(studies(root, top))
+    keys = [one.key for study in kept_studies for one in _kept(root, top, study)]
+    lower = {uid for key in keys for uid in (key.series, key.instance)}
+    return {study.study for study in kept_studies}, lower
+
+
 def manifests(root: int, folder: str, series: str) -> list[str]:
     """The names of the manifests of ``series`` in a study's ``folder``, of whatever node; of every
     series when it is empty."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -13,8 +14,7 @@ from plainpacs.archive.errors import BadQuery, NoMatch, StorageUnavailable
 from plainpacs.archive.store import audit as log
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.root import open_root
-from plainpacs.indexer.index import lookup
-from plainpacs.indexer.output import formats, humanize
+from plainpacs.indexer.output import formats, humanize, naming
 from plainpacs.indexer.query import query
 
 _WHO = ("user", "uid", "calling_ae", "called_ae", "peer")
@@ -26,26 +26,27 @@ COLUMNS = (
 
 
 @click.command()
-@click.argument("uids", metavar="[UID]...", nargs=-1)
+@naming.optional
 @click.option("--event", "events", multiple=True, metavar="NAME", help="stored, refused, rm, ….")
 @click.option("--since", metavar="WHEN", help="today, yesterday, 30m, 1h, 7d, 20240228.")
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(("table", "json", "jsonl", "csv")),
-    help="How to print.",
-)
+@click.option("--limit", type=click.IntRange(min=0), help="Only the latest so many.")
+@formats.format_choice("table", "json", "jsonl", "csv")
 @click.pass_obj
 def audit(
     context: Context,
     /,
     *,
-    uids: tuple[str, ...],
+    named: tuple[str, ...],
+    last: bool,
     events: tuple[str, ...],
     since: str | None,
+    limit: int | None,
     format_: str | None,
 ) -> None:
-    """Who stored, read, removed or was refused, oldest first; with UIDs, only what names them.
+    """Show who stored, read, removed or was refused, oldest first; or only what is about UIDs.
+
+    Name studies, series and instances by UID, by the beginning or end of one (4 characters or
+    more), or name studies by TERMs as of `ls`.
 
     Of what was sent the log has the study's UID and how many instances, not each; archive/FORMAT.md
     says what else. There are no patients' names or IDs in it. Its owner may read it, and root.
@@ -53,15 +54,18 @@ def audit(
     Example:  plainpacs audit --since 7d --event refused
     """
     form = formats.chosen(format_)
-    wanted = {lookup.given_uid(uid) for uid in uids}
     first = _first(since)
-    root = open_root(context.archive_path())
+    path = context.archive_path()
+    root = open_root(path)
     try:
         found = [
-            entry
-            for entry in log.entries(root, first)
-            if (not events or entry["event"] in events) and (not wanted or wanted & _uids(entry))
+            entry for entry in log.entries(root, first) if not events or entry["event"] in events
         ]
+        if named or last:
+            wanted = _wanted(path, named, found, last=last)
+            found = [entry for entry in found if wanted & _uids(entry)]
+        if limit is not None:
+            found = found[max(0, len(found) - limit) :]
     except OSError as error:
         raise StorageUnavailable(
             f"{layout.AUDIT} may not be read ({error.strerror}); its owner may"
@@ -75,12 +79,31 @@ def audit(
     elif form == "csv":
         formats.write_csv(COLUMNS, found)
     elif found:
-        from plainpacs.indexer.output.table import Column  # rich is slow to load  # noqa: PLC0415
+        # rich is slow to load
+        from plainpacs.indexer.output.table import DATE_TIME, Column  # noqa: PLC0415
 
-        columns = [Column("time"), Column("event"), Column("who"), Column("what")]
+        columns = [
+            Column("Time", DATE_TIME),
+            Column("Event", 8),
+            Column("Who", 12),
+            Column("What", whole=True),
+        ]
         formats.write_table(columns, [_row(entry) for entry in found])
     if not found:
-        raise NoMatch("nothing in the audit log" + (" matches" if uids or events or since else ""))
+        raise NoMatch(
+            "nothing in the audit log" + (" matches" if named or last or events or since else "")
+        )
+
+
+def _wanted(
+    path: str, named: Sequence[str], entries: Sequence[dict[str, Any]], *, last: bool
+) -> set[str]:
+    """The UIDs that are meant: of what the log names, which may be gone, or of the archive."""
+    logged = {uid for entry in entries for uid in _uids(entry)}
+    meant = [naming.among(text.strip(), logged) for text in named if not last]
+    if meant and all(meant):
+        return {uid for uids in meant for uid in uids}
+    return {one.uid for one in naming.some(path, named, last=last)}
 
 
 def _first(since: str | None) -> str:

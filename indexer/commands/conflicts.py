@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import click
@@ -29,9 +30,10 @@ from plainpacs.archive.tree.targets import Target
 from plainpacs.indexer.index import lookup
 from plainpacs.indexer.index.duplicates import two_places
 from plainpacs.indexer.index.merge import Record
-from plainpacs.indexer.output import formats
+from plainpacs.indexer.output import formats, naming
 from plainpacs.indexer.output.formats import note
 
+_NAMED = 20
 ALONE = "alone"
 """The class of a variant when nothing is published under its UID."""
 TWO_PLACES = "two-places"
@@ -46,9 +48,13 @@ COLUMNS = (
 
 
 @click.command(name="conflicts")
-@click.argument("uids", metavar="[UID]...", nargs=-1)
+@naming.optional
 @click.option("-v", "--verbose", is_flag=True, help="With the values that differ (patient data).")
-@click.option("--keep", type=click.Choice(("first", "second")), help="Decide, for all of the UIDs.")
+@click.option(
+    "--keep", type=click.Choice(("first", "second")), help="Decide, for all that is named."
+)
+@click.option("--all", "all_", is_flag=True, help="With --keep: for all that is kept aside.")
+@click.option("--yes", is_flag=True, help="With --keep: do not ask.")
 @click.option("--variant", metavar="DIGEST", help="The second is the one whose digest begins so.")
 @formats.format_option
 @settings.options("node", "digest")
@@ -57,15 +63,21 @@ def conflicts_(
     context: Context,
     /,
     *,
-    uids: tuple[str, ...],
+    named: tuple[str, ...],
+    last: bool,
     verbose: bool,
     keep: str | None,
+    all_: bool,
+    yes: bool,
     variant: str | None,
     format_: str | None,
     config: str | None,
     **flags: Any,
 ) -> None:
-    """List what came under a UID that was stored already, with other bytes; or decide it.
+    """List instances that came with other bytes under a UID that was stored already; or decide.
+
+    Of everything, or of the studies, series and instances that are named: by UID, by the beginning
+    or end of one (4 characters or more), or by TERMs as of `ls`.
 
     The first is what is published, the second what is kept aside. They differ in class encoding
     (equal after decoding), header (then the attributes are named), or pixels. Pixels that cannot be
@@ -73,29 +85,77 @@ def conflicts_(
     bytes; alone: nothing is published under that UID. two-places: one SOP Instance UID lies under
     two StudyDates or Study UIDs; `plainpacs rm` takes the wrong one away.
 
-    --keep first takes the second to the trash; --keep second publishes it (the latest, where there
-    are several) and takes the first to the trash. A study's UID decides all that is in it. Nothing
-    is lost: `plainpacs restore` brings what is in the trash back, as a variant kept aside.
+    --keep first moves the second to the trash. --keep second publishes it (the latest, if there are
+    several) and moves the first to the trash. A study's UID decides all that is in it. Unless whole
+    UIDs are given, you are asked. Nothing is lost: `plainpacs restore` brings what is in the trash
+    back, as a variant kept aside.
 
     Exit status 1 when there is something to decide.
 
     \b
     Example:  plainpacs conflicts
               plainpacs conflicts --keep second 1.2.840.113619.2.55.3
+              plainpacs conflicts --keep first --all
     """
     form = formats.chosen(format_)
     path = context.archive_path()
-    wanted = [lookup.given_uid(uid) for uid in uids]
+    if keep is None and (variant is not None or all_ or yes):
+        raise click.UsageError("--variant, --all and --yes go with --keep")
+    wanted, unknown = _wanted(path, named, last=last, all_=all_)
+    for uid in unknown:
+        note(f"no study, series or instance {uid} here")
+    if unknown and not wanted:
+        raise NoMatch("no conflicts of these")
     if keep is None:
-        if variant is not None:
-            raise click.UsageError("--variant names what --keep second is to publish")
         _list(path, wanted, form, verbose=verbose)
         return
     if not wanted:
-        raise click.UsageError("--keep needs the UID of a study, series or instance")
+        raise click.UsageError("--keep needs UIDs, TERMs or --all: for which is it?")
     if variant is not None and keep == "first":
         raise click.UsageError("--variant names what --keep second is to publish")
+    if not yes and set(wanted) != set(map(str.strip, named)):
+        _ask(path, wanted, keep)
     _decide(path, wanted, keep, variant or "", settings.load(flags, config))
+
+
+def _wanted(
+    path: str, named: Sequence[str], *, last: bool, all_: bool
+) -> tuple[list[str], list[str]]:
+    """The UIDs that are meant, and those of which nothing is here. None named: all are meant."""
+    if all_ and (named or last):
+        raise click.UsageError("--all means everything that is kept aside: name nothing else")
+    root = open_root(path)
+    try:
+        if all_:
+            return sorted(set_aside.uids(root, layout.CONFLICTS)[0]), []
+        if last:
+            return [one.uid for one in naming.some(path, named, last=last)], []
+        meant, unknown = naming.found(path, named, elsewhere=partial(_aside, root))
+        return [one.uid for one in meant], unknown
+    finally:
+        os.close(root)
+
+
+def _aside(root: int) -> set[str]:
+    try:
+        return set().union(*set_aside.uids(root, layout.CONFLICTS))
+    except PermissionError:
+        return set()
+
+
+def _ask(path: str, uids: Sequence[str], keep: str) -> None:
+    root = open_root(path)
+    try:
+        waiting = variants(root, _kept_targets(root, uids))
+    finally:
+        os.close(root)
+    studies = sorted({f"{key.month}/{key.study}" for key in waiting})
+    for study in studies[:_NAMED]:
+        note(study)
+    if len(studies) > _NAMED:
+        note(f"and {len(studies) - _NAMED:,} more")
+    question = f"Keep the {keep} of {len(waiting):,} instances in {len(studies):,} studies?"
+    naming.confirm(question, "--yes")
 
 
 # --- listing --------------------------------------------------------------------------------------

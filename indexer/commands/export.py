@@ -24,15 +24,16 @@ from plainpacs.indexer.export.destination import (
 )
 from plainpacs.indexer.export.file_set import Exported, Tick, as_file_set, by_study, chosen
 from plainpacs.indexer.export.zip_file import Zip
-from plainpacs.indexer.index import lookup
+from plainpacs.indexer.output import naming
 from plainpacs.indexer.output.formats import note
 
 _NAMED = 20
 
 
 @click.command()
-@click.argument("uids", metavar="UID...", nargs=-1, required=True)
+@naming.options
 @click.argument("out", metavar="OUT")
+@naming.level_option
 @click.option("--zip", "zip_", is_flag=True, help="OUT is a zip file of it; - is standard output.")
 @click.option(
     "--ohif",
@@ -48,14 +49,19 @@ def export(
     context: Context,
     /,
     *,
-    uids: tuple[str, ...],
+    named: tuple[str, ...],
+    last: bool,
     out: str,
+    level: str | None,
     zip_: bool,
     url: str | None,
     short: bool,
     force: bool,
 ) -> None:
     """Copy studies, series or instances out: for a viewer, a CD, another hospital.
+
+    Name them by UIDs, each by the beginning or end of it (4 characters or more), or name studies by
+    TERMs as of `ls`: all that match are exported.
 
     OUT is a new or empty folder. It gets the DICOM files, as they are, and a DICOMDIR that
     describes them, in names that every file system and viewer takes (PT000000/ST000000/SE000000/
@@ -83,7 +89,8 @@ def export(
         raise BadSettings("a folder cannot go to standard output; add --zip")
     root = open_root(path)
     try:
-        instances = chosen(root, path, [lookup.given_uid(uid) for uid in uids], note)
+        meant = naming.targets(naming.some(path, named, last=last, level=level))
+        instances = chosen(root, path, meant, note)
         try:
             with _progress(len(instances)) as tick:
                 if url is not None:

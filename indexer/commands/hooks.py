@@ -12,14 +12,18 @@ from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.root import open_root
 from plainpacs.indexer.hooks.journal import HookBook
 from plainpacs.indexer.hooks.retry_policy import Kind
-from plainpacs.indexer.output import formats
+from plainpacs.indexer.output import formats, naming
 
 
 @click.command()
+@naming.optional
 @click.option("--retry", is_flag=True, help="Have what failed for good tried again.")
 @click.pass_obj
-def hooks(context: Context, /, *, retry: bool) -> None:
-    """What --on-study-settled and --on-instance of `serve` have not done yet, or failed to do.
+def hooks(context: Context, /, *, named: tuple[str, ...], last: bool, retry: bool) -> None:
+    """Show pending and failed hook commands (--on-study-settled and --on-instance of `serve`).
+
+    Of all studies, or of those that are named: by UID, by the beginning or end of one (4 characters
+    or more), or by TERMs as of `ls`.
 
     With --retry, what failed for good is tried again by the `serve` that runs, or that is started
     next.
@@ -29,15 +33,22 @@ def hooks(context: Context, /, *, retry: bool) -> None:
     path = context.archive_path()
     root = open_root(path)
     try:
+        wanted = {one.uid for one in naming.some(path, named, last=last)} if named or last else None
         book = HookBook(root)
         lines = []
         for kind, study in book.failed():
+            if wanted is not None and study[1] not in wanted:
+                continue
             if retry:
                 book.try_again(kind, study)
             else:
                 lines.append(_line("failed", kind, study))
         for kind in Kind:
-            lines += [_line("waiting", kind, study) for study in sorted(book.waiting(kind))]
+            lines += [
+                _line("waiting", kind, study)
+                for study in sorted(book.waiting(kind))
+                if wanted is None or study[1] in wanted
+            ]
     except OSError as error:
         raise StorageUnavailable(f"cannot use {layout.HOOKS} in {path}: {error.strerror}") from None
     finally:

@@ -52,7 +52,7 @@ _KEYS = ", ".join([*KEYS, *(f"{alias} ({key})" for alias, key in ALIASES.items()
 @click.option("--sort", metavar="KEY,...", help="In this order; -KEY: from the last to the first.")
 @click.option("--limit", type=click.IntRange(min=0), help="List no more than so many.")
 @click.option("--fields", metavar="KEY,...", help="Only these, in this order.")
-@formats.format_option
+@formats.format_choice(*formats.FORMATS, "uids")
 @formats.null_option
 @click.pass_obj
 def ls(
@@ -93,8 +93,8 @@ def ls(
     Formats: table; jsonl, one object a line with the keys of study.json, which is what you get
     when the output is no terminal; json, one array; csv, with a header, an apostrophe before what
     a spreadsheet would run as a formula; paths, the folders (of instances: files), with -0 for
-    xargs -0. Without any term, jsonl has the months newest first, but a month's studies as they
-    are filed, which is much quicker.
+    xargs -0; uids, the UIDs (of patients: their IDs). Without any term, jsonl has the months newest
+    first, but a month's studies as they are filed, which is much quicker.
 
     \b
     Examples:  plainpacs ls doe Modality=CT StudyDate=20240101- --stored 7d
@@ -155,6 +155,8 @@ def _write_studies(listing: Listing, query: Query, limit: int | None, *, all_: b
         formats.write_jsonl(lines)
     elif listing.form == "paths":
         listing.write({"paths": [f"{month}/{one.study}" for month in one.months]} for one in found)
+    elif listing.form == "uids":
+        formats.write_paths(one.study for one in found)
     else:
         listing.write(map(orjson.loads, lines))
     if more := count - len(found):

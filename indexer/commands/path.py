@@ -10,16 +10,15 @@ import orjson
 from plainpacs.archive.app.context import Context
 from plainpacs.archive.errors import NoMatch
 from plainpacs.archive.tree import layout
-from plainpacs.indexer.index import lookup
 from plainpacs.indexer.index.merge import Record
-from plainpacs.indexer.output import formats
-from plainpacs.indexer.output.formats import note
+from plainpacs.indexer.output import formats, naming
 
 PLACE_COLUMNS = ("path", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 
 
 @click.command()
-@click.argument("uid")
+@naming.options
+@naming.level_option
 @click.option("--all", "all_", is_flag=True, help="Print every place, when there are several.")
 @click.option(
     "--format",
@@ -31,20 +30,30 @@ PLACE_COLUMNS = ("path", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUI
 )
 @formats.null_option
 @click.pass_obj
-def path(context: Context, /, *, uid: str, all_: bool, format_: str, null: bool) -> None:
+def path(
+    context: Context,
+    /,
+    *,
+    named: tuple[str, ...],
+    last: bool,
+    level: str | None,
+    all_: bool,
+    format_: str,
+    null: bool,
+) -> None:
     """Print the folder of a study or series, or the file of an instance.
 
-    When it lies in several places nothing is printed and the exit status is 1, unless --all.
+    Name it by its UID, by the beginning or end of it (4 characters or more), or name a study by
+    TERMs as of `ls`. If it lies in several places, nothing is printed and the exit status is 1,
+    unless --all is given.
 
     \b
     Example:  dcmdump "$(plainpacs path 1.2.840.113619.2.55.3.604688)"
+              cd "$(plainpacs path --last)"
     """
     formats.path_format(format_, null)
     root = context.archive_path()
-    uid = lookup.given_uid(uid)
-    places = lookup.places(root, uid, note)
-    if not places:
-        raise NoMatch(f"no study, series or instance {uid} here")
+    uid, places, _ = naming.one(root, named, last=last, level=level)
     if len(places) > 1 and not all_:
         raise NoMatch(f"{uid} lies in {len(places)} places: --all prints them")
     records = [_place(root, place) for place in places]

@@ -21,14 +21,14 @@ from plainpacs.indexer.commands.verify import (
     summary,
     targets_of,
 )
-from plainpacs.indexer.output import formats
+from plainpacs.indexer.output import formats, naming
 from plainpacs.indexer.output.formats import note
 from plainpacs.indexer.service.pending import REQUEST_REBUILD, REQUEST_RECONCILE
 from plainpacs.indexer.service.refresh import index_all
 
 
 @click.command()
-@click.argument("uids", metavar="[UID]...", nargs=-1)
+@naming.optional
 @click.option("--apply", "apply_", is_flag=True, help="Do it; else only say what would be.")
 @click.option("--fast", is_flag=True, help="Leave the digests out: names, sizes, lines, indexes.")
 @format_option
@@ -38,14 +38,18 @@ def repair(
     context: Context,
     /,
     *,
-    uids: tuple[str, ...],
+    named: tuple[str, ...],
+    last: bool,
     apply_: bool,
     fast: bool,
     format_: str | None,
     config: str | None,
     **flags: str | None,
 ) -> None:
-    """Mend what `verify` finds, all over or in these studies, series and instances.
+    """Repair what `verify` finds, everywhere or in what is named.
+
+    Name studies, series and instances by UID, by the beginning or end of one (4 characters or
+    more), or name studies by TERMs as of `ls`.
 
     Only what is safe is done, from the files themselves. What cannot stay where it lies is moved to
     .plainpacs/conflicts with the reason: nothing is deleted. Without --apply nothing is changed.
@@ -58,7 +62,7 @@ def repair(
     chosen = settings.load(flags, config)
     root = context.archive_path()
     form = formats.chosen(format_)
-    options = Options(targets_of(root, uids), fast=fast, threads=os.cpu_count() or 1)
+    options = Options(targets_of(root, named, last=last), fast=fast, threads=os.cpu_count() or 1)
     verification = Verification(root, options, checks(root, options))
     findings: list[Finding] = []
     with shown(verification.progress) as pausing:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import click
@@ -11,19 +13,25 @@ import click
 from plainpacs.archive.app import settings
 from plainpacs.archive.app.context import Context
 from plainpacs.archive.errors import NoMatch
+from plainpacs.archive.store import set_aside
 from plainpacs.archive.tree import layout
+from plainpacs.archive.tree.identity import is_name
+from plainpacs.archive.tree.root import open_root
 from plainpacs.indexer.index import lookup
-from plainpacs.indexer.output import formats
+from plainpacs.indexer.output import formats, humanize, naming
 from plainpacs.indexer.output.formats import note
-from plainpacs.indexer.output.humanize import person_name, size
+from plainpacs.indexer.output.humanize import size
 from plainpacs.indexer.service import removal
 from plainpacs.indexer.service.removal import Found, Removed, repeatable
 
+_NAMED = 20
+
 
 @click.command()
-@click.argument("uids", metavar="UID...", nargs=-1, required=True)
-@click.option("--dry-run", is_flag=True, help="Say what would be removed; change nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@naming.options
+@click.option("-n", "--dry-run", is_flag=True, help="Say what would be removed; change nothing.")
+@click.option("-v", "--verbose", is_flag=True, help="With --dry-run, list every file.")
+@click.option("--yes", is_flag=True, help="Do not ask: only whole UIDs and KEY=VALUE count.")
 @click.option(
     "--purge", "erase", is_flag=True, help="Erase for good; also what is in the trash already."
 )
@@ -34,8 +42,10 @@ def rm(
     context: Context,
     /,
     *,
-    uids: tuple[str, ...],
+    named: tuple[str, ...],
+    last: bool,
     dry_run: bool,
+    verbose: bool,
     yes: bool,
     erase: bool,
     forbid: bool,
@@ -43,6 +53,9 @@ def rm(
     **flags: Any,
 ) -> None:
     """Remove studies, series or instances: into the trash, from which restore brings them back.
+
+    Name them by UIDs, each by the beginning or end of it (4 characters or more), or name studies by
+    TERMs as of `ls`: all that match are removed. What would be removed is shown, and you are asked.
 
     With --purge they are erased, here and in the trash, with every variant kept aside and every
     line about them: nothing but their UIDs stays. (What was copied elsewhere is not touched.)
@@ -54,49 +67,89 @@ def rm(
 
     \b
     Example:  plainpacs rm 1.2.840.113619.2.55.3 --dry-run
+              plainpacs rm StudyDate=-20041231 --yes
     """
     chosen = settings.load(flags, config)
     path = context.archive_path()
-    wanted = [lookup.given_uid(uid) for uid in uids]
     with repeatable():
+        wanted, unknown = _wanted(path, named, last=last, whole=yes)
         found = removal.find(path, wanted, note)
+    unknown += found.unknown
     nothing = [*found.instances, *found.entries] == [] and not (erase and found.targets)
-    for uid in found.unknown:
-        note(f"no study, series or instance {uid} here")
+    for uid in unknown:
+        note(f"no study, series or instance {uid} here" + ("; blocked all the same" * forbid))
     if nothing and not forbid:
         raise NoMatch("nothing to remove")
     _say_what(path, found, erase=erase)
     if dry_run:
-        formats.write_paths(
-            os.path.join(path, layout.instance_path(i.key)) for i in found.instances
-        )
+        if verbose or not formats.on_terminal():
+            formats.write_paths(
+                os.path.join(path, layout.instance_path(i.key)) for i in found.instances
+            )
         return
+    blocked = [*wanted, *filter(is_name, unknown)] if forbid else []
     if not yes and (found.instances or erase or forbid):
-        _ask(erase=erase)
+        naming.confirm(
+            "Erase this for good?" if erase else "Move this to the trash?",
+            "--yes, or look first with --dry-run",
+        )
     with repeatable():
         removed = removal.remove(
             path,
             found,
             erase=erase,
-            forbid=wanted if forbid else (),
+            forbid=blocked,
             node=chosen.node,
             digest=chosen.digest,
         )
     _say_done(path, removed, wanted)
     if forbid:
-        note("refused from now on; lift that with: plainpacs forbidden --lift UID")
-    sys.exit(1 if found.unknown and not forbid else 0)
+        note("blocked from now on; unblock with: plainpacs forbidden --lift UID")
+    sys.exit(1 if unknown and not forbid else 0)
+
+
+def _wanted(
+    path: str, named: Sequence[str], *, last: bool, whole: bool
+) -> tuple[list[str], list[str]]:
+    """The UIDs to look for, and what looks like a UID and is none. ``whole``: nobody is asked."""
+    if last or not named:
+        if whole:
+            raise click.UsageError("--last may be another study by now: leave out --yes")
+        return [one.uid for one in naming.some(path, named, last=last)], []
+    meant, unknown = naming.found(path, named, elsewhere=partial(_aside, path), whole=whole)
+    uids = [one.uid for one in meant]
+    return ([*uids, *unknown], []) if whole else (uids, unknown)
+
+
+def _aside(path: str) -> set[str]:
+    """The UIDs of what is in the trash or among the conflicts."""
+    root = open_root(path)
+    try:
+        tops = (set_aside.uids(root, top) for top in (layout.TRASH, layout.CONFLICTS))
+        return set().union(*(uids for groups in tops for uids in groups))
+    finally:
+        os.close(root)
 
 
 def _say_what(path: str, found: Found, *, erase: bool) -> None:
-    for target in found.targets:
+    for target in found.targets[:_NAMED]:
         some = [one for one in found.instances if target.covers(one.key)]
         record = lookup.stored_record(path, target.month, target.study) or {}
-        who = " ".join((person_name(record.get("PatientName")), str(record.get("StudyDate", ""))))
+        who = "  ".join(
+            part
+            for part in (
+                humanize.person_name(record.get("PatientName")),
+                humanize.date(record.get("StudyDate")),
+                humanize.text(record, "StudyDescription"),
+            )
+            if part
+        )
         note(
             f"{target.path}: {_instances(len(some))}, {size(sum(one.size for one in some))}"
-            + (f"  ({who.strip()})" if who.strip() and sys.stderr.isatty() else "")
+            + (f"  ({who})" if who and sys.stderr.isatty() else "")
         )
+    if (more := len(found.targets) - _NAMED) > 0:
+        note(f"and {more:,} more: {_instances(len(found.instances))}, {size(found.bytes)} in all")
     if found.entries:
         where = "to be erased too" if erase else "already"
         note(f"{len(found.entries):,} files are in the trash {where}")
@@ -109,21 +162,12 @@ def _instances(count: int) -> str:
     return f"{count:,} instance{'' if count == 1 else 's'}"
 
 
-def _ask(*, erase: bool) -> None:
-    if not sys.stdin.isatty():
-        raise click.UsageError("nobody to ask here: add --yes, or look first with --dry-run")
-    question = "Erase this for good?" if erase else "Move this to the trash?"
-    if not click.confirm(question, err=True):
-        note("nothing was changed")
-        sys.exit(1)
-
-
 def _say_done(path: str, removed: Removed, uids: list[str]) -> None:
     if removed.purged is None:
         count = len(removed.entries)
         if count:
-            note(f"{_instances(count)} taken out, into {os.path.join(path, layout.TRASH)}")
-            note(f"bring them back with: plainpacs restore {' '.join(uids)}")
+            note(f"{_instances(count)} moved to the trash, {os.path.join(path, layout.TRASH)}")
+            note(f"restore them with: plainpacs restore {' '.join(uids[:_NAMED])}")
         return
     purged = removed.purged
     note(f"erased: {_instances(purged.instances)}, {purged.variants:,} variants kept aside")

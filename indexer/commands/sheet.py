@@ -9,21 +9,31 @@ import click
 from plainpacs.archive.app.context import Context
 from plainpacs.archive.errors import PlainpacsError
 from plainpacs.indexer.export.destination import OutputFile, as_unavailable
-from plainpacs.indexer.index import lookup
+from plainpacs.indexer.output import naming
 from plainpacs.indexer.output.formats import note
 
 
 @click.command()
-@click.argument("uid")
+@naming.options
 @click.argument("out", metavar="OUT.png")
 @click.option("--names", is_flag=True, help="With the patient's name, ID and date of birth.")
 @click.option("--force", is_flag=True, help="Replace the file, if it is there.")
 @click.pass_obj
-def sheet(context: Context, /, *, uid: str, out: str, names: bool, force: bool) -> None:
+def sheet(
+    context: Context,
+    /,
+    *,
+    named: tuple[str, ...],
+    last: bool,
+    out: str,
+    names: bool,
+    force: bool,
+) -> None:
     """Make a contact sheet of a study: the middle image of each series, with its description.
 
-    The sheet says no name unless --names; what is burned into an image is shown. A series without
-    an image that can be decoded has a tile that says why.
+    The study is named by its UID, by the beginning or end of it (4 characters or more), or by TERMs
+    as of `ls`. The sheet says no name unless --names; what is burned into an image is shown. A
+    series without an image that can be decoded has a tile that says why.
 
     Needs more than plainpacs itself: pip install 'plainpacs[pixels]'
 
@@ -33,7 +43,7 @@ def sheet(context: Context, /, *, uid: str, out: str, names: bool, force: bool) 
     if not out.lower().endswith(".png"):
         raise click.UsageError("the sheet is a PNG file: give it a name that ends in .png")
     root = context.archive_path()
-    study = lookup.given_uid(uid)
+    study = naming.study(root, named, last=last)
     try:
         import numpy as np  # an extra, and slow to load  # noqa: F401, PLC0415
 

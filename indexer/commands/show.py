@@ -10,30 +10,43 @@ import orjson
 from plainpacs.archive.app.context import Context
 from plainpacs.indexer.index import lookup
 from plainpacs.indexer.index.merge import Record, merge
-from plainpacs.indexer.output import formats
+from plainpacs.indexer.output import formats, naming
 from plainpacs.indexer.output.formats import note
 from plainpacs.indexer.output.listing import INSTANCE_COLUMNS, SERIES_COLUMNS
 
 
 @click.command()
-@click.argument("uid")
+@naming.options
 @click.option("-v", "--verbose", is_flag=True, help="With the instances.")
 @formats.format_option
 @formats.null_option
 @click.pass_obj
-def show(context: Context, /, *, uid: str, verbose: bool, format_: str | None, null: bool) -> None:
+def show(
+    context: Context,
+    /,
+    *,
+    named: tuple[str, ...],
+    last: bool,
+    verbose: bool,
+    format_: str | None,
+    null: bool,
+) -> None:
     """Show one study and its series; with -v their instances too.
+
+    The study is named by its UID, by the beginning or end of it (4 characters or more), or by TERMs
+    as of `ls`.
 
     Formats: json, the object in study.json (-v: each series with "instances", the lines of its
     manifest); jsonl, the same on one line; csv, a row for each series (-v: instance); paths, the
     study's folder (-v: each instance's file).
 
     \b
-    Example:  plainpacs show 1.2.840.113619.2.55.3 -v
+    Examples:  plainpacs show 1.2.840.113619.2.55.3 -v
+               plainpacs show doe Modality=MR
     """
     form = formats.chosen(formats.path_format(format_, null))
     root = context.archive_path()
-    parts = lookup.study_parts(root, lookup.given_uid(uid), note)
+    parts = lookup.study_parts(root, naming.study(root, named, last=last), note)
     if verbose:
         parts = lookup.with_instances(root, parts, note)
     record = merge(parts)
@@ -44,8 +57,8 @@ def show(context: Context, /, *, uid: str, verbose: bool, format_: str | None, n
     elif form == "csv" and verbose:
         formats.write_csv(INSTANCE_COLUMNS, _instances(parts))
     elif form == "csv":
-        named = {"StudyInstanceUID": record["StudyInstanceUID"]}
-        formats.write_csv(SERIES_COLUMNS, ({**series, **named} for series in record["series"]))
+        whose = {"StudyInstanceUID": record["StudyInstanceUID"]}
+        formats.write_csv(SERIES_COLUMNS, ({**series, **whose} for series in record["series"]))
     elif form == "paths" and verbose:
         paths = (os.path.join(root, one["path"]) for one in _instances(parts))
         formats.write_paths(paths, null=null)

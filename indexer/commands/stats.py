@@ -28,12 +28,7 @@ _COUNTS = ("studies", "series", "instances", "bytes")
     help="month, modality, sender, or several of them.",
 )
 @click.option("--stored", metavar="WHEN", help="Of studies last stored then; see `ls`.")
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(("table", "json", "jsonl", "csv")),
-    help="How to print.  [a table on a terminal, jsonl elsewhere]",
-)
+@formats.format_choice("table", "json", "jsonl", "csv")
 @click.pass_obj
 def stats(
     context: Context,
@@ -94,7 +89,7 @@ def _write_table(names: list[str], groups: dict[tuple[str, ...], Tally]) -> None
     columns = [
         *(Column(name.capitalize(), 6) for name in names),
         *(Column(name.capitalize(), 6, right=True) for name in _COUNTS[:-1]),
-        Column("Size".rjust(wide)),
+        Column("Size".rjust(wide), wide),
     ]
     rows = [
         [*(value or "-" for value in group), f"{tally.studies:,}", f"{tally.series:,}",

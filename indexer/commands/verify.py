@@ -20,8 +20,8 @@ from plainpacs.archive.tree.targets import Target
 from plainpacs.archive.verify.checks import Rubbish, SetAside, TwoPlaces
 from plainpacs.archive.verify.finding import Finding
 from plainpacs.archive.verify.verify import Check, Options, Progress, Verification
-from plainpacs.indexer.index import instance_shards, lookup
-from plainpacs.indexer.output import formats, humanize
+from plainpacs.indexer.index import instance_shards
+from plainpacs.indexer.output import formats, humanize, naming
 from plainpacs.indexer.output.formats import note
 from plainpacs.indexer.output.printable import visible
 from plainpacs.indexer.service.verify import IndexCheck
@@ -36,31 +36,23 @@ def checks(root: str, options: Options) -> list[Check]:
     return [*found, Rubbish(root, note)] if options.whole else found
 
 
-format_option = click.option(
-    "--format",
-    "format_",
-    type=click.Choice(("table", "jsonl")),
-    help="How to print.  [a table on a terminal, jsonl elsewhere]",
-)
+format_option = formats.format_choice("table", "jsonl")
 
 
 # --- the options --------------------------------------------------------------------------------
 
 
-def targets_of(root: str, uids: tuple[str, ...]) -> tuple[Target, ...]:
+def targets_of(root: str, named: tuple[str, ...], *, last: bool) -> tuple[Target, ...]:
     """Where the studies, series and instances lie, or should. Raises BadQuery, NoMatch."""
-    found: dict[Target, None] = {}
-    for text in uids:
-        uid = lookup.given_uid(text)
-        # An instance whose file is missing is known by the shards.
-        places = instance_shards.find(root, uid)
-        if not any(os.path.lexists(os.path.join(root, place)) for place in places):
-            places += lookup.places(root, uid, note)
-        here = [target for place in places if (target := Target.at(place))]
-        if not here:
-            raise NoMatch(f"{uid} is not here")
-        found.update(dict.fromkeys(here))
-    return tuple(found)
+    if last:
+        return tuple(naming.targets(naming.some(root, named, last=last)))
+    # An instance whose file is missing is known by the shards.
+    known = {uid: places for uid in named if (places := instance_shards.find(root, uid))}
+    meant, unknown = naming.found(root, named, elsewhere=known.keys)
+    if unknown:
+        raise NoMatch(f"no study, series or instance {', '.join(unknown)} here")
+    should = [one._replace(places=tuple(known.get(one.uid, ()))) for one in meant]
+    return tuple(dict.fromkeys(naming.targets([*meant, *should])))
 
 
 def _since(text: str | None) -> int | None:
@@ -117,7 +109,7 @@ class _State:
 
 
 @click.command()
-@click.argument("uids", metavar="[UID]...", nargs=-1)
+@naming.optional
 @click.option("--fast", is_flag=True, help="Leave the digests out: names, sizes, lines, indexes.")
 @click.option("--since", metavar="WHEN", help="Only what was stored since: today, 7d, 20240228.")
 @click.option("--rate", metavar="MB/S", type=click.FloatRange(0.001), help="Read no faster.")
@@ -137,7 +129,8 @@ def verify(
     context: Context,
     /,
     *,
-    uids: tuple[str, ...],
+    named: tuple[str, ...],
+    last: bool,
     fast: bool,
     since: str | None,
     rate: float | None,
@@ -146,7 +139,10 @@ def verify(
     sums_: str | None,
     format_: str | None,
 ) -> None:
-    """Read all again, or these studies, series and instances, and say what is not as it should be.
+    """Read everything again, or what is named, and report what is not as it should be.
+
+    Name studies, series and instances by UID, by the beginning or end of one (4 characters or
+    more), or name studies by TERMs as of `ls`.
 
     Nothing is changed: a copy or a read-only mount will do, and `serve` may be at work. Exit
     status 1 when something was found; archive/FORMAT.md says what each kind means.
@@ -161,7 +157,7 @@ def verify(
     root = context.archive_path()
     state = _State(resume, root)
     options = Options(
-        targets_of(root, uids),
+        targets_of(root, named, last=last),
         _since(since),
         fast,
         threads or os.cpu_count() or 1,

@@ -21,7 +21,7 @@ from plainpacs.indexer.export import dicomdir
 from plainpacs.indexer.export.dicomdir import Directory, Referenced
 from plainpacs.indexer.export.dicomdir_records import SOP_CLASS, WANTED, NotDescribed
 from plainpacs.indexer.export.source import Source
-from plainpacs.indexer.index import lookup, study_record
+from plainpacs.indexer.index import study_record
 from plainpacs.indexer.index.lookup import Note
 
 Tick = Callable[[], None]
@@ -44,19 +44,12 @@ class Exported:
     stand_ins: Counter[str] = field(default_factory=Counter)
 
 
-def chosen(root: int, path: str, uids: Sequence[str], note: Note) -> list[Present]:
+def chosen(root: int, path: str, targets: Sequence[Target], note: Note) -> list[Present]:
     """The instances of these studies, series and instances, in the order in which a person would
     look at them: by study, SeriesNumber, series, InstanceNumber.
 
-    ``root`` is open, and lies at ``path``. Raises NoMatch when one of the ``uids`` is not there,
-    StorageUnavailable.
+    ``root`` is open, and lies at ``path``. Raises NoMatch when none is left, StorageUnavailable.
     """
-    targets = []
-    for uid in uids:
-        found = [Target.at(place) for place in lookup.places(path, uid, note)]
-        if not any(found):
-            raise NoMatch(f"no study, series or instance {uid} here; nothing was exported")
-        targets += [target for target in found if target]
     try:
         instances = present(root, targets)
     except OSError as error:

@@ -167,3 +167,29 @@ def find(root: str, uid: str) -> list[str]:
             places[match[3].decode()] = not match[5]
         at = data.find(needle, end)
     return sorted(path for path, live in places.items() if live)
+
+
+def find_part(root: str, text: str, most: int, *, begins: bool, ends: bool) -> list[str]:
+    """The UIDs of series and instances that begin, or end, with ``text`` (digits and dots).
+
+    Looks for no further ones when there are more than ``most``. They may be gone: ``find`` tells.
+    """
+    part = text.encode("ascii")
+    needles = [b'InstanceUID":"' + part] * begins + [part + b'","path":"'] * ends
+    found: dict[str, None] = {}
+    for shard in SHARDS:
+        try:
+            with open(os.path.join(root, layout.INSTANCES, shard), "rb") as file:
+                data = file.read()
+        except OSError:
+            continue
+        for needle in needles:
+            at = data.find(needle)
+            while at >= 0 and len(found) <= most:
+                end = data.find(b"\n", at)
+                end = end if end >= 0 else len(data)
+                match = _LINE.fullmatch(data, data.rfind(b"\n", 0, at) + 1, end)
+                if match:
+                    found[match[2].decode()] = None
+                at = data.find(needle, end)
+    return list(found)

@@ -12,25 +12,51 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
-from plainpacs.archive.errors import BadQuery, InvalidUID, NoMatch
+from plainpacs.archive.errors import NoMatch
 from plainpacs.archive.tree import layout
-from plainpacs.archive.tree.identity import as_name, is_name
+from plainpacs.archive.tree.identity import is_name
 from plainpacs.indexer.index import catalogue
 from plainpacs.indexer.index.merge import Record, merge
 
 Note = Callable[[str], None]
 
 
-def given_uid(text: str) -> str:
-    """The UID that a person typed or pasted. Raises BadQuery when it can be none's here."""
-    try:
-        return as_name("UID", text.strip())
-    except InvalidUID as error:
-        raise BadQuery(f"{text!r} cannot be found: a {error}") from None
+class Named(NamedTuple):
+    """A study, series or instance that is meant. ``places``: where it lies, paths relative to the
+    root; none for what is known elsewhere only. ``line``: of a study its line in the catalogue,
+    where that had to be read."""
+
+    uid: str
+    places: tuple[str, ...] = ()
+    line: bytes = b""
+
+
+def named(root: str, text: str, note: Note, level: str | None = None) -> Named | None:
+    """What the whole UID ``text`` means, see ``at_one_level``. None when it is no UID, or not in
+    the tree as far as folders and indexes tell."""
+    uid = text.strip()
+    found = places(root, uid, note, walk=False) if is_name(uid) else []
+    found = at_one_level(found, level)
+    return Named(uid, tuple(found)) if found else None
+
+
+LEVELS = ("study", "series", "instance")
+
+
+def at_one_level(found: Iterable[str], level: str | None = None) -> list[str]:
+    """Of the places of one UID those at ``level``; without, the study's where there is one, else
+    the series', else the instance's.
+
+    >>> at_one_level(["202401/1.2/1.3", "202402/1.3"])
+    ['202402/1.3']
+    """
+    places = sorted(found, key=lambda place: (place.count("/"), place))
+    depth = LEVELS.index(level) + 1 if level else places[0].count("/") if places else 0
+    return [place for place in places if place.count("/") == depth]
 
 
 def months_of(root: str, study: str) -> list[str]:

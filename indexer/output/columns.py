@@ -2,55 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 from plainpacs.archive.dicom.attributes import Level
 from plainpacs.archive.tree import layout
 from plainpacs.indexer.index.merge import Record, count
-from plainpacs.indexer.output import formats, humanize
+from plainpacs.indexer.output import formats, humanize, table
 from plainpacs.indexer.output.printable import visible
-from plainpacs.indexer.output.table import Column
+from plainpacs.indexer.output.table import DATE, DATE_TIME, Column
 
 _STUDIES = (
-    Column("Date", 10),
-    Column("Time", 5, rank=4),
-    Column("Patient", 16),
-    Column("ID", 10),
+    Column("Date", DATE),
+    Column("Time", 5, rank=3),
+    Column("Patient", 12),
+    Column("ID", 8),
     Column("Mod.", 5),
-    Column("Description", 14, rank=1),
-    Column("Acc. no.", 8, rank=3),
+    Column("Description", 10, rank=1),
+    Column("Acc. no.", 8, rank=4),
     Column("Inst.", 5, right=True),
     Column("Size", 6, rank=2, right=True),
-    Column("StudyInstanceUID"),
+    Column("Study UID", uid=True),
 )
 _SERIES = (
     Column("No.", 3, right=True),
     Column("Mod.", 4),
-    Column("Description", 12),
+    Column("Description", 10),
     Column("Body part", 8, rank=2),
     Column("Inst.", 5, right=True),
     Column("Size", 6, rank=1, right=True),
-    Column("SeriesInstanceUID"),
+    Column("Series UID", uid=True),
 )
 _INSTANCES = (
     Column("No.", 3, right=True),
     Column("Image", 5, rank=2),
     Column("Size", 6, rank=3, right=True),
-    Column("Stored", 16, rank=1),
+    Column("Stored", DATE_TIME, rank=1),
     Column("From", 4, rank=4),
-    Column("SOPInstanceUID"),
+    Column("Instance UID", 12, uid=True),
 )
-
-_OF_WHOM = (Column("Date", 10), Column("Patient", 12), Column("ID", 8, rank=5))
+_OF_WHOM = (Column("Date", DATE), Column("Patient", 10), Column("ID", 6, rank=5))
 _PATIENTS = (
-    Column("Patient", 16),
-    Column("Born", 10, rank=1),
+    Column("Patient", 12),
+    Column("Born", DATE, rank=1),
     Column("Sex", 3, rank=2),
     Column("Studies", 7, right=True),
     Column("Inst.", 5, right=True),
     Column("Size", 6, rank=3, right=True),
     Column("Issuer", 6, rank=4),
-    Column("PatientID"),
+    Column("Patient ID", whole=True),
+)
+_BRIEF = (
+    Column("Date", DATE),
+    Column("Mod.", 5),
+    Column("Patient", 8),
+    Column("Description", 8, rank=1),
+    Column("UID", 24, uid=True),
 )
 _COLUMNS: Mapping[Level, tuple[Column, ...]] = {
     Level.PATIENT: _PATIENTS,
@@ -63,8 +70,10 @@ _COLUMNS: Mapping[Level, tuple[Column, ...]] = {
 def write_records(level: Level, records: Sequence[Record], fields: Sequence[str] = ()) -> None:
     """One row a record of ``level``; with ``fields`` a column for each of them instead."""
     if fields:
-        *first, last = fields
-        columns = [*(Column(field, min(8, len(field))) for field in first), Column(last)]
+        columns = [
+            Column(field, min(8, len(field)), uid=field.endswith("UID"), whole=field == fields[-1])
+            for field in fields
+        ]
         rows = [[humanize.text(record, field) for field in fields] for record in records]
     else:
         columns = list(_COLUMNS[level])
@@ -72,9 +81,24 @@ def write_records(level: Level, records: Sequence[Record], fields: Sequence[str]
     formats.write_table(columns, rows)
 
 
+def brief(uids: Sequence[str], records: Sequence[Record], width: int | None) -> Iterator[str]:
+    """A line a study, series or instance, with the ``records`` of those that are studies."""
+    rows = [
+        [
+            humanize.date(record.get("StudyDate")),
+            humanize.text(record, "ModalitiesInStudy").replace(", ", "/"),
+            humanize.person_name(record.get("PatientName")),
+            humanize.text(record, "StudyDescription"),
+            uid,
+        ]
+        for uid, record in zip(uids, records, strict=True)
+    ]
+    yield from islice(table.lines(_BRIEF, rows, width, bold=False), 1, None)
+
+
 def write_places(paths: Iterable[str]) -> None:
     """One row a path."""
-    formats.write_table([Column("Path")], [[path] for path in paths])
+    formats.write_table([Column("Path", whole=True)], [[path] for path in paths])
 
 
 def write_study(record: Record, months: list[str]) -> None:

@@ -7,16 +7,17 @@ from collections.abc import Iterable
 from plainpacs.indexer.index.merge import Record
 from plainpacs.indexer.output import formats, humanize
 from plainpacs.indexer.output.printable import visible
-from plainpacs.indexer.output.table import Column
+from plainpacs.indexer.output.table import DATE_TIME, Column
 
 _COLUMNS = (
-    Column("Class", 8),
-    Column("Differs in", 12, rank=1),
-    Column("Stored", 16, rank=3),
-    Column("From", 4, rank=5),
-    Column("Kept aside", 16, rank=2),
+    Column("Class", 10),
+    Column("Study UID", uid=True),
+    Column("Instance UID", 12, uid=True),
+    Column("Stored", DATE_TIME, rank=2),
     Column("From", 4, rank=4),
-    Column("SOPInstanceUID"),
+    Column("Kept aside", DATE_TIME, rank=1),
+    Column("From", 4, rank=3),
+    Column("Differs in", whole=True),
 )
 _NAMED = 3
 
@@ -30,7 +31,7 @@ def write(records: Iterable[Record]) -> None:
             title = f"{record['SOPInstanceUID']}  {record.get('digest', '')[:12]}"
             formats.write_text(["", visible(title)])
             formats.write_table(
-                [Column("Attribute"), Column("First"), Column("Second")],
+                [Column("Attribute"), Column("First"), Column("Second", whole=True)],
                 [
                     [one["name"], _value(one["first"]), _value(one["second"])]
                     for one in record["values"]
@@ -41,12 +42,13 @@ def write(records: Iterable[Record]) -> None:
 def _row(record: Record) -> list[str]:
     return [
         str(record["class"]),
-        _differing(record),
+        humanize.text(record, "StudyInstanceUID"),
+        humanize.text(record, "SOPInstanceUID"),
         humanize.local_time(record.get("first_stored")),
         humanize.text(record, "first_calling_ae"),
         humanize.local_time(record.get("second_stored")),
         humanize.text(record, "second_calling_ae"),
-        humanize.text(record, "SOPInstanceUID"),
+        _differing(record),
     ]
 
 

@@ -7,6 +7,7 @@
   separated by backslashes. A cell that a spreadsheet would take for a formula (it starts with
   ``= + - @``, tab or return) gets an apostrophe before it; json and jsonl have the exact value.
 - ``paths``: one path a line, or, with ``-0``, each with a NUL at its end.
+- ``uids``, of ``ls`` and ``find``: one UID a line.
 
 Every result leaves through ``write``.
 """
@@ -19,7 +20,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
 import orjson
@@ -38,14 +39,17 @@ _PORTION = 256
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def format_option(command: F) -> F:
+def format_choice(*formats: str) -> Callable[[F], F]:
     """Gives a click command ``--format``; it arrives as ``format_``, see ``chosen``."""
     return click.option(
         "--format",
         "format_",
-        type=click.Choice(FORMATS),
+        type=click.Choice(formats),
         help="How to print.  [a table on a terminal, jsonl elsewhere]",
-    )(command)
+    )
+
+
+format_option = format_choice(*FORMATS)
 
 
 def on_terminal() -> bool:
@@ -195,13 +199,14 @@ def null_option(command: F) -> F:
     )(command)
 
 
-def terminal_width() -> int | None:
-    """Cells in a line: $COLUMNS, else the terminal's; None, any number, when there is none."""
+def terminal_width(stream: TextIO | None = None) -> int | None:
+    """Cells in a line: $COLUMNS, else the terminal's that ``stream`` (standard output) leads to;
+    None, any number, when there is none."""
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return max(20, int(columns))
     try:
-        return max(20, os.get_terminal_size(sys.stdout.fileno()).columns or 80)
+        return max(20, os.get_terminal_size((stream or sys.stdout).fileno()).columns or 80)
     except (OSError, ValueError):
         return None
 

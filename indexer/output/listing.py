@@ -71,6 +71,8 @@ class Listing:
             formats.write_jsonl(map(self.line, counted))
         elif self.form == "csv":
             formats.write_csv(self.fields or COLUMNS[self.level], counted)
+        elif self.form == "uids":
+            formats.write_paths(str(record.get(_UIDS[self.level], "")) for record in counted)
         elif self.form == "paths":
             paths = (path for record in counted for path in _paths(record))
             formats.write_paths((os.path.join(self.root, path) for path in paths), null=self.null)

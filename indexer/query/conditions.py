@@ -20,6 +20,10 @@ _MORE_WORD_KEYS: Mapping[Level, tuple[str, ...]] = {
     Level.INSTANCE: ("SeriesDescription", "ProtocolName", "SeriesInstanceUID", "SOPInstanceUID"),
 }
 _BETWEEN = "\0"  # in no argument of a command
+# A shorter needle (with its quotes) is found in nearly every line.
+_SHORTEST_NEEDLE = 5
+# For each of them the bytes are gone through once.
+_MOST_NEEDLES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,13 @@ class Condition:
         """Whether a record with these values for the one keyword meets it."""
         return self.met_by({self.keywords[0]: values})
 
+    def needles(self) -> tuple[bytes, ...] | None:
+        """Byte strings of which the line of every record that meets it holds one; None when there
+        are none that are worth searching for."""
+        found = tuple(test.needle for test in self.tests if test.needle)
+        long = all(len(needle) >= _SHORTEST_NEEDLE for needle in found)
+        return found if len(found) == len(self.tests) <= _MOST_NEEDLES and long else None
+
     def likely(self) -> bytes | None:
         """An expression for the texts that pass any of the tests; None when that is not known."""
         patterns = [test.pattern for test in self.tests if test.pattern is not None]
@@ -77,6 +88,42 @@ class ItemCondition:
         found = value if isinstance(value, list) else []
         items = [item for item in found if isinstance(item, dict)] or [{}]
         return any(all(one.met_by(item) for one in self.conditions) for item in items)
+
+    def needles(self) -> None:
+        """None, as of ``Condition``."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartOfUID:
+    """Digits and dots with which a study's UID begins or ends; or, with ``words``, which are
+    anywhere in the other texts that words are looked for in."""
+
+    text: str
+    begins: bool = True
+    ends: bool = True
+    words: bool = True
+    level: Level = Level.STUDY
+
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        return ("StudyInstanceUID",)
+
+    def is_of(self, uid: str) -> bool:
+        """Whether the UID begins or ends with it."""
+        return (self.begins and uid.startswith(self.text)) or (
+            self.ends and uid.endswith(self.text)
+        )
+
+    def met_by(self, record: Mapping[str, Any]) -> bool:
+        if self.is_of(str(record.get("StudyInstanceUID", ""))):
+            return True
+        keys = [key for key in _WORD_KEYS if key != "StudyInstanceUID"]
+        values = [value for key in keys for value in values_of(record, key)]
+        return self.words and self.text in shown(values)
+
+    def needles(self) -> tuple[bytes, ...]:
+        """As of ``Condition``."""
+        return (self.text.encode("ascii"),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from plainpacs.indexer.query.byte_scan import Column
 from plainpacs.indexer.query.conditions import (
     Condition,
     ItemCondition,
+    PartOfUID,
     Word,
     shown,
     texts_of,
@@ -46,10 +47,6 @@ its item's keys are to be. Empty: anything at all."""
 
 # What a study must have when a series or instance of it is to have it.
 _OF_THE_STUDY = {"Modality": "ModalitiesInStudy", "SOPClassUID": "SOPClassesInStudy"}
-# A shorter needle (with its quotes) is found in nearly every line.
-_SHORTEST_NEEDLE = 5
-# For each of them the bytes are gone through once.
-_MOST_NEEDLES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,7 @@ class Query:
     are written.
     """
 
-    conditions: tuple[Condition | ItemCondition, ...] = ()
+    conditions: tuple[Condition | ItemCondition | PartOfUID, ...] = ()
     words: tuple[Word, ...] = ()
     stored: tuple[str, str] | None = None
     only_months: frozenset[str] | None = None
@@ -88,7 +85,7 @@ class Query:
         """What holds of every study that has a record that matches; itself for studies."""
         if self.level is Level.STUDY:
             return self
-        conditions: list[Condition | ItemCondition] = []
+        conditions: list[Condition | ItemCondition | PartOfUID] = []
         for one in self.conditions:
             if one.level in (Level.PATIENT, Level.STUDY):
                 conditions.append(one)
@@ -162,14 +159,8 @@ class Query:
     def needles(self) -> tuple[bytes, ...] | None:
         """Byte strings of which every matching study's line holds one; None when there are none
         that are worth searching for."""
-        for condition in self.conditions:
-            if isinstance(condition, ItemCondition):
-                continue
-            found = tuple(test.needle for test in condition.tests if test.needle)
-            long = all(len(needle) >= _SHORTEST_NEEDLE for needle in found)
-            if len(found) == len(condition.tests) <= _MOST_NEEDLES and long:
-                return found
-        return None
+        found = (condition.needles() for condition in self.conditions)
+        return next((needles for needles in found if needles), None)
 
 
 def _any_between(values: Iterable[Any], since: str, until: str) -> bool:

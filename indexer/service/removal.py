@@ -66,7 +66,8 @@ def repeatable() -> Iterator[None]:
 
 
 def find(path: str, uids: Iterable[str], note: Note) -> Found:
-    """Where the studies, series and instances with these UIDs are, in the tree and aside.
+    """Where the studies, series and instances with these UIDs are, in the tree and aside; of each
+    UID as ``lookup.at_one_level`` says.
 
     Reads only. Raises NotAnArchive, OSError.
     """
@@ -75,13 +76,15 @@ def find(path: str, uids: Iterable[str], note: Note) -> Found:
         found = Found()
         targets: set[Target] = set()
         for uid in uids:
-            own = {
-                *set_aside.find(root, layout.TRASH, uid),
-                *set_aside.find(root, layout.CONFLICTS, uid),
+            aside = {
+                target.path
+                for top in (layout.TRASH, layout.CONFLICTS)
+                for target in set_aside.find(root, top, uid)
             }
-            places = lookup.places(path, uid, note, walk=not own)
-            own.update(target for place in places if (target := Target.at(place)))
-            targets |= own
+            here = lookup.at_one_level(lookup.places(path, uid, note, walk=not aside))
+            level = lookup.LEVELS[here[0].count("/") - 1] if here else None
+            own = lookup.at_one_level({*here, *aside}, level)
+            targets.update(target for place in own if (target := Target.at(place)))
             if not own:
                 found.unknown.append(uid)
         _fill(root, found, targets)

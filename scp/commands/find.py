@@ -19,7 +19,7 @@ from plainpacs.indexer.query.sorting import in_order, sort_keys
 from plainpacs.scp.remote import calling
 from plainpacs.scp.remote import terms as remote_terms
 from plainpacs.scp.remote.find_scu import Finder
-from plainpacs.scp.remote.search import UNIQUE, search
+from plainpacs.scp.remote.search import search
 
 _FORMATS = ("table", "json", "jsonl", "csv", "uids")
 
@@ -47,12 +47,7 @@ def level_option(
 @click.option(
     "--all", "all_", is_flag=True, help=f"On a terminal, list more than the first {SHOWN}."
 )
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(_FORMATS),
-    help="How to print.  [a table on a terminal, jsonl elsewhere]",
-)
+@formats.format_choice(*_FORMATS)
 @calling.options()
 def find(
     node: str,
@@ -119,7 +114,5 @@ def _write(listing: Listing, records: Iterable[Record]) -> None:
         for record in records:  # each as it comes
             if not formats.write_jsonl([listing.line(record)]):
                 return
-    elif listing.form == "uids":
-        formats.write_paths(str(record.get(UNIQUE[listing.level], "")) for record in records)
     else:
         listing.write(records)

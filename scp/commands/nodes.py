@@ -33,12 +33,7 @@ class _Row:
 
 @click.command()
 @click.option("--echo", "asking", is_flag=True, help="Ask each whether it is there, by C-ECHO.")
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(("table", "json", "jsonl", "csv")),
-    help="How to print.  [a table on a terminal, jsonl elsewhere]",
-)
+@formats.format_choice("table", "json", "jsonl", "csv")
 @calling.options()
 def nodes(
     asking: bool, format_: str | None, as_: str | None, config: str | None, **flags: Any

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from plainpacs.archive.app.context import Context
 from plainpacs.archive.errors import NoMatch
 from plainpacs.archive.store import audit
 from plainpacs.archive.tree.root import open_root
+from plainpacs.indexer.output import naming
 from plainpacs.indexer.output.formats import note
 from plainpacs.indexer.output.progress import Gauge
 from plainpacs.scp.commands import send_selection
@@ -30,7 +31,9 @@ from plainpacs.scp.storage.store_scu import Sent, Step, deliver
 
 @click.command()
 @click.argument("node")
-@click.argument("what", metavar="PATH|UID...", nargs=-1, required=True)
+@click.argument("what", metavar="PATH|UID|TERM...", nargs=-1)
+@click.option("--last", is_flag=True, help="The study of the archive that came last.")
+@naming.level_option
 @click.option(
     "--resume", metavar="FILE", help="Keep in FILE what NODE took, and do not send that again."
 )
@@ -46,6 +49,8 @@ def send(
     *,
     node: str,
     what: tuple[str, ...],
+    last: bool,
+    level: str | None,
     resume: str | None,
     skip_existing: bool,
     dry_run: bool,
@@ -56,8 +61,8 @@ def send(
     """Send instances to NODE, by C-STORE.
 
     NODE is a name of the settings (see `plainpacs nodes`) or AET@HOST:PORT, with /tls behind it
-    for TLS. What is sent: files, all DICOM files below folders, and what the archive has under
-    study, series and instance UIDs.
+    for TLS. It is sent files, all DICOM files below folders, and instances of the archive: name
+    those by UID, by the beginning or end of one (4 characters or more), or by TERMs as of `ls`.
 
     Data sets go as they are where NODE takes their transfer syntax, else decompressed where that
     can be. What could not be sent is named, with the step that failed and the status that NODE
@@ -68,7 +73,7 @@ def send(
                plainpacs send WORKSTATION /media/cdrom --resume ~/sent.txt
     """
     call = calling.calling(node, as_, config, flags)
-    chosen = _gather(context, what)
+    chosen = _gather(context, what, last=last, level=level)
     report = _Report(unreadable=chosen.unreadable, skipped=chosen.skipped)
     with Answered(resume, call.node) as answered:
         waiting = [one for one in chosen.instances if not answered.has_taken(one.sop_instance)]
@@ -106,14 +111,20 @@ class _Chosen:
     skipped: int = 0
 
 
-def _gather(context: Context, what: Iterable[str]) -> _Chosen:
+def _gather(context: Context, what: Sequence[str], *, last: bool, level: str | None) -> _Chosen:
     chosen = _Chosen()
-    for one in what:
-        if not os.path.lexists(one):
-            found = list(send_selection.of_uid(context.archive_path(), one, note))
-            chosen.instances += found
-            chosen.studies.update(instance.study for instance in found)
-            continue
+    paths = [one for one in what if os.path.lexists(one)]
+    named = [one for one in what if one not in paths]
+    if named or last or not paths:
+        naming.check(named, last=last)
+        root = context.archive_path()
+        try:
+            meant = naming.targets(naming.some(root, named, last=last, level=level))
+        except NoMatch as none:
+            raise NoMatch(f"{none}, nor is there such a file or folder") from None
+        chosen.instances += send_selection.of_targets(root, meant, note)
+        chosen.studies.update(instance.study for instance in chosen.instances)
+    for one in paths:
         for instance in send_selection.of_paths([one]):
             if not isinstance(instance, Unreadable):
                 chosen.instances.append(instance)

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from plainpacs.archive.dicom.attributes import Level
-from plainpacs.archive.errors import NoMatch, NotDICOM, StorageUnavailable, UnreadableDataSet
+from plainpacs.archive.errors import NotDICOM, StorageUnavailable, UnreadableDataSet
 from plainpacs.archive.store.import_files import sources
 from plainpacs.archive.tree.targets import Target
-from plainpacs.indexer.index import lookup
 from plainpacs.scp.query_retrieve import retrieve_request
 from plainpacs.scp.query_retrieve.retrieve_request import Wanted
 from plainpacs.scp.storage import instance_file
@@ -49,17 +48,11 @@ def of_paths(paths: Iterable[str]) -> Iterator[Outgoing | Unreadable]:
             yield Unreadable(source.path, error.strerror or str(error))
 
 
-def of_uid(root: str, text: str, note: Note) -> Iterator[Outgoing]:
-    """The instances of a study, series or instance of the archive at ``root``.
+def of_targets(root: str, targets: Iterable[Target], note: Note) -> Iterator[Outgoing]:
+    """The instances of studies, series and instances of the archive at ``root``.
 
-    Raises NoMatch, BadQuery, StorageUnavailable.
+    Raises NoMatch, StorageUnavailable.
     """
-    uid = lookup.given_uid(text)
-    targets = [target for place in lookup.places(root, uid, note) if (target := Target.at(place))]
-    if not targets:
-        raise NoMatch(
-            f"no file or folder {text}, and no study, series or instance of that UID here"
-        )
     seen = set()
     for one in targets:
         try:

@@ -382,7 +382,7 @@ def test_it_is_shown_in_order_of_time(logged: str) -> None:
     assert done.returncode == 0
     assert [e["event"] for e in json.loads(done.stdout)] == ["stored", "refused", "rm", "purge"]
     table = shown(logged, "--format", "table").stdout
-    assert table.splitlines()[0].split() == ["time", "event", "who", "what"]
+    assert table.splitlines()[0].split() == ["Time", "Event", "Who", "What"]
     assert "somebody at 10.0.0.1" in table
     assert "\x1b" not in table
 

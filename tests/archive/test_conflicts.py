@@ -328,7 +328,9 @@ def test_what_is_forbidden_is_not_published(path: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--keep", "first"], "needs the UID"),
+        (["--keep", "first"], "needs UIDs, TERMs or --all"),
+        (["--keep", "first", "--all", "1.2.3"], "--all means everything"),
+        (["--yes", "1.2.3"], "go with --keep"),
         (["--keep", "third", "1.2.3"], "first"),
         (["--variant", "ab", "1.2.3"], "--variant"),
         (["--keep", "first", "--variant", "ab", "1.2.3"], "--variant"),

@@ -127,7 +127,7 @@ def test_a_receiver_at_work_notices_within_a_second(path: str) -> None:
         assert store(archive).outcome is StoreOutcome.DUPLICATE
         done = run(path, "rm", "--forbid", "--yes", "1.2.3")
         assert done.exit_code == 0
-        assert "refused from now on" in done.stderr
+        assert "blocked from now on" in done.stderr
         for changes in ({}, {"PatientName": "Other^One"}, {"SOPInstanceUID": "1.2.3.4.99"}):
             with pytest.raises(ForbiddenInstance):
                 store(archive, **changes)

@@ -394,7 +394,7 @@ def test_what_it_says(path: str) -> None:
     done = run("rm", "-a", path, "--yes", STUDY)
     assert done.exit_code == 0
     assert "202401/1.2.3: 4 instances" in done.stderr
-    assert f"4 instances taken out, into {path}/.plainpacs/trash" in done.stderr
+    assert f"4 instances moved to the trash, {path}/.plainpacs/trash" in done.stderr
     assert "plainpacs restore 1.2.3" in done.stderr
     assert "Doe" not in done.stderr
     done = run("rm", "-a", path, "--yes", STUDY)
@@ -409,18 +409,19 @@ def test_what_it_says(path: str) -> None:
     assert orjson.loads(run("restore", "-a", path, "--list", "--format", "json").stdout)
     done = run("restore", "-a", path, STUDY)
     assert done.exit_code == 0
-    assert "4 brought back" in done.stderr
+    assert "4 restored" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
         (["rm", "9.9", "--yes"], 1, "no study, series or instance 9.9 here"),
-        (["rm", "../x", "--yes"], 2, "cannot be found"),
+        (["rm", "../x", "--yes"], 2, "neither a UID nor KEY=VALUE"),
         (["rm"], 2, "Missing argument"),
-        (["restore", "9.9"], 1, "nothing of 9.9 is in the trash"),
-        (["restore"], 2, "name UIDs"),
-        (["restore", "--list", "1"], 2, "name UIDs"),
+        (["restore", "2.9"], 1, "nothing of 2.9 is in the trash"),
+        (["restore", "9.9"], 1, "nothing in the trash matches '9.9'"),
+        (["restore"], 2, "name what to restore"),
+        (["restore", "--list", "1"], 1, "nothing in the trash matches"),
         (["restore", "--list"], 1, ""),
     ],
 )

@@ -24,6 +24,7 @@ from plainpacs.archive.app import cli
 from plainpacs.archive.dicom.part10 import EXPLICIT_LITTLE_ENDIAN
 from plainpacs.archive.store.import_files import import_all, sources
 from plainpacs.archive.store.store import Archive
+from plainpacs.archive.tree.targets import Target
 from plainpacs.indexer.export import destination
 from plainpacs.indexer.export import source as export_source
 from plainpacs.indexer.export.dicomdir_records import WANTED
@@ -486,7 +487,7 @@ def test_killed_in_the_middle(root: str, tmp_path: Path) -> None:
 def test_an_instance_removed_meanwhile(root: str, tmp_path: Path) -> None:
     fd = os.open(root, os.O_RDONLY)
     try:
-        [one] = chosen(fd, root, ["5.1"], print)
+        [one] = chosen(fd, root, [Target("202401", "5.1")], print)
         Path(root, "202401/5.1/5.1.1/5.1.1.1.dcm").unlink()
         with pytest.raises(Exception, match="export again"):
             export_source.Source(fd, one.key)
@@ -667,7 +668,7 @@ def test_the_elements_of_a_record_are_enough(root: str) -> None:
     """What the DICOMDIR needs of a header is asked for: the rest is not even kept."""
     fd = os.open(root, os.O_RDONLY)
     try:
-        [one] = chosen(fd, root, ["5.1"], print)
+        [one] = chosen(fd, root, [Target("202401", "5.1")], print)
         with export_source.Source(fd, one.key) as source:
             meta, elements = source.header(WANTED)
     finally:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plainpacs.archive.errors import BadQuery, NoMatch
+from plainpacs.archive.errors import NoMatch
 from plainpacs.archive.store.store import Archive
 from plainpacs.indexer.index import lookup
 from plainpacs.indexer.index import merge as merging
@@ -221,13 +221,12 @@ def test_an_index_cannot_lead_out_of_the_archive(path: str, notes: list[str]) ->
 @pytest.mark.parametrize(
     "text", ["", " ", "../x", "/etc/passwd", "1.2\0/3", "1" * 65, "study.json"]
 )
-def test_what_cannot_be_a_uid(text: str) -> None:
-    with pytest.raises(BadQuery, match="cannot be found"):
-        lookup.given_uid(text)
+def test_what_cannot_be_a_uid_names_nothing(path: str, text: str, notes: list[str]) -> None:
+    assert lookup.named(path, text, notes.append) is None
 
 
-def test_a_pasted_uid_is_stripped() -> None:
-    assert lookup.given_uid(" 1.2.3\n") == "1.2.3"
+def test_a_pasted_uid_is_stripped(path: str, notes: list[str]) -> None:
+    assert lookup.named(path, " 1.2.3\n", notes.append) == ("1.2.3", ("202401/1.2.3",), b"")
 
 
 def test_instances_are_those_present(path: str, notes: list[str]) -> None:

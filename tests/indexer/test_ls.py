@@ -161,8 +161,9 @@ def test_ls_of_a_new_archive(tmp_path: Path) -> None:
         ["ls", "--format", "xml"],
         ["ls", "--stored", "soon"],
         ["show"],
-        ["show", "../1.2.3"],
-        ["path", "x" * 65],
+        ["show", "--last", "1.2.3"],
+        ["path"],
+        ["show", "1.2.3", "Modality=CT"],
     ],
 )
 def test_wrong_usage_is_exit_status_2(path: str, arguments: list[str]) -> None:
@@ -265,10 +266,16 @@ def test_show_on_a_terminal(path: str) -> None:
 
 
 def test_show_what_is_not_there(path: str) -> None:
-    for uid in ("7.7", "1.2.3.4"):  # the second one is a series
+    for uid, words in (
+        ("2.7", "no study, series or instance 2.7 here"),
+        ("7.7", "no study matches '7.7'"),
+        ("1.2.3.4", "1.2.3.4 is not a study; it lies in the study 1.2.3"),
+        ("../1.2.3", "no study matches '../1.2.3'"),
+        ("x" * 65, "no study matches"),
+    ):
         done = run(path, "show", uid)
         assert (done.returncode, done.stdout) == (1, "")
-        assert f"no study {uid} here" in done.stderr
+        assert words in done.stderr
 
 
 def test_show_of_a_damaged_study_json_says_so_and_goes_on(path: str) -> None:
@@ -292,9 +299,9 @@ def test_path(path: str) -> None:
         done = run(path, "path", uid)
         assert (done.returncode, done.stdout, done.stderr) == (0, f"{path}/{place}\n", "")
         assert os.path.exists(done.stdout.strip())
-    done = run(path, "path", "7.7")
+    done = run(path, "path", "2.7")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "no study, series or instance 7.7" in done.stderr
+    assert "no study, series or instance 2.7" in done.stderr
     record = json.loads(run(path, "path", "1.3.1", "--format", "jsonl").stdout)
     assert record == {
         "path": f"{path}/202402/1.3/1.3.1",
@@ -319,7 +326,7 @@ def test_the_commands_name_the_formats_and_have_an_example(path: str) -> None:
     for command in ("ls", "show", "path"):
         text = run(path, command, "--help").stdout
         assert f"plainpacs {command}" in text
-        assert "Example:" in text
+        assert "Example" in text
         assert "jsonl" in text
     assert "StudyDate" in run(path, "ls", "--help").stdout
 

@@ -28,7 +28,7 @@ COLUMNS = (
     Column("Date", 10),
     Column("Patient", 8),
     Column("Note", 6, rank=1),
-    Column("UID"),
+    Column("UID", uid=True),
 )
 ROWS = [
     ["2024-01-31", "Doe, Jane", "short", "1.2.840.113619.2.55.3.604688119"],
@@ -79,14 +79,42 @@ def test_visible_once_is_visible_for_good(text: str) -> None:
     assert visible(visible(text)) == visible(text)
 
 
-@pytest.mark.parametrize("width", [20, 40, 60, 80, 100, 120, 200])
-def test_a_table_fits_and_its_last_column_is_whole(width: int) -> None:
-    lines = list(table.lines(COLUMNS, ROWS, width, bold=False))
-    uids = [row[-1] for row in ROWS]
-    for line in lines:
-        assert cell_len(line) <= width or line.strip() in uids
-    for uid in uids:
-        assert any(line.split()[-1:] == [uid] for line in lines)
+WIDTHS = [*range(20, 131), 200]
+
+
+def test_a_table_fits_and_a_wider_one_never_shows_less() -> None:
+    titles: list[str] = []
+    for width in WIDTHS:
+        head, *rows = table.lines(COLUMNS, ROWS, width, bold=False)
+        assert all(cell_len(line) <= width for line in rows)
+        assert set(titles) <= set(head.split()), width
+        titles = head.split()
+    assert titles == ["Date", "Patient", "Note", "UID"]
+
+
+def test_uids_are_shortened_first_and_from_the_left_and_dates_never() -> None:
+    for width in WIDTHS:
+        _, *rows = table.lines(COLUMNS, ROWS, width, bold=False)
+        shown = [line.split()[-1] for line in rows]
+        for uid, row in zip(shown, ROWS, strict=True):
+            assert uid == row[-1] or (uid[0] == "…" and row[-1].endswith(uid[1:]))
+            assert len(uid) >= min(10, len(row[-1]))
+        if "…" in rows[0].replace(shown[0], ""):  # something else is cut, too
+            assert len(shown[-1]) == 10
+        assert "2024-01-3…" not in "".join(rows)
+
+
+def test_uids_that_end_alike_are_told_apart() -> None:
+    rows = [["a" * 30, f"1.2.840.{n}.000.000.000"] for n in range(3)]
+    _, *shown = table.lines((Column("Note"), Column("UID", uid=True)), rows, 30, bold=False)
+    assert len({line.split()[-1] for line in shown}) == 3
+
+
+def test_what_is_copied_whole_is_never_cut() -> None:
+    columns = (Column("Patient"), Column("Path", whole=True))
+    rows = [["Doe", "/archive/" + "x" * 60]]
+    assert list(table.lines(columns, rows, 80, bold=False))[1] == "Doe      " + rows[0][1]
+    assert list(table.lines(columns, rows, 40, bold=False))[2:] == ["Doe", "    " + rows[0][1]]
 
 
 def test_a_wide_table_is_on_one_line_a_row_and_aligned() -> None:
@@ -116,7 +144,12 @@ def test_an_empty_column_is_left_out_and_an_empty_table_has_titles() -> None:
         "UID",
     ]
     assert list(table.lines(COLUMNS, [], 80, bold=False)) == ["UID"]
-    assert list(table.lines((Column("Path"),), [["/" + "x" * 90]], 20, bold=False))[1][-1] == "x"
+    paths = table.lines((Column("Path", whole=True),), [["/" + "x" * 90]], 20, bold=False)
+    assert list(paths)[1] == "/" + "x" * 90
+    without = table.lines(
+        (*COLUMNS, Column("Why", whole=True)), [["", "a", "", "1", ""]], 20, bold=False
+    )
+    assert list(without) == ["Patient  UID", "a        1"]
 
 
 def test_markup_and_escapes_in_cells_are_text() -> None:

@@ -450,7 +450,7 @@ def test_a_file_that_is_there_stays(root: str, tmp_path: Path) -> None:
 
 def test_without_a_study_there_is_no_file(root: str, tmp_path: Path) -> None:
     done = run(root, "1.9", str(tmp_path / "s.png"))
-    assert "no study 1.9" in str(done.exception)
+    assert "no study, series or instance 1.9" in str(done.exception)
     assert run(root, STUDY, str(tmp_path / "s.jpg")).exit_code == 2
     assert sorted(os.listdir(tmp_path)) == ["archive", "in"]
 

@@ -56,7 +56,7 @@ def test_files_and_studies_are_sent(run: Run, running: Running, start: Start, fo
     assert (first["instances"], first["destination"]) == (3, at(other.port))
     done = run("send", at(other.port), "-a", running.root, "1.99")
     assert done.code == 1
-    assert "no file or folder 1.99" in done.err
+    assert "1.99 here, nor is there such a file" in done.err
 
 
 def test_sending_goes_on_with_the_rest(
