@@ -26,7 +26,7 @@ from plainpacs.archive.conflicts.compare import MOST_NAMED, Comparison, Conflict
 from plainpacs.archive.dicom import part10
 from plainpacs.archive.dicom.flatten import DataSet
 from plainpacs.archive.errors import UnreadableDataSet
-from tests.support.archives import data_set, real_folders
+from tests.support.archives import data_set
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -77,7 +77,7 @@ CONVERSIONS = (
 )
 
 
-def uncompressed_files() -> Iterator[Path]:
+def uncompressed_files(folders: tuple[Path, ...]) -> Iterator[Path]:
     """Real files of several kinds, with sequences, private groups and odd text."""
     names = (
         *("CT_small.dcm", "MR_small.dcm", "rtplan.dcm", "rtdose.dcm", "reportsi.dcm"),
@@ -88,20 +88,20 @@ def uncompressed_files() -> Iterator[Path]:
         path = pydicom.data.get_testdata_file(name, download=False)
         if path:
             yield Path(str(path))
-    for folder in real_folders()[:1]:
+    for folder in folders[:1]:
         yield from sorted(folder.rglob("*neurolabusc*/**/*.dcm"))[:5]
 
 
 @pytest.mark.parametrize("conversion", CONVERSIONS, ids=" ".join)
 def test_what_dcmtk_encoded_anew_differs_in_encoding(
-    conversion: tuple[str, ...], tmp_path: Path
+    conversion: tuple[str, ...], tmp_path: Path, real_folders: tuple[Path, ...]
 ) -> None:
     if shutil.which(conversion[0]) is None:
         if os.environ.get("CI"):
             pytest.fail("DCMTK is not installed (apt install dcmtk)")
         pytest.skip("DCMTK is not installed (apt install dcmtk)")
     done = 0
-    for path in uncompressed_files():
+    for path in uncompressed_files(real_folders):
         source, target = tmp_path / "first", tmp_path / "second"
         shutil.copyfile(path, source)
         ran = subprocess.run(

@@ -27,7 +27,6 @@ from tests.support.archives import (
     instances_in,
     manifest_lines,
     new_archive,
-    real_folders,
     store,
     tree,
 )
@@ -235,11 +234,9 @@ def test_a_series_folder_is_sent_whole(path: str, tmp_path: Path, client: str) -
     assert len(sent) == 4
 
 
-def test_dcm2niix_converts_a_series_folder(path: str, tmp_path: Path) -> None:
+def test_dcm2niix_converts_a_series_folder(path: str, tmp_path: Path, shared_data: Path) -> None:
     converter = tool("dcm2niix")
-    if len(real_folders()) < 2:
-        pytest.skip("needs the real MR series of $PLAINPACS_TEST_DATA")
-    source = next(real_folders()[0].glob("neurolabusc+dcm_qa_nih"))
+    source = shared_data / "neurolabusc+dcm_qa_nih"
     subprocess.run([*PLAINPACS, "import", "-a", path, str(source)], check=True)
     out = tmp_path / "nifti"
     out.mkdir()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import mmap
-import os
 import struct
 import time
 import tracemalloc
@@ -38,6 +37,7 @@ from plainpacs.archive.dicom.attributes import BY_KEYWORD, KEPT
 from plainpacs.archive.dicom.header import read_header
 from plainpacs.archive.dicom.header_fallback import PydicomWalk
 from plainpacs.archive.errors import UnreadableDataSet
+from tests.support.archives import PYDICOM_FILES
 
 EXPLICIT, IMPLICIT = str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian)
 BIG, DEFLATED = str(ExplicitVRBigEndian), str(DeflatedExplicitVRLittleEndian)
@@ -157,14 +157,11 @@ def parse(data: bytes, syntax: str) -> Dataset:
 # ---- real files ----
 
 
-def real_files() -> list[Path]:
-    bundled = Path(pydicom.data.__file__).parent
-    folders = [bundled / "test_files", bundled / "charset_files"]
-    default = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
-    data = Path(os.environ.get("PLAINPACS_TEST_DATA", default))
-    if data.is_dir():
-        folders.append(data)
-    return sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+@pytest.fixture(scope="module")
+def real_files(real_folders: tuple[Path, ...]) -> list[Path]:
+    folders = [*real_folders, PYDICOM_FILES.parent / "charset_files"]
+    paths = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return [path for path in paths if path.name not in DIFFERENT]
 
 
 def read_part10(path: Path) -> tuple[bytes, str, Dataset] | None:
@@ -196,12 +193,9 @@ def comparable(attributes: dict[str, Any]) -> dict[str, Any]:
     return attributes | names
 
 
-REAL = [path for path in real_files() if path.name not in DIFFERENT]
-
-
-def test_real_files_are_read_as_pydicom_reads_them() -> None:
+def test_real_files_are_read_as_pydicom_reads_them(real_files: list[Path]) -> None:
     read = 0
-    for path in REAL:
+    for path in real_files:
         if part10 := read_part10(path):
             data, syntax, ds = part10
             ours = read_header(data, syntax)
@@ -211,9 +205,9 @@ def test_real_files_are_read_as_pydicom_reads_them() -> None:
     assert read > 50
 
 
-def test_real_files_are_read_alike_by_both_readers_and_to_the_end() -> None:
+def test_real_files_are_read_alike_by_both_readers_and_to_the_end(real_files: list[Path]) -> None:
     truncated = set()
-    for path in REAL:
+    for path in real_files:
         part10 = read_part10(path)
         if part10 is None:
             continue
@@ -248,8 +242,9 @@ def test_a_mapped_file_and_other_buffers(tmp_path: Path) -> None:
         view.release()
 
 
-def test_many_threads() -> None:
-    files = [part10 for path in REAL if path.suffix == ".dcm" and (part10 := read_part10(path))]
+def test_many_threads(real_files: list[Path]) -> None:
+    paths = [path for path in real_files if path.suffix == ".dcm"]
+    files = [part10 for path in paths if (part10 := read_part10(path))]
     once = [read_header(data, syntax) for data, syntax, _ in files]
     with ThreadPoolExecutor(8) as pool:
         many = pool.map(lambda part10: read_header(part10[0], part10[1]), files * 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +26,6 @@ from tests.archive.test_header import (
     encode,
     small_data_set,
 )
-from tests.support.archives import real_folders
 
 
 @pytest.fixture
@@ -170,9 +170,9 @@ def test_threads_learn_for_themselves() -> None:
     assert not wrong
 
 
-def test_real_series(walked: Counter[str]) -> None:
+def test_real_series(walked: Counter[str], real_folders: tuple[Path, ...]) -> None:
     series: dict[str, list[tuple[int, str, bytes, str]]] = defaultdict(list)
-    paths = [path for folder in real_folders() for path in folder.rglob("*") if path.is_file()]
+    paths = [path for folder in real_folders for path in folder.rglob("*") if path.is_file()]
     for path in paths:
         with path.open("rb") as file:
             head = file.read(64 << 10)

@@ -16,13 +16,13 @@ from plainpacs.archive.store.store import Archive
 from plainpacs.archive.tree.identity import is_name
 from tests.support.archives import (
     MODALITY,
+    PYDICOM_FILES,
     eventually,
     instances_in,
     left_behind,
     manifest_lines,
     new_archive,
     part10,
-    real_folders,
     store,
     tree,
 )
@@ -60,15 +60,15 @@ def test_files_and_folders(path: str, tmp_path: Path) -> None:
     assert len(list(manifest_lines(path))) == 3
 
 
-def test_the_whole_of_the_real_files(path: str) -> None:
-    done = run(path, *real_folders())
+def test_the_whole_of_the_real_files(path: str, real_folders: tuple[Path, ...]) -> None:
+    done = run(path, *real_folders)
     assert done.exit_code == 1, "some are damaged, or no patient's"
     refused = [line for line in done.stderr.splitlines() if ": the data set" in line]
     assert all("no StudyInstanceUID" in line or "cut short" in line for line in refused)
     assert len(instances_in(path)) > 80
     assert left_behind(path) == []
     before = tree(path, internal=True)
-    again = run(path, *real_folders())
+    again = run(path, *real_folders)
     assert "\n0 stored" in "\n" + again.stderr.splitlines()[-2]
     after = tree(path, internal=True)
     for archive in (before, after):
@@ -78,7 +78,7 @@ def test_the_whole_of_the_real_files(path: str) -> None:
 
 
 def test_dicomdir_is_skipped(path: str) -> None:
-    folder = real_folders()[-1] / "dicomdirtests"
+    folder = PYDICOM_FILES / "dicomdirtests"
     done = run(path, folder / "DICOMDIR")
     assert done.exit_code == 0
     assert "1 skipped" in done.stderr

@@ -10,7 +10,7 @@ import struct
 import zlib
 from dataclasses import dataclass, field
 
-from tests.support.archives import real_folders
+from tests.support.archives import folders_of_real_files
 
 IMPLICIT, EXPLICIT, BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 DEFLATED, JPEG = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.50"
@@ -147,7 +147,7 @@ def _end_of_items(data: bytes, pos: int, syntax: str, depth: int) -> int:
 def real_seeds() -> list[Seed]:
     """One of each real file, its long values cut short; one of the same bytes only once."""
     seeds: dict[tuple[bytes, bytes], Seed] = {}
-    for folder in real_folders():
+    for folder in folders_of_real_files():
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             if path.stat().st_size <= 4 << 20:
                 seed = _of_file(path.name, path.read_bytes())

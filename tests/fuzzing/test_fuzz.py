@@ -194,7 +194,7 @@ def test_what_deflates_well_is_an_instance_all_the_same() -> None:
 
 
 @pytest.fixture(scope="module")
-def cases() -> Cases:
+def cases(real_folders: tuple[Path, ...]) -> Cases:
     return Cases(1)
 
 
@@ -209,6 +209,7 @@ def test_a_short_run_finds_nothing(cases: Cases, tmp_path: Path) -> None:
         assert tally.outcomes[outcome] > 10, tally.outcomes
 
 
+@pytest.mark.usefixtures("real_folders")
 def test_valid_data_sets_are_read_as_pydicom_reads_them() -> None:
     read, findings = differ(1, range(400))
     assert findings == []

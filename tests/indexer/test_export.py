@@ -30,7 +30,7 @@ from plainpacs.indexer.export import source as export_source
 from plainpacs.indexer.export.dicomdir_records import WANTED
 from plainpacs.indexer.export.file_set import chosen
 from plainpacs.indexer.query.find import by_number
-from tests.support.archives import instances_in, new_archive, part10, real_folders, store, tree
+from tests.support.archives import instances_in, new_archive, part10, store, tree
 from tests.support.peer import dcmtk
 
 SERIES = "1.2.3.4"
@@ -72,11 +72,13 @@ def root(tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
+def real(
+    tmp_path_factory: pytest.TempPathFactory, real_folders: tuple[Path, ...]
+) -> tuple[str, list[str]]:
     """An archive of every real file that can be stored, and its studies."""
     path = new_archive(tmp_path_factory.mktemp("real") / "archive")
     with Archive.open(path, sync=False) as archive:
-        for _ in import_all(archive, sources([str(folder) for folder in real_folders()])):
+        for _ in import_all(archive, sources([str(folder) for folder in real_folders])):
             pass
     studies = {Path(name).parts[1] for name in instances_in(path)}
     assert len(studies) > 20

@@ -39,7 +39,6 @@ from tests.support.archives import (
     manifest_lines,
     new_archive,
     part10,
-    real_folders,
     store,
     tree,
 )
@@ -146,8 +145,8 @@ def test_every_index_can_be_deleted_and_made_again(path: str) -> None:
     assert derived(path) == before
 
 
-def test_every_index_of_the_real_files_too(path: str) -> None:
-    assert run("import", "-a", path, *map(str, real_folders())).exit_code == 1
+def test_every_index_of_the_real_files_too(path: str, real_folders: tuple[Path, ...]) -> None:
+    assert run("import", "-a", path, *map(str, real_folders)).exit_code == 1
     assert run("index", "--once", "-a", path).exit_code == 0
     before = derived(path)
     delete_derived(path)
@@ -155,8 +154,10 @@ def test_every_index_of_the_real_files_too(path: str) -> None:
     assert derived(path) == before
 
 
-def test_manifests_are_made_again_from_the_instances(path: str) -> None:
-    assert run("import", "-a", path, *map(str, real_folders())).exit_code == 1
+def test_manifests_are_made_again_from_the_instances(
+    path: str, real_folders: tuple[Path, ...]
+) -> None:
+    assert run("import", "-a", path, *map(str, real_folders)).exit_code == 1
     once(path)
     before = derived(path)
     lines = [orjson.loads(raw) for raw in manifest_lines(path)]

@@ -26,7 +26,7 @@ from plainpacs.indexer.query.find import Level, find
 from plainpacs.indexer.query.query import Query, asked, parse
 from plainpacs.indexer.query.sorting import in_order, sort_keys
 from plainpacs.indexer.service.indexer import Indexer
-from tests.support.archives import CT_IMAGE_STORAGE, new_archive, real_folders
+from tests.support.archives import CT_IMAGE_STORAGE, PYDICOM_FILES, new_archive
 
 Record = dict[str, Any]
 
@@ -357,7 +357,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Record]]:
     """An archive of pydicom's own files, and every instance of it as read without our lookup."""
     path = new_archive(tmp_path_factory.mktemp("real") / "a")
     with Archive.open(path) as archive:
-        for _ in import_all(archive, sources([str(real_folders()[-1])])):
+        for _ in import_all(archive, sources([str(PYDICOM_FILES)])):
             pass
     with Indexer.open(path) as indexer:
         indexer.once()

@@ -27,7 +27,7 @@ from plainpacs.indexer.commands.ls import SHOWN
 from plainpacs.indexer.output import formats as output
 from plainpacs.indexer.output.listing import STUDY_COLUMNS
 from plainpacs.indexer.service.indexer import Indexer
-from tests.support.archives import instances_in, new_archive, real_folders, store, tree
+from tests.support.archives import PYDICOM_FILES, instances_in, new_archive, store, tree
 
 COMMAND = [sys.executable, "-m", "plainpacs"]
 
@@ -405,7 +405,7 @@ def test_formats_other_than_the_table_load_neither_rich_nor_pydicom(path: str) -
 def test_real_instances_are_found_by_all_their_uids(tmp_path: Path) -> None:
     path = new_archive(tmp_path / "a")
     with Archive.open(path) as archive:
-        for _ in import_all(archive, sources([str(real_folders()[-1])])):
+        for _ in import_all(archive, sources([str(PYDICOM_FILES)])):
             pass
     with Indexer.open(path) as indexer:
         indexer.once()

@@ -32,7 +32,7 @@ from plainpacs.indexer.images.draw import draw
 from plainpacs.indexer.images.presentation import of_frame, pixel_aspect, shown
 from plainpacs.indexer.images.render import Picture, Renderer, Wanted
 from plainpacs.indexer.service.indexer import Indexer
-from tests.support.archives import new_archive, part10, real_folders, tree
+from tests.support.archives import PYDICOM_FILES, new_archive, part10, tree
 
 STUDY = "1.2.3"
 
@@ -302,7 +302,7 @@ def test_memory_has_a_bound(tmp_path: Path) -> None:
 
 
 def real_images() -> Iterator[Path]:
-    for path in sorted(real_folders()[-1].rglob("*")):
+    for path in sorted(PYDICOM_FILES.rglob("*")):
         if path.is_file() and path.stat().st_size < 1 << 20:
             with path.open("rb") as file:
                 if file.read(132)[128:] == b"DICM":

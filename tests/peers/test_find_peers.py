@@ -22,7 +22,6 @@ from plainpacs.archive.store.import_files import import_all, sources
 from plainpacs.indexer.query import find as levels
 from plainpacs.indexer.query.find import Level
 from plainpacs.indexer.query.query import asked
-from tests.support.archives import real_folders
 from tests.support.orthanc import orthanc
 from tests.support.peer import dcmtk
 from tests.support.queries import PATIENT_ROOT, STUDY_ROOT, fill, index
@@ -200,10 +199,10 @@ def test_orthanc_queries_us(running: Running, tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
-def real_instances() -> list[str]:
+def real_instances(real_folders: tuple[Path, ...]) -> list[str]:
     return [
         str(path)
-        for folder in real_folders()
+        for folder in real_folders
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.stat().st_size < 20_000_000
     ]

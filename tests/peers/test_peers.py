@@ -31,7 +31,6 @@ from tests.support.archives import (
     left_behind,
     manifest_lines,
     new_archive,
-    real_folders,
     store,
 )
 from tests.support.peer import dcmtk
@@ -54,9 +53,9 @@ class Real:
 
 
 @cache
-def real_files() -> tuple[Real, ...]:
+def real_files(folders: tuple[Path, ...]) -> tuple[Real, ...]:
     found: dict[bytes, Real] = {}
-    for folder in real_folders():
+    for folder in folders:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and path.stat().st_size < 20_000_000:
                 content = path.read_bytes()
@@ -157,8 +156,12 @@ def send_with_pynetdicom(association: Association, real: Real) -> int:
     return response.Status
 
 
-def test_pynetdicom_sends_every_real_file_and_each_is_kept_byte_for_byte(running: Running) -> None:
-    reals = [r for r in real_files() if pydicom.uid.UID(r.transfer_syntax).is_transfer_syntax]
+def test_pynetdicom_sends_every_real_file_and_each_is_kept_byte_for_byte(
+    running: Running, real_folders: tuple[Path, ...]
+) -> None:
+    reals = [
+        r for r in real_files(real_folders) if pydicom.uid.UID(r.transfer_syntax).is_transfer_syntax
+    ]
     pairs = {(r.sop_class, r.transfer_syntax) for r in reals}
     assert len(pairs) <= 128
     association = AE().associate(
@@ -199,8 +202,10 @@ def test_echoscu_is_answered(running: Running) -> None:
     assert "Called AE Title Not Recognized" in refused.stderr
 
 
-def test_dcmsend_sends_every_real_file_it_can_and_all_can_be_read(running: Running) -> None:
-    reals = [r for r in real_files() if r.filed]
+def test_dcmsend_sends_every_real_file_it_can_and_all_can_be_read(
+    running: Running, real_folders: tuple[Path, ...]
+) -> None:
+    reals = [r for r in real_files(real_folders) if r.filed]
     done = dcmtk(
         "dcmsend",
         *("-v", "-nh", "-nuc", "-dn", "-aec", "DRDCM", "127.0.0.1", str(running.port)),
@@ -238,9 +243,11 @@ PROPOSE = {
 """storescu's flag to send in a transfer syntax."""
 
 
-def test_storescu_sends_a_file_of_each_transfer_syntax_in_its_own(running: Running) -> None:
+def test_storescu_sends_a_file_of_each_transfer_syntax_in_its_own(
+    running: Running, real_folders: tuple[Path, ...]
+) -> None:
     chosen: dict[str, Real] = {}
-    for real in real_files():
+    for real in real_files(real_folders):
         broken = "fuzz" in str(real.path) or "truncated" in real.path.name
         if not real.filed or broken or real.transfer_syntax not in PROPOSE:
             continue

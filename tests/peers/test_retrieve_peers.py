@@ -18,12 +18,13 @@ from pynetdicom.presentation import build_context
 
 from plainpacs.archive.dicom.part10 import read_part10
 from plainpacs.archive.errors import PlainpacsError
+from plainpacs.archive.store.import_files import import_all, sources
 from plainpacs.archive.store.store import Archive, Provenance
 from plainpacs.archive.tree.root import create_archive
 from plainpacs.scp.storage.convert import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
 from tests.peers.test_peers import real_files
 from tests.scp.test_retrieve import STUDY_GET, fill, keys, move, mover
-from tests.support.archives import eventually
+from tests.support.archives import PYDICOM_FILES, eventually
 from tests.support.orthanc import orthanc
 from tests.support.peer import EVRLE, dcmtk
 from tests.support.receiver import Running, Start
@@ -34,12 +35,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:::pydicom", "ignore:::pynetdicom
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def real(tmp_path_factory: pytest.TempPathFactory, real_folders: tuple[Path, ...]) -> Path:
     """An archive of all real files that can be stored."""
     root = tmp_path_factory.mktemp("real") / "archive"
     create_archive(str(root))
     with Archive.open(str(root), sync=False) as archive:
-        for one in real_files():
+        for one in real_files(real_folders):
             with contextlib.suppress(PlainpacsError):
                 archive.store(one.raw, one.transfer_syntax, Provenance("CT1"))
     shutil.rmtree(root / ".plainpacs" / "conflicts")
@@ -141,19 +142,17 @@ def test_everything_moves_to_storescp_as_it_is(start: Start, real: Path, tmp_pat
     assert len(failed) < len(expected) / 4
 
 
-def test_what_storescp_does_not_take_is_decompressed(
-    start: Start, real: Path, tmp_path: Path
-) -> None:
+def test_what_storescp_does_not_take_is_decompressed(start: Start, tmp_path: Path) -> None:
     with storescp(tmp_path / "out") as port:
         source = start(nodes=(f"STORE@127.0.0.1:{port}",))
-        put(real, source)
-        compressed = next(path for path in source.instances() if syntax_of(path) == RLE)
+        compressed = PYDICOM_FILES / "MR_small_RLE.dcm"
+        list(import_all(source.archive, sources([str(compressed)])))
+        [kept] = source.instances()
+        assert syntax_of(kept) == RLE
         with mover(source.port) as peer:
             last = move(
                 peer,
-                keys(
-                    "IMAGE", StudyInstanceUID=compressed.parts[-3], SOPInstanceUID=compressed.stem
-                ),
+                keys("IMAGE", StudyInstanceUID=kept.parts[-3], SOPInstanceUID=kept.stem),
             )[-1]
             peer.release()
     assert (last.status, last.counts) == (0, (None, 1, 0, 0))

@@ -22,7 +22,7 @@ from plainpacs.archive.app import logs
 from plainpacs.archive.dicom.part10 import read_part10
 from plainpacs.archive.store.store import Archive
 from plainpacs.archive.tree.root import create_archive
-from tests.support.archives import eventually, new_archive, part10, real_folders, store
+from tests.support.archives import PYDICOM_FILES, eventually, new_archive, part10, store
 from tests.support.peer import (
     CT,
     EVRLE,
@@ -162,7 +162,7 @@ def test_no_name_of_real_files_is_said(serve: Serve) -> None:
     service = serve()
     names: set[str] = set()
     sent = 0
-    for path in sorted(real_folders()[-1].rglob("*")):
+    for path in sorted(PYDICOM_FILES.rglob("*")):
         if path.is_dir() or path.stat().st_size > 1 << 20:
             continue
         try:

@@ -29,7 +29,7 @@ from plainpacs.scp.storage.convert import CannotConvert, Converter, can_become
 from plainpacs.scp.storage.instance_file import File, Outgoing
 from plainpacs.scp.storage.reencode import Memory, reencoded
 from plainpacs.scp.storage.store_scu import Step, deliver
-from tests.support.archives import real_folders
+from tests.support.archives import PYDICOM_FILES
 from tests.support.peer import CT, EVRLE, IVRLE, MR, data_set, element
 from tests.support.receiver import Running, Start
 
@@ -43,10 +43,10 @@ LIMITS = Limits(pdu_timeout=5.0, idle_timeout=10.0, announced_pdu=1 << 16)
 
 
 @cache
-def real_files() -> tuple[tuple[Path, str], ...]:
+def real_files(folders: tuple[Path, ...]) -> tuple[tuple[Path, str], ...]:
     """Those that can be read as instances, each once, with their transfer syntaxes."""
     found: dict[bytes, tuple[Path, str]] = {}
-    for folder in real_folders():
+    for folder in folders:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and path.stat().st_size < MOST:
                 try:
@@ -108,9 +108,9 @@ def leaves(data: bytes, syntax: str) -> list[tuple[tuple[int, ...], bytes]]:
     return [(leaf.path, bytes(found.data[leaf.start : leaf.end])) for leaf in found]
 
 
-def test_values_of_real_files_stay_as_they_are() -> None:
+def test_values_of_real_files_stay_as_they_are(real_folders: tuple[Path, ...]) -> None:
     tried = 0
-    for path, syntax in real_files():
+    for path, syntax in real_files(real_folders):
         if syntax not in (EVRLE, IVRLE, DEFLATED):
             continue
         with File(str(path)) as file:
@@ -128,10 +128,10 @@ def test_values_of_real_files_stay_as_they_are() -> None:
     assert tried > 50
 
 
-def test_what_pydicom_reads_stays_the_same() -> None:
+def test_what_pydicom_reads_stays_the_same(real_folders: tuple[Path, ...]) -> None:
     """VRs and sequences too, and big endian."""
     tried, refused = 0, 0
-    for path in small_files(60):
+    for path in small_files(real_folders, 60):
         before = read_by_pydicom(path.read_bytes())
         if before is None:
             continue
@@ -149,11 +149,11 @@ def test_what_pydicom_reads_stays_the_same() -> None:
     assert refused < tried / 10
 
 
-def small_files(most: int) -> list[Path]:
+def small_files(folders: tuple[Path, ...], most: int) -> list[Path]:
     """Uncompressed ones, so many in each transfer syntax, without those made up to be broken."""
     found = []
     for wanted in (EVRLE, IVRLE, BIG, DEFLATED):
-        paths = [path for path, syntax in real_files() if syntax == wanted]
+        paths = [path for path, syntax in real_files(folders) if syntax == wanted]
         sound = [path for path in paths if "fuzz" not in str(path)]
         found += sorted(sound, key=lambda path: path.stat().st_size)[:most]
     return found
@@ -311,12 +311,11 @@ def test_a_large_file_is_not_held_in_memory(tmp_path: Path) -> None:
 # --- decompression --------------------------------------------------------------------------------
 
 
-def compressed_file() -> Path:
-    return next(path for path, _ in real_files() if path.name == "MR_small_RLE.dcm")
+COMPRESSED = PYDICOM_FILES / "MR_small_RLE.dcm"
 
 
 def test_pixels_are_decompressed_and_nothing_else_changes() -> None:
-    path = compressed_file()
+    path = COMPRESSED
     before = pydicom.dcmread(path)
     for target in (EVRLE, IVRLE):
         after = read_by_pydicom(file_meta(MR, "1.2.3", target) + converted(path, target))
@@ -329,14 +328,14 @@ def test_pixels_are_decompressed_and_nothing_else_changes() -> None:
 
 def test_a_decoder_that_dies_takes_one_instance_along(tmp_path: Path) -> None:
     broken = str(tmp_path / "broken")
-    damaged = pydicom.dcmread(compressed_file())
+    damaged = pydicom.dcmread(COMPRESSED)
     damaged.PixelData = encapsulate([b"\xff" * 100])
     damaged.save_as(broken)
     with Converter() as converter:
         for _ in range(2):
             with File(broken) as file, pytest.raises(CannotConvert, match="decompressed"):
                 converter.convert(file, EVRLE)
-            with File(str(compressed_file())) as file:
+            with File(str(COMPRESSED)) as file:
                 assert sum(map(len, converter.convert(file, EVRLE))) > 8192
             assert converter._decoder is not None
             converter._decoder._process.kill()  # as a crash would
@@ -344,16 +343,16 @@ def test_a_decoder_that_dies_takes_one_instance_along(tmp_path: Path) -> None:
 
 def test_a_data_set_that_is_left_is_not_taken_for_the_next() -> None:
     with Converter() as converter:
-        with File(str(compressed_file())) as file:
+        with File(str(COMPRESSED)) as file:
             half = converter.convert(file, EVRLE)
             next(half)
             half.close()  # type: ignore[attr-defined]  # a generator
             whole = b"".join(converter.convert(file, EVRLE))
-        assert whole == converted(compressed_file(), EVRLE)
+        assert whole == converted(COMPRESSED, EVRLE)
 
 
 def test_what_would_be_huge_is_left_compressed(tmp_path: Path) -> None:
-    huge = pydicom.dcmread(compressed_file())
+    huge = pydicom.dcmread(COMPRESSED)
     huge.NumberOfFrames = 100_000
     huge.save_as(tmp_path / "huge")
     with pytest.raises(CannotConvert, match="too large"):

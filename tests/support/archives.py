@@ -87,12 +87,18 @@ def part10(**changes: Any) -> bytes:
     return file_meta(CT_IMAGE_STORAGE, uid, EXPLICIT_LITTLE_ENDIAN) + body
 
 
-def real_folders() -> list[Path]:
-    """Where real DICOM files lie: $PLAINPACS_TEST_DATA (../shared/data), and pydicom's own."""
+PYDICOM_FILES = Path(pydicom.data.__file__).parent / "test_files"
+"""DICOM files that are installed with pydicom."""
+
+
+def folders_of_real_files() -> tuple[Path, ...]:
+    """$PLAINPACS_TEST_DATA (by default ../shared/data) where it exists, and pydicom's files.
+
+    Tests have these from the fixture ``real_folders``, which marks them ``real_data``.
+    """
     named = os.environ.get("PLAINPACS_TEST_DATA")
     folder = Path(named) if named else Path(__file__).resolve().parents[3] / "shared" / "data"
-    own = Path(pydicom.data.__file__).parent / "test_files"
-    return [folder, own] if folder.is_dir() else [own]
+    return (folder, PYDICOM_FILES) if folder.is_dir() else (PYDICOM_FILES,)
 
 
 def tree(root: str | Path, *, internal: bool = False) -> dict[str, str]:
