@@ -29,6 +29,7 @@ _NAMED = 20
 
 @click.command()
 @naming.options
+@naming.level_option
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be removed; change nothing.")
 @click.option("-v", "--verbose", is_flag=True, help="With --dry-run, list every file.")
 @click.option("--yes", is_flag=True, help="Do not ask: only whole UIDs and KEY=VALUE count.")
@@ -44,6 +45,7 @@ def rm(
     *,
     named: tuple[str, ...],
     last: bool,
+    level: str | None,
     dry_run: bool,
     verbose: bool,
     yes: bool,
@@ -72,8 +74,8 @@ def rm(
     chosen = settings.load(flags, config)
     path = context.archive_path()
     with repeatable():
-        wanted, unknown = _wanted(path, named, last=last, whole=yes)
-        found = removal.find(path, wanted, note)
+        wanted, unknown = _wanted(path, named, last=last, whole=yes, level=level)
+        found = removal.find(path, wanted, note, level)
     unknown += found.unknown
     nothing = [*found.instances, *found.entries] == [] and not (erase and found.targets)
     for uid in unknown:
@@ -109,14 +111,16 @@ def rm(
 
 
 def _wanted(
-    path: str, named: Sequence[str], *, last: bool, whole: bool
+    path: str, named: Sequence[str], *, last: bool, whole: bool, level: str | None
 ) -> tuple[list[str], list[str]]:
     """The UIDs to look for, and what looks like a UID and is none. ``whole``: nobody is asked."""
     if last or not named:
         if whole:
             raise click.UsageError("--last may be another study by now: leave out --yes")
-        return [one.uid for one in naming.some(path, named, last=last)], []
-    meant, unknown = naming.found(path, named, elsewhere=partial(_aside, path), whole=whole)
+        return [one.uid for one in naming.some(path, named, last=last, level=level)], []
+    meant, unknown = naming.found(
+        path, named, elsewhere=partial(_aside, path), whole=whole, level=level
+    )
     uids = [one.uid for one in meant]
     return ([*uids, *unknown], []) if whole else (uids, unknown)
 

@@ -65,7 +65,7 @@ def repeatable() -> Iterator[None]:
         ) from error
 
 
-def find(path: str, uids: Iterable[str], note: Note) -> Found:
+def find(path: str, uids: Iterable[str], note: Note, level: str | None = None) -> Found:
     """Where the studies, series and instances with these UIDs are, in the tree and aside; of each
     UID as ``lookup.at_one_level`` says.
 
@@ -81,9 +81,9 @@ def find(path: str, uids: Iterable[str], note: Note) -> Found:
                 for top in (layout.TRASH, layout.CONFLICTS)
                 for target in set_aside.find(root, top, uid)
             }
-            here = lookup.at_one_level(lookup.places(path, uid, note, walk=not aside))
-            level = lookup.LEVELS[here[0].count("/") - 1] if here else None
-            own = lookup.at_one_level({*here, *aside}, level)
+            here = lookup.at_one_level(lookup.places(path, uid, note, walk=not aside), level)
+            of = lookup.LEVELS[here[0].count("/") - 1] if here else level
+            own = lookup.at_one_level({*here, *aside}, of)
             targets.update(target for place in own if (target := Target.at(place)))
             if not own:
                 found.unknown.append(uid)
