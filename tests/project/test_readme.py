@@ -1,4 +1,4 @@
-"""The README is true: its commands are run as they stand, its tables name what there is."""
+"""The README and the guides are true: their commands are run, their tables name what there is."""
 
 from __future__ import annotations
 
@@ -21,8 +21,15 @@ from plainpacs.scp.receiver.receiver import Receiver
 from tests.support.archives import eventually, instances_in, part10, tree
 from tests.support.peer import dcmtk
 
-README = Path(__file__).resolve().parents[2] / "README.md"
-TEXT = README.read_text()
+CLONE = Path(__file__).resolve().parents[2]
+GUIDES = {
+    name: (CLONE / name).read_text()
+    for name in (
+        *("README.md", "archive/README.md", "archive/FORMAT.md", "indexer/README.md"),
+        *("scp/README.md", "scp/CONFORMANCE.md", "scp/web/README.md", "tests/README.md"),
+    )
+}
+TEXT = "\n".join(GUIDES.values())
 STUDY = "1.2.840.113619.2.5.1762583153"
 PLAINPACS = f'plainpacs() {{ {shlex.quote(sys.executable)} -m plainpacs "$@"; }}\n'
 
@@ -177,22 +184,26 @@ def test_other_archives(archive: Path, tmp_path: Path) -> None:
     assert tree(tmp_path / "other").keys() >= set(instances_in(archive))
 
 
-def commands_in(section: str) -> set[str]:
-    start = TEXT.index(f"## {section}")
-    return set(re.findall(r"^\| `([a-z]+)", TEXT[start : TEXT.index("\n## ", start + 5)], re.M))
+def test_each_command_is_in_the_table_of_one_guide() -> None:
+    tables = [
+        table
+        for text in GUIDES.values()
+        for table in re.findall(r"^\| command \| does \|\n(.*?)\n\n", text, re.M | re.DOTALL)
+    ]
+    named = [name for table in tables for name in re.findall(r"^\| `([a-z]+)", table, re.M)]
+    assert sorted(named) == sorted(cli.COMMANDS)
 
 
-def test_the_table_of_commands_is_complete() -> None:
-    assert commands_in("Commands") == set(cli.COMMANDS)
+def test_the_readme_is_short() -> None:
+    assert len(GUIDES["README.md"].splitlines()) <= 160
 
 
 def test_no_example_writes_into_the_clone() -> None:
     """Of the README, the help texts and the deploy files."""
-    clone = README.parent
-    texts = [TEXT, (clone / "Dockerfile").read_text()]
+    texts = [TEXT, (CLONE / "Dockerfile").read_text()]
     for room in ("archive", "indexer", "scp"):
-        for path in (clone / room).rglob("*"):
-            if path.suffix in (".py", ".service", ".toml", ".md"):
+        for path in (CLONE / room).rglob("*"):
+            if path.suffix in (".py", ".service", ".toml"):
                 texts.append(path.read_text())
     inside = r"plainpacs [a-z]+ [^\n`]*?(?<![\w.])(\.\.?/[a-z][\w./-]*)"
     assert [found[0] for text in texts for found in re.finditer(inside, text)] == []
@@ -206,7 +217,7 @@ def test_every_flag_named_exists() -> None:
         command = group.get_command(context, name)
         assert isinstance(command, Command)
         known |= {flag for option in command.params for flag in option.opts}
-    of_others = {"--fork", "--delete", "--exclude", "--dist"}
+    of_others = {"--fork", "--delete", "--exclude", "--dist", "--pack-destination", "--check"}
     of_others |= {"--quick", "--case", "--markdown", "--peers", "--dir"}  # the benchmarks'
     of_others |= {"--minutes", "--cases"}  # of the soak and the fuzzer
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT)) - of_others
@@ -221,9 +232,21 @@ def test_the_settings_shown_are_settings(tmp_path: Path) -> None:
     assert load({}, str(config), {}).aet == ("DRDCM", "ARCHIVE")
 
 
-def test_its_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
-        assert (README.parent / target).exists(), target
-    for module in re.findall(r"python -m (tests\.[a-z.]+)", TEXT):
-        path = README.parent / module.replace(".", "/")
+def anchors(text: str) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_its_links_lead_somewhere(name: str) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", GUIDES[name]):
+        target, _, anchor = link.partition("#")
+        path = (CLONE / name).parent / target if target else CLONE / name
+        assert path.exists(), link
+        assert not anchor or anchor in anchors(path.read_text()), link
+    for module in re.findall(r"python -m (tests\.[a-z.]+)", GUIDES[name]):
+        path = CLONE / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+    for path in re.findall(r"`((?:tests|archive|indexer|scp)/[\w./]+)`", GUIDES[name]):
+        assert (CLONE / path).exists(), path

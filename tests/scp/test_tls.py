@@ -49,7 +49,7 @@ from tests.support.receiver import Running, Start, wait_until
 from tests.support.serve import Serve
 
 SERVE = ["plainpacs", "serve", "--create"]
-README = Path(__file__).resolve().parents[2] / "README.md"
+README = Path(__file__).resolve().parents[2] / "scp/README.md"
 LARGE = reader.MOST_GATHERED + (3 << 20)
 
 
@@ -172,17 +172,18 @@ def only_refusal(running: Running, caplog: pytest.LogCaptureFixture) -> str:
 def test_what_the_readme_says_to_try(serve: Serve, tmp_path: Path) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)
     [block] = [one for one in blocks if "--tls-cert" in one]
-    make, begin, send = (shlex.split(line) for line in block.replace("\\\n", "").splitlines())
+    block = block.replace("\\\n", "").replace("~", str(tmp_path))
+    make, begin, send = (shlex.split(line) for line in block.splitlines())
     assert (make[0], begin[:3], send[0]) == (
         "openssl",
         ["plainpacs", "serve", "--create"],
         "storescu",
     )
-    openssl(*(str(tmp_path / word) if word.endswith(".pem") else word for word in make[1:]))
+    openssl(*make[1:])
     service = serve(*begin[3:-1])
     (tmp_path / "FILE").write_bytes(part10())
     send[send.index("11112")] = str(service.port)
-    named = (str(tmp_path / word) if word in ("cert.pem", "FILE") else word for word in send[1:])
+    named = (str(tmp_path / word) if word == "FILE" else word for word in send[1:])
     done = dcmtk("storescu", *named)
     assert done.returncode == 0, done.stderr
     assert "try: storescu +tla +cf CA.pem -aec DRDCM" in service.said
