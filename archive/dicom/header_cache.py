@@ -6,7 +6,9 @@ VR, length) stands there again, byte for byte: then the walker (``header``) woul
 Both comparing and taking the kept values out are one call of ``struct``; only values whose bytes
 changed are decoded. Anything else, and every doubt, is left to the walker.
 
-Of 120 elements that costs a fifth of walking over them (``tests/benchmarks/header.py``).
+Of 120 elements that costs a fifth of walking over them (``tests/benchmarks/header.py``), about
+0.1 ms less for each instance. Without it, CT slices were received 7 % slower with the default
+settings where the disk is no limit (median of paired runs).
 """
 
 from __future__ import annotations

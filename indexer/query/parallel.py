@@ -3,6 +3,9 @@
 Processes are forked, each for every so many-eth month, and hand their results over in the order of
 the months, a month at a time: who reads on decides how far they get. Only a process with a single
 thread forks, so a server never does.
+
+Among 1,000,000 studies on two cores an exact identifier was found in 0.45 s instead of 0.57, and
+``PatientName=Kowalski^Ruud*`` in 1.5 s instead of 2.3.
 """
 
 from __future__ import annotations

