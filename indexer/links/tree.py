@@ -9,6 +9,9 @@ Only what we made is taken away: symbolic links with a name that we give, in a f
 ``studies.jsonl`` has for a study, to an instance of that study; and folders that are empty then. A
 study is put down before its first link is made, so that whatever is killed, its links are known.
 A study that is new appears at once, by a rename; one that changes gains links before it loses any.
+
+To build a whole tree beside the old one and rename it would be less code, but what people put into
+it would be lost, and 10,000 links take 1.6 s to make, 0.03 s to find unchanged: a timer calls us.
 """
 
 from __future__ import annotations
