@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import os
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -35,7 +36,8 @@ from plainpacs.archive.verify.study import stored_line
 from plainpacs.indexer.index import instance_shards
 
 _FEW_UIDS = 8
-_MOST_WAITING_STUDIES = 100
+_WHOLE_SEARCH = threading.Lock()
+"""One search of the whole tree at a time is load enough."""
 
 Interrupted = Callable[[], bool]
 """Whether to stop looking; it may raise what is to end the looking too."""
@@ -68,20 +70,18 @@ class Verdict:
 
 
 class PutOff(Exception):
-    """It was interrupted, or would take longer than it may."""
+    """It was interrupted."""
 
 
-def judge(
-    root: str, references: Sequence[Reference], interrupted: Interrupted, *, thorough: bool
-) -> list[Verdict]:
+def judge(root: str, references: Sequence[Reference], interrupted: Interrupted) -> list[Verdict]:
     """A verdict for each reference, of the archive at ``root``.
 
-    ``thorough`` false: what takes long (a search of the whole tree, comparing variants) raises
-    PutOff, as does an interruption. Raises OSError and PlainpacsError when nothing can be said.
+    What the indexes do not know is searched for in the whole tree, which takes a while.
+    Raises PutOff when ``interrupted``, OSError and PlainpacsError when nothing can be said.
     """
     fd = open_root(root)
     try:
-        return _Judge(root, fd, interrupted, thorough=thorough).all(references)
+        return _Judge(root, fd, interrupted).all(references)
     finally:
         os.close(fd)
 
@@ -95,10 +95,9 @@ class _Search:
 
 
 class _Judge:
-    def __init__(self, root: str, fd: int, interrupted: Interrupted, *, thorough: bool) -> None:
+    def __init__(self, root: str, fd: int, interrupted: Interrupted) -> None:
         self._root, self._fd = root, fd
         self._interrupted = interrupted
-        self._thorough = thorough
         self._reader = Reader()
         self._forbidden = Forbidden.load(fd)
         self._series = ""
@@ -141,7 +140,8 @@ class _Judge:
         name = layout.instance_name(key.instance)
         path = layout.instance_path(key)
         file = instance_file(os.stat(path, dir_fd=self._fd, follow_symlinks=False))
-        lines = self._lines_of(key).get(name, [])
+        self._turn_to(key)
+        lines = self._lines.get(name, [])
         line = stored_line(file, lines)
         if line is None or not digest_of(line)[0]:
             words = "no manifest has a digest for it; see `plainpacs verify`"
@@ -159,10 +159,6 @@ class _Judge:
         # To ``examine``, what is gone in the meantime is nothing to report.
         os.stat(path, dir_fd=self._fd, follow_symlinks=False)
         return Verdict(FailureReason.COMMITTED)
-
-    def _lines_of(self, key: InstanceKey) -> set_aside.Lines:
-        self._turn_to(key)
-        return self._lines
 
     def _turn_to(self, key: InstanceKey) -> None:
         """Reads what there is about a series once: a request is mostly about few of them."""
@@ -190,10 +186,7 @@ class _Judge:
     def _is_disputed(self, key: InstanceKey) -> bool:
         """Whether a variant is kept aside that differs in more than its encoding: it may be the
         very one that the asker has."""
-        self._turn_to(key)
         variants = self._variants.get(key, ())
-        if variants and not self._thorough:
-            raise PutOff
         if not variants:
             return False
         # Imported here as it is seldom needed, and large.
@@ -214,10 +207,13 @@ class _Judge:
             if missing:
                 self._look(search, more, missing)
                 missing = {uid for uid in missing if uid not in search.found}
-        if missing and not self._thorough:
-            raise PutOff
         if missing:
-            self._look(search, self._everywhere(search), missing)
+            while not _WHOLE_SEARCH.acquire(timeout=0.5):
+                self._go_on()
+            try:
+                self._look(search, self._everywhere(search), missing)
+            finally:
+                _WHOLE_SEARCH.release()
         return search
 
     def _look(self, search: _Search, folders: Iterable[str], uids: Collection[str]) -> None:
@@ -253,8 +249,6 @@ class _Judge:
         for folder in (layout.PENDING, layout.INDEXING):
             found = map(layout.study_of_pending, self._list(search, folder))
             waiting.update(study for study in found if study)
-        if len(waiting) > _MOST_WAITING_STUDIES and not self._thorough:
-            raise PutOff
         for month, study in sorted(waiting):
             yield from self._series_of(search, layout.study_folder(month, study))
 

@@ -1,7 +1,9 @@
 """Reports of storage commitment on associations of our own (PS3.4 J.3.3), by one thread.
 
 It takes up what no association is at work on: finds the asker among the nodes of the settings,
-looks at the instances, and tells it, again and again for a week.
+looks at the instances, and tells it: at once, at every start, and after ever longer pauses of up to
+an hour for a week. At once, because many modalities release the association right after they asked,
+and listen for the report.
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ from plainpacs.scp.receiver.statistics import Caller
 _LOG = logging.getLogger("plainpacs.scp")
 
 _LOOK_SECONDS = 2.0
+_OURS_SECONDS = 5.0
+"""For so long nobody but the association itself begins with a request."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 60.0, 3600.0
 _ANSWER_SECONDS = 60.0
 _KEPT_SECONDS = 7 * 24 * 3600.0
 _SYNTAXES = [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN]
@@ -50,12 +55,11 @@ class Reporter:
         self._stopping, self._stop = os.pipe()
         self._stops = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
-        self._due: dict[str, float] = {}
-        """When the requests are due that this process has seen, so that not each is read again."""
-        self._silent: dict[str, float] = {}
-        """AE titles that could not be reported to, and until when nothing is tried there."""
-        self._strangers: set[str] = set()
-        """The AE titles of which the log says that they are no nodes."""
+        self._silent: dict[str, tuple[float, float]] = {}
+        """AE titles that could not be reported to: until when nothing is tried there (monotonic),
+        and for how long."""
+        self._seen: dict[str, str] = {}
+        """The AE title of each request, so that none is read again while nothing is tried."""
         self._fault = ""
 
     def start(self) -> None:
@@ -85,44 +89,45 @@ class Reporter:
             stopping = self._stops.wait(_LOOK_SECONDS)
 
     def _round(self) -> None:
-        """Tries each request that is due."""
+        """Tries each request whose asker can be tried."""
         root = open_root(self._archive.root)
         try:
-            waiting = sorted(requests.names(root))
-            self._due = {name: self._due[name] for name in waiting if name in self._due}
+            waiting = requests.names(root)
+            self._seen = {name: self._seen[name] for name in waiting if name in self._seen}
             for name in waiting:
                 if self._stops.is_set():
                     return
-                if self._due.get(name, 0.0) > time.time():
+                if self._is_silent(self._seen.get(name)):
                     continue
                 claim = requests.claim(root, name)
                 if claim is None:
                     continue
                 try:
+                    self._seen[name] = claim.transaction.calling_ae
                     self._try(claim)
                 finally:
                     claim.release()
         finally:
             os.close(root)
 
+    def _is_silent(self, title: str | None) -> bool:
+        return title in self._silent and time.monotonic() < self._silent[title][0]
+
     def _try(self, claim: Claim) -> None:
-        transaction, now = claim.transaction, time.time()
-        title, name = transaction.calling_ae, transaction.name
-        # What was tried before this process was there is tried anew: the settings may have changed.
-        due = transaction.due if name in self._due or not transaction.tries else 0.0
-        due = max(due, self._silent.get(title, 0.0))
-        is_old = now - transaction.asked > _KEPT_SECONDS
-        if is_old and title in self._silent:
-            _give_up(claim)
-        elif due > now:
-            self._due[name] = due
-        elif self._deliver(transaction):
+        transaction = claim.transaction
+        title, age = transaction.calling_ae, time.time() - transaction.asked
+        if self._is_silent(title) or 0 <= age < _OURS_SECONDS:
+            return
+        if self._deliver(transaction):
             self._silent.pop(title, None)
             claim.done()
         elif not self._stops.is_set():
-            self._silent[title] = self._due[name] = claim.put_off().due
-            if is_old:
-                _give_up(claim)
+            before = self._silent.get(title, (0.0, _FIRST_PAUSE / 2))[1]
+            pause = min(2 * before, _LONGEST_PAUSE)
+            self._silent[title] = time.monotonic() + pause, pause
+            if age > _KEPT_SECONDS:
+                _LOG.error("commitment given up, of %s: %s", transaction.uid, _caller(transaction))
+                claim.done()
 
     def _deliver(self, transaction: Transaction) -> bool:
         """Whether the asker has its report. Logs why not."""
@@ -148,9 +153,8 @@ class Reporter:
 
     def _log_unknown(self, transaction: Transaction) -> None:
         title = transaction.calling_ae
-        if title in self._strangers:
+        if title in self._silent:  # the log says so already
             return
-        self._strangers.add(title)
         shown = title if title.isascii() and title.isprintable() else "?"
         _LOG.warning(
             "commitment waits: its asker is no node here: %s; flag to add it: --nodes %s@HOST:PORT",
@@ -160,9 +164,7 @@ class Reporter:
 
     def _tell(self, node: Node, transaction: Transaction) -> bool:
         settings = self._settings
-        report = Report.of(
-            self._archive.root, transaction, settings, self._stops.is_set, thorough=True
-        )
+        report = Report.of(self._archive.root, transaction, settings, self._stops.is_set)
         limits = Limits(settings.pdu_timeout, _ANSWER_SECONDS, settings.max_pdu)
         with Requestor.open(
             node,
@@ -182,12 +184,6 @@ class Reporter:
         report.record(self._archive.audit)
         self._archive.audit.flush()
         return True
-
-
-def _give_up(claim: Claim) -> None:
-    transaction = claim.transaction
-    _LOG.error("commitment given up, of %s: %s", transaction.uid, _caller(transaction))
-    claim.done()
 
 
 def _caller(transaction: Transaction) -> Caller:

@@ -1,8 +1,8 @@
 """The requests for storage commitment that are not answered yet: ``.plainpacs/commitments``.
 
 One small JSON file for each, written durably before the request is accepted, gone once the asker
-has its report. Whoever is at work on one holds its lock (``flock``), so that several processes
-share the work, and what a dead one left is taken up by another.
+has its report. Whoever is at work on one holds its lock (``flock``), so that no two processes
+report on it, and what a dead one left is taken up by another.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import time
 from dataclasses import asdict, dataclass, replace
 
 import orjson
@@ -23,8 +22,7 @@ from plainpacs.scp.commitment.check import Reference
 
 MOST_WAITING = 10_000
 """Requests kept; one more is refused."""
-_FIRST_DELAY = 10.0
-_LONGEST_DELAY = 3600.0
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Full(Exception):
@@ -33,8 +31,8 @@ class Full(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """A request. Times in seconds since 1970: when it was ``asked``, and from when on it is
-    ``due`` to be tried again. AE titles as the asker wrote them; ``peer`` is its address.
+    """A request, ``asked`` in seconds since 1970. AE titles as the asker wrote them; ``peer`` is
+    its address.
 
     ``is_duplicate``: the same AE title has another request with this Transaction UID waiting.
     """
@@ -45,8 +43,6 @@ class Transaction:
     peer: str
     references: tuple[Reference, ...]
     asked: float
-    due: float
-    tries: int = 0
     is_duplicate: bool = False
 
     @property
@@ -54,11 +50,6 @@ class Transaction:
         """Of its file: the same for the same request."""
         told = orjson.dumps([self.calling_ae, [asdict(one) for one in self.references]])
         return f"{self.uid}~{hashlib.sha256(told).hexdigest()[:16]}"
-
-    def later(self) -> Transaction:
-        """After a try that failed: due after a while that gets longer each time."""
-        delay = min(_FIRST_DELAY * 2 ** min(self.tries, 16), _LONGEST_DELAY)
-        return replace(self, tries=self.tries + 1, due=time.time() + delay)
 
     def encoded(self) -> bytes:
         return orjson.dumps(
@@ -68,8 +59,6 @@ class Transaction:
                 "called_ae": self.called_ae,
                 "peer": self.peer,
                 "asked": self.asked,
-                "due": self.due,
-                "tries": self.tries,
                 "duplicate": self.is_duplicate,
                 "references": [[one.sop_class, one.sop_instance] for one in self.references],
             },
@@ -88,8 +77,6 @@ class Transaction:
                 str(told["peer"]),
                 tuple(Reference(str(one), str(other)) for one, other in told["references"]),
                 float(told["asked"]),
-                float(told["due"]),
-                int(told["tries"]),
                 bool(told["duplicate"]),
             )
         except (KeyError, TypeError) as error:
@@ -106,16 +93,10 @@ class Claim:
     def done(self) -> None:
         """It waits no more. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
-            durable.unlink(f"{layout.COMMITMENTS}/{self.transaction.name}", folder=self._root)
-
-    def put_off(self) -> Transaction:
-        """It is due again later. Raises OSError."""
-        self.transaction = self.transaction.later()
-        _write(self._root, self.transaction)
-        return self.transaction
+            durable.unlink(_path(self.transaction.name), folder=self._root)
 
     def release(self) -> None:
-        """Also after ``done`` and ``put_off``; again does nothing."""
+        """Also after ``done``; again does nothing."""
         if self._fd >= 0:
             os.close(self._fd)
             os.close(self._root)
@@ -127,29 +108,30 @@ def put(root: int, transaction: Transaction) -> Transaction:
 
     ``root`` is open on the archive. Raises Full, OSError.
     """
-    _make_folder(root)
+    with contextlib.suppress(FileExistsError):
+        durable.make_folder(layout.COMMITMENTS, folder=root)
+    durable.settle_folder(root, layout.INTERNAL)
     waiting = names(root)
-    if transaction.name in waiting:
-        kept = _read(root, transaction.name)
-        if kept is not None:
-            return kept
+    same_uid = [name for name in waiting if name.startswith(f"{transaction.uid}~")]
+    if transaction.name in same_uid and (kept := _read(root, transaction.name)):
+        return kept
     if len(waiting) >= MOST_WAITING:
         raise Full(f"{MOST_WAITING} requests wait already")
-    same_uid = (_read(root, name) for name in waiting if name.startswith(f"{transaction.uid}~"))
-    if any(one is not None and one.calling_ae == transaction.calling_ae for one in same_uid):
+    others = (_read(root, name) for name in same_uid)
+    if any(one is not None and one.calling_ae == transaction.calling_ae for one in others):
         transaction = replace(transaction, is_duplicate=True)
-    _write(root, transaction)
+    durable.replace_file(root, _path(transaction.name), transaction.encoded())
     return transaction
 
 
 def names(root: int) -> list[str]:
-    """The names of all that wait. Raises OSError."""
+    """The names of all that wait, sorted. Raises OSError."""
     try:
         folder = durable.open_folder(layout.COMMITMENTS, folder=root)
     except FileNotFoundError:
         return []
     try:
-        return [name for name in os.listdir(folder) if is_name(name.partition("~")[0])]
+        return sorted(name for name in os.listdir(folder) if is_name(name.partition("~")[0]))
     finally:
         os.close(folder)
 
@@ -159,48 +141,25 @@ def claim(root: int, name: str) -> Claim | None:
 
     Raises OSError.
     """
-    path = f"{layout.COMMITMENTS}/{name}"
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+        fd = os.open(_path(name), _READ, dir_fd=root)
     except FileNotFoundError:
         return None
-    try:
-        if try_lock(fd, fcntl.LOCK_EX) and _is_at(root, path, fd):
-            transaction = _read(root, name)
-            if transaction is not None:
-                taken, fd = Claim(root, fd, transaction), -1
-                return taken
-    finally:
-        if fd >= 0:
-            os.close(fd)
-    return None
+    transaction = _read(root, name) if try_lock(fd, fcntl.LOCK_EX) else None
+    if transaction is None or not os.fstat(fd).st_nlink:  # done meanwhile
+        os.close(fd)
+        return None
+    return Claim(root, fd, transaction)
 
 
-def _is_at(root: int, path: str, fd: int) -> bool:
-    """Whether the open file still is what lies there: it may have been replaced meanwhile."""
-    try:
-        there = os.stat(path, dir_fd=root, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    facts = os.fstat(fd)
-    return (there.st_dev, there.st_ino) == (facts.st_dev, facts.st_ino)
+def _path(name: str) -> str:
+    return f"{layout.COMMITMENTS}/{name}"
 
 
 def _read(root: int, name: str) -> Transaction | None:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        with open(os.open(f"{layout.COMMITMENTS}/{name}", flags, dir_fd=root), "rb") as file:
+        with open(os.open(_path(name), _READ, dir_fd=root), "rb") as file:
             found = Transaction.decoded(file.read())
     except (OSError, ValueError):
         return None
     return found if found.name == name else None
-
-
-def _write(root: int, transaction: Transaction) -> None:
-    durable.replace_file(root, f"{layout.COMMITMENTS}/{transaction.name}", transaction.encoded())
-
-
-def _make_folder(root: int) -> None:
-    with contextlib.suppress(FileExistsError):
-        durable.make_folder(layout.COMMITMENTS, folder=root)
-    durable.settle_folder(root, layout.INTERNAL)

@@ -1,8 +1,8 @@
 """Storage Commitment Push Model as SCP: a request is kept, and reported on (PS3.4 Annex J).
 
-The request is answered once it is kept durably (``commitments``). When the peer then says nothing,
-the instances are looked at (``committed``) and the report goes out on the same association. A peer
-that goes on, or releases, is reported to on an association of our own: by ``reporting``, which also
+The request is answered once it is kept durably (``requests``). While the peer then says nothing,
+the instances are looked at (``check``), and the report goes out on the same association. A peer
+that goes on, or releases, is reported to on an association of our own: by ``reports``, which also
 takes up what was not taken here.
 """
 
@@ -50,8 +50,6 @@ _ALL_COMMITTED, _SOME_FAILED = 1, 2
 
 _QUIET_SECONDS = 0.5
 """A peer that releases does it sooner, and is not to find our request in its way."""
-_OURS_SECONDS = 5.0
-"""For so long nobody but the association itself begins with a request."""
 _REASONS_LOGGED = 3
 _TAKEN = frozenset((0x0000, 0x0001, 0x0107, 0x0116))
 
@@ -150,16 +148,8 @@ def _transaction(asked: Asked) -> Transaction:
     if not references:
         words = "the Referenced SOP Sequence has no item"
         raise _Refused(ActionStatus.INVALID_ARGUMENT_VALUE, words)
-    caller, now = asked.caller, time.time()
-    return Transaction(
-        uid,
-        caller.calling_ae,
-        caller.called_ae,
-        caller.peer,
-        references,
-        asked=now,
-        due=now + _OURS_SECONDS,
-    )
+    who = asked.caller
+    return Transaction(uid, who.calling_ae, who.called_ae, who.peer, references, time.time())
 
 
 # --- the report -----------------------------------------------------------------------------------
@@ -174,18 +164,16 @@ class Report:
 
     @classmethod
     def of(
-        cls, root: str, transaction: Transaction, settings: Settings, interrupted: Interrupted,
-        *, thorough: bool,
-    ) -> Report:  # fmt: skip
-        """Raises as ``committed.judge``."""
+        cls, root: str, transaction: Transaction, settings: Settings, interrupted: Interrupted
+    ) -> Report:
+        """Raises as ``check.judge``."""
         if transaction.is_duplicate:
             why = Verdict(FailureReason.DUPLICATE_TRANSACTION_UID, "its Transaction UID is in use")
         elif settings.sync != "on":
             words = "nothing is synced; flag to change it: --sync on"
             why = Verdict(FailureReason.PROCESSING_FAILURE, words)
         else:
-            found = judge(root, transaction.references, interrupted, thorough=thorough)
-            return cls(transaction, found)
+            return cls(transaction, judge(root, transaction.references, interrupted))
         return cls(transaction, [why] * len(transaction.references))
 
     @property
@@ -273,8 +261,6 @@ class _Awaited:
             if self._report.taken(command.status, self._caller):
                 self._report.record(self._audit)
                 self._claim.done()
-            else:
-                self._claim.put_off()
         except OSError as error:
             _LOG.warning("commitments cannot be kept: %s", error.strerror)
         finally:
@@ -294,7 +280,6 @@ def _report_here(asked: Asked, claim: Claim) -> Claim | None:
             claim.transaction,
             asked.settings,
             lambda: not association.is_silent_for(0.0),
-            thorough=False,
         )
     except (PutOff, PlainpacsError, OSError):
         return claim

@@ -20,8 +20,8 @@ from pynetdicom import AE, build_role, evt
 from plainpacs.archive.dicom.identifier import EXPLICIT, read
 from plainpacs.archive.dicom.identifier_writing import encode
 from plainpacs.archive.dicom.part10 import EXPLICIT_LITTLE_ENDIAN
-from plainpacs.scp.commitment import requests
-from plainpacs.scp.commitment.check import FailureReason, PutOff, Reference, judge
+from plainpacs.scp.commitment import reports, requests
+from plainpacs.scp.commitment.check import PutOff, Reference, judge
 from plainpacs.scp.commitment.reports import Reporter
 from plainpacs.scp.network.dimse import read_command
 from tests.support.archives import CT_IMAGE_STORAGE as CT
@@ -155,17 +155,33 @@ def test_all_is_committed_on_the_same_association(running: Running) -> None:
         wait_until(lambda: not waiting(running))
 
 
-def test_what_fails_says_why(running: Running) -> None:
-    """In the archive that has it all; a search of everything is for the reporter."""
+@pytest.mark.parametrize(
+    ("references", "good", "bad"),
+    [
+        ([(CT, "1.5")], [], {"1.5": 0x0112}),
+        ([(CT, ONE), (CT, "1.2.3.4.7"), (CT, TWO)], [ONE, TWO], {"1.2.3.4.7": 0x0112}),
+        ([(CT, ONE), (MR, TWO), (CT, "1.5")], [ONE], {TWO: 0x0119, "1.5": 0x0112}),
+    ],
+)
+def test_what_fails_is_reported_on_the_same_association(
+    running: Running, references: list[tuple[str, str]], good: list[str], bad: dict[str, int]
+) -> None:
     modality = Modality()
-    references = [(CT, ONE), (MR, TWO), (CT, "1.2.3.4.7")]
-    with modality.listening():
-        with modality.asking(running, references) as status:
-            assert status == 0x0000
-        assert [one["TransactionUID"] for one in waiting(running)] == ["1.9.1"]
-        with reporting(running, nodes=(f"CT1@127.0.0.1:{modality.port}",)):
-            assert modality.report() == (2, [ONE], {TWO: 0x0119, "1.2.3.4.7": 0x0112})
-            wait_until(lambda: not waiting(running))
+    with modality.asking(running, references) as status:
+        assert status == 0x0000
+        assert modality.report() == (2, good, bad)
+        wait_until(lambda: not waiting(running))
+
+
+def test_on_the_same_association_everything_is_looked_at(running: Running) -> None:
+    """What the indexes do not know is found, and other bytes are compared."""
+    store(running.archive, SOPInstanceUID=ONE, PatientID="P2")
+    store(running.archive, SOPInstanceUID="1.7.1.1", StudyInstanceUID="1.7")
+    for marker in (running.root / ".plainpacs" / "pending").iterdir():
+        marker.unlink()
+    modality = Modality()
+    with modality.asking(running, [(CT, ONE), (CT, "1.7.1.1")]):
+        assert modality.report() == (2, ["1.7.1.1"], {ONE: 0x0110})
 
 
 def test_a_restart_forgets_nothing(running: Running, caplog: pytest.LogCaptureFixture) -> None:
@@ -173,18 +189,37 @@ def test_a_restart_forgets_nothing(running: Running, caplog: pytest.LogCaptureFi
     with modality.asking(running, [(CT, ONE), (CT, "1.5")]):
         pass
     with reporting(running):
-        wait_until(lambda: waiting(running)[0]["tries"] == 1, 20)
-    assert "flag to add it: --nodes CT1@HOST:PORT" in caplog.text
+        wait_until(lambda: "flag to add it: --nodes CT1@HOST:PORT" in caplog.text, 20)
     with modality.listening(), reporting(running, nodes=(f"CT1@127.0.0.1:{modality.port}",)):
         assert modality.report() == (2, [ONE], {"1.5": 0x0112})
         wait_until(lambda: not waiting(running))
 
 
-def test_a_report_that_is_refused_waits(running: Running) -> None:
+def test_who_is_not_there_is_tried_again_later(
+    running: Running, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports, "_OURS_SECONDS", 0.0)
+    monkeypatch.setattr(reports, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(reports, "_FIRST_PAUSE", 0.3)
+    modality = Modality()
+    with modality.listening():
+        pass
+    with Asker(running.port) as one, Asker(running.port) as other:
+        assert one.ask(ONE, transaction="1.9.1") == 0
+        assert other.ask(TWO, transaction="1.9.2") == 0
+    with reporting(running, nodes=(f"CT1@127.0.0.1:{modality.port}",)):
+        tried = "commitment not reported: CT1@127.0.0.1"
+        wait_until(lambda: caplog.text.count(tried) == 2, 20)
+        assert len(waiting(running)) == 2
+    times = [one.created for one in caplog.records if one.getMessage().startswith(tried)]
+    assert times[1] - times[0] > 0.25, "one try for both requests"
+
+
+def test_a_report_that_is_refused_waits(running: Running, caplog: pytest.LogCaptureFixture) -> None:
     modality = Modality(status=0x0110)
     with modality.asking(running, [(CT, ONE)]):
         assert modality.report()[0] == 1
-        wait_until(lambda: waiting(running)[0]["tries"] == 1)
+        wait_until(lambda: "answers the report with 0110" in caplog.text)
     modality.status = 0x0000
     with modality.listening(), reporting(running, nodes=(f"CT1@127.0.0.1:{modality.port}",)):
         assert modality.report() == (1, [ONE], {})
@@ -339,9 +374,7 @@ def test_it_is_given_up_after_a_week(running: Running, caplog: pytest.LogCapture
     root = os.open(running.root, os.O_RDONLY)
     ago = time.time() - 8 * 24 * 3600.0
     references = (Reference(CT, ONE),)
-    requests.put(
-        root, requests.Transaction("1.9", "CT1", "DRDCM", "10.0.0.5", references, ago, ago, 9)
-    )
+    requests.put(root, requests.Transaction("1.9", "CT1", "DRDCM", "10.0.0.5", references, ago))
     os.close(root)
     with reporting(running, nodes=("CT1@127.0.0.1:1",)):
         wait_until(lambda: not waiting(running))
@@ -398,7 +431,7 @@ def test_one_at_a_time(running: Running) -> None:
     now = time.time()
     kept = requests.put(
         root,
-        requests.Transaction("1.9", "CT1", "DRDCM", "10.0.0.5", (Reference(CT, ONE),), now, now),
+        requests.Transaction("1.9", "CT1", "DRDCM", "10.0.0.5", (Reference(CT, ONE),), now),
     )
     first = requests.claim(root, kept.name)
     assert first is not None
@@ -418,7 +451,7 @@ def test_one_at_a_time(running: Running) -> None:
 
 def reasons(running: Running, *uids: str) -> list[int]:
     references = [Reference(CT, uid) for uid in uids]
-    found = judge(str(running.root), references, lambda: False, thorough=True)
+    found = judge(str(running.root), references, lambda: False)
     return [one.reason for one in found]
 
 
@@ -444,8 +477,6 @@ def test_a_file_without_a_line_is_not_committed(running: Running) -> None:
 def test_other_bytes_that_wait_are_in_the_way(running: Running, changed: dict[str, Any]) -> None:
     store(running.archive, SOPInstanceUID=ONE, **changed)
     assert reasons(running, ONE, TWO) == [0x0110, 0x0000]
-    with pytest.raises(PutOff):
-        judge(str(running.root), [Reference(CT, ONE)], lambda: False, thorough=False)
 
 
 def test_another_encoding_is_no_conflict(running: Running) -> None:
@@ -464,19 +495,15 @@ def test_an_instance_in_two_studies_is_not_committed(running: Running) -> None:
 
 def test_what_the_indexes_do_not_know_is_found(running: Running) -> None:
     store(running.archive, SOPInstanceUID="1.7.1.1", StudyInstanceUID="1.7")
-    references = [Reference(CT, "1.7.1.1")]
-    found = judge(str(running.root), references, lambda: False, thorough=False)
-    assert found[0].reason is FailureReason.COMMITTED
+    assert reasons(running, "1.7.1.1") == [0x0000]
     for marker in (running.root / ".plainpacs" / "pending").iterdir():
         marker.unlink()
-    with pytest.raises(PutOff):
-        judge(str(running.root), references, lambda: False, thorough=False)
     assert reasons(running, "1.7.1.1", *(f"1.8.{n}" for n in range(9))) == [0] + [0x0112] * 9
 
 
 def test_it_can_be_interrupted(running: Running) -> None:
     with pytest.raises(PutOff):
-        judge(str(running.root), [Reference(CT, ONE)], lambda: True, thorough=True)
+        judge(str(running.root), [Reference(CT, ONE)], lambda: True)
 
 
 def test_what_cannot_be_looked_at_is_not_called_missing(running: Running) -> None:
