@@ -26,7 +26,7 @@ from plainpacs.archive.dicom.elements import (
     encode_item,
     swapped,
 )
-from plainpacs.archive.dicom.flatten import DataSet
+from plainpacs.archive.dicom.flatten import DataSet, Leaf
 
 LONGEST_VALUE = 64 << 10
 """Bytes; of a longer value it is only known that it is there."""
@@ -49,10 +49,18 @@ Elements = dict[int, Element]
 """By tag: ``0x00100010``."""
 
 
-def read_elements(data_set: DataSet, wanted: Container[int] | None = None) -> Elements:
+def read_elements(
+    data_set: DataSet,
+    wanted: Container[int] | None = None,
+    *,
+    longest: float = LONGEST_VALUE,
+    pixels: list[Leaf] | None = None,
+) -> Elements:
     """The elements up to the pixel data; with ``wanted``, of the top level only those.
 
-    Raises UnreadableDataSet when they cannot be followed.
+    ``longest``: bytes of a value that is kept. ``pixels``: a list that gets what comes from the
+    pixel data on; without one that is not looked at. Raises UnreadableDataSet when they cannot be
+    followed.
     """
     top: Elements = {}
     # Items and data set that are open, by their paths: those of ``flatten`` come in order.
@@ -61,7 +69,10 @@ def read_elements(data_set: DataSet, wanted: Container[int] | None = None) -> El
     for leaf in data_set:
         path = leaf.path
         if path[0] >= FIRST_OF_PIXELS:
-            break
+            if pixels is None:
+                break
+            pixels.append(leaf)
+            continue
         if wanted is not None and path[0] not in wanted:
             continue
         if len(path) % 2 == 0:  # an item
@@ -77,7 +88,7 @@ def read_elements(data_set: DataSet, wanted: Container[int] | None = None) -> El
             holder[tag] = Element("SQ", [])
             continue
         vr = leaf.vr if leaf.vr not in ("", "UN") else _vr_of(tag, signed)
-        whole = leaf.end - leaf.start <= LONGEST_VALUE
+        whole = leaf.end - leaf.start <= longest
         raw = bytes(data_set.data[leaf.start : leaf.end]) if whole else None
         holder[tag] = Element(vr, raw, leaf.little_endian)
         if tag == PIXEL_REPRESENTATION and raw:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -15,6 +15,7 @@ from plainpacs.archive.errors import BadSettings
 from plainpacs.archive.store import audit
 from plainpacs.archive.tree.root import open_root
 from plainpacs.archive.tree.targets import Present
+from plainpacs.indexer.deidentify import options
 from plainpacs.indexer.export import ohif
 from plainpacs.indexer.export.destination import (
     OutputFile,
@@ -22,7 +23,7 @@ from plainpacs.indexer.export.destination import (
     StandardOutput,
     as_unavailable,
 )
-from plainpacs.indexer.export.file_set import Exported, Tick, as_file_set, by_study, chosen
+from plainpacs.indexer.export.file_set import Exported, Tick, To, as_file_set, by_study, chosen
 from plainpacs.indexer.export.zip_file import Zip
 from plainpacs.indexer.output import naming
 from plainpacs.indexer.output.formats import note
@@ -44,6 +45,7 @@ _NAMED = 20
 )
 @click.option("--short", is_flag=True, help="Paths of 7 characters (000/000) instead of 35.")
 @click.option("--force", is_flag=True, help="Replace the file, or the export, that OUT is.")
+@options.options
 @click.pass_obj
 def export(
     context: Context,
@@ -57,6 +59,9 @@ def export(
     url: str | None,
     short: bool,
     force: bool,
+    deidentify: str | None,
+    key_file: str | None,
+    uncleaned: tuple[str, ...],
 ) -> None:
     """Copy studies, series or instances out: for a viewer, a CD, another hospital.
 
@@ -68,6 +73,11 @@ def export(
     IM000000). An instance that a DICOMDIR cannot describe is exported and named all the same: it
     lies in UNLISTED, and the exit status is 1.
 
+    With --deidentify the copies do not say who the patient is: PatientName and PatientID are a
+    pseudonym, UIDs are replaced, and identifying attributes and private ones are removed. The same
+    key gives the same pseudonyms and UIDs in every export. An instance that cannot be cleaned
+    (names in the pixels, a PDF) is left out and named, and the exit status is 1.
+
     With --ohif OUT is a JSON document for OHIF's data source "DICOM JSON", whose URLs lead to the
     archive's own files: serve the folder read-only, with CORS, and without .plainpacs.
 
@@ -77,10 +87,12 @@ def export(
     \b
     Examples:  plainpacs export 1.2.840.113619.2.55.3 /media/usb/ct
                plainpacs export 1.2.840.113619.2.55.3 --zip - | ssh viewer 'cat > ct.zip'
+               plainpacs export 1.2.840.113619.2.55.3 /tmp/study --deidentify=basic,dates
                plainpacs export 1.2.840.113619.2.55.3 ~/ct.json --ohif https://files.example.org
     """
-    if url is not None and (zip_ or short):
-        raise BadSettings("--ohif goes with neither --zip nor --short: it copies no files")
+    if url is not None and (zip_ or short or deidentify):
+        raise BadSettings("--ohif goes with neither of --zip, --short, --deidentify: no copies")
+    without_names = options.deidentifier(deidentify, key_file, uncleaned, note)
     base = ohif.base_url(url) if url is not None else ""
     path = context.archive_path()
     if out != "-":
@@ -93,20 +105,29 @@ def export(
         instances = chosen(root, path, meant, note)
         try:
             with _progress(len(instances)) as tick:
+
+                def write(to: To) -> Exported:
+                    return as_file_set(
+                        root, instances, to, tick, short=short, deidentifier=without_names
+                    )
+
                 if url is not None:
                     result = _document(root, instances, base, out, tick, force=force)
                 elif zip_:
-                    result = _zip(root, instances, out, tick, short=short, force=force)
+                    result = _zip(out, write, force=force)
                 else:
-                    result = _folder(root, instances, out, tick, short=short, force=force)
+                    result = _folder(out, write, force=force)
         except OSError as error:
             raise as_unavailable(out, error) from None
+        profile = str(without_names.profile) if without_names else None
         for study, count in by_study(instances).items():
-            audit.record(root, "export", StudyInstanceUID=study, instances=count)
+            audit.record(
+                root, "export", StudyInstanceUID=study, instances=count, deidentified=profile
+            )
     finally:
         os.close(root)
-    _say(result, out, len(instances), files=url is None)
-    sys.exit(1 if result.undescribed else 0)
+    _say(result, out, len(instances) - len(result.left_out), files=url is None)
+    sys.exit(1 if result.undescribed or result.left_out else 0)
 
 
 def _refuse_inside(path: str, out: str) -> None:
@@ -115,21 +136,17 @@ def _refuse_inside(path: str, out: str) -> None:
         raise BadSettings(f"{out} lies in the archive; export to somewhere else")
 
 
-def _folder(
-    root: int, instances: Sequence[Present], out: str, tick: Tick, *, short: bool, force: bool
-) -> Exported:
+def _folder(out: str, write: Callable[[To], Exported], *, force: bool) -> Exported:
     with OutputFolder(out, force=force) as to:
-        result = as_file_set(root, instances, to, tick, short=short)
+        result = write(to)
         to.finish()
     return result
 
 
-def _zip(
-    root: int, instances: Sequence[Present], out: str, tick: Tick, *, short: bool, force: bool
-) -> Exported:
+def _zip(out: str, write: Callable[[To], Exported], *, force: bool) -> Exported:
     with _output(out, force=force) as file:
         with Zip(file) as to:
-            result = as_file_set(root, instances, to, tick, short=short)
+            result = write(to)
             to.finish()
         file.finish()
     return result
@@ -155,6 +172,8 @@ def _output(out: str, *, force: bool) -> OutputFile | StandardOutput:
 
 
 def _say(result: Exported, out: str, count: int, *, files: bool) -> None:
+    for where, why in result.left_out:
+        note(f"{where}: left out: {why}")
     for where, file, why in result.undescribed[:_NAMED]:
         note(f"{where}: {why}" + (f"; it is {file}, and not in the DICOMDIR" if file else ""))
     if (more := len(result.undescribed) - _NAMED) > 0:

@@ -121,7 +121,7 @@ class OutputFolder:
         with contextlib.suppress(PermissionError):  # some network file systems
             durable.set_time(fd, source.mtime)
 
-    def add_pieces(self, path: tuple[str, ...], pieces: Iterable[bytes]) -> None:
+    def add_pieces(self, path: tuple[str, ...], pieces: Iterable[Buffer]) -> None:
         durable.write_all(self._create(path), pieces)
 
     def _create(self, path: tuple[str, ...]) -> int:

@@ -49,16 +49,19 @@ class Source:
 
         Raises UnreadableDataSet.
         """
-        if not self.size:
-            raise UnreadableDataSet("the file is empty")
-        try:
-            mapped = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise self._unreadable(error) from None
-        view = memoryview(mapped)
+        view = self.mapped()
         found = part10.read_part10(view[: part10.LONGEST_META])
         data_set = DataSet(view[found.dataset_offset :], found.transfer_syntax)
         return found, read_elements(data_set, wanted)
+
+    def mapped(self) -> memoryview:
+        """All bytes. Raises UnreadableDataSet when there are none."""
+        if not self.size:
+            raise UnreadableDataSet("the file is empty")
+        try:
+            return memoryview(mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ))
+        except OSError as error:
+            raise self._unreadable(error) from None
 
     def copy_to(self, to: int) -> None:
         """Appends all bytes to an open file. Raises OSError when that cannot be written."""

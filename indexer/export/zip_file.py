@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterable
 from typing import IO, cast
 
+from plainpacs.archive.buffer import Buffer
 from plainpacs.indexer.export.destination import OutputFile, StandardOutput
 from plainpacs.indexer.export.source import Source
 
@@ -30,7 +31,7 @@ class Zip:
         """An entry with all bytes of ``source``."""
         self._add(path, source.chunks(), source.size, source.mtime)
 
-    def add_pieces(self, path: tuple[str, ...], pieces: Iterable[bytes]) -> None:
+    def add_pieces(self, path: tuple[str, ...], pieces: Iterable[Buffer]) -> None:
         whole = b"".join(pieces)
         self._add(path, [whole], len(whole), time.time_ns())
 

@@ -15,6 +15,8 @@ from plainpacs.archive.app.context import Context
 from plainpacs.archive.errors import NoMatch
 from plainpacs.archive.store import audit
 from plainpacs.archive.tree.root import open_root
+from plainpacs.indexer.deidentify import options as deidentify_options
+from plainpacs.indexer.deidentify.instance import Deidentifier
 from plainpacs.indexer.output import naming
 from plainpacs.indexer.output.formats import note
 from plainpacs.indexer.output.progress import Gauge
@@ -24,7 +26,8 @@ from plainpacs.scp.network.peer_status import meaning
 from plainpacs.scp.remote import calling, instance_listing
 from plainpacs.scp.remote.calling import Calling
 from plainpacs.scp.remote.find_scu import Finder
-from plainpacs.scp.storage.instance_file import Outgoing
+from plainpacs.scp.storage.deidentified_file import described, opener
+from plainpacs.scp.storage.instance_file import File, Outgoing
 from plainpacs.scp.storage.send_log import Answered
 from plainpacs.scp.storage.store_scu import Sent, Step, deliver
 
@@ -41,6 +44,7 @@ from plainpacs.scp.storage.store_scu import Sent, Step, deliver
     "--skip-existing", is_flag=True, help="Ask NODE, by C-FIND, what it has, and leave that out."
 )
 @click.option("-n", "--dry-run", is_flag=True, help="Say how much would be sent, and send nothing.")
+@deidentify_options.options
 @calling.options()
 @click.pass_obj
 def send(
@@ -54,6 +58,9 @@ def send(
     resume: str | None,
     skip_existing: bool,
     dry_run: bool,
+    deidentify: str | None,
+    key_file: str | None,
+    uncleaned: tuple[str, ...],
     as_: str | None,
     config: str | None,
     **flags: Any,
@@ -68,13 +75,20 @@ def send(
     can be. What could not be sent is named, with the step that failed and the status that NODE
     gave; then the exit status is 1. With --resume the same command again sends only the rest.
 
+    With --deidentify NODE gets instances that do not say who the patient is, as `plainpacs export
+    --deidentify` makes them. An instance that cannot be cleaned is not sent, but named.
+
     \b
     Examples:  plainpacs send PACS@10.0.0.5:104 1.2.840.113619.2.55.3
                plainpacs send WORKSTATION /media/cdrom --resume ~/sent.txt
+               plainpacs send RESEARCH@10.0.0.9:104 1.2.840.113619.2.55.3 --deidentify
     """
     call = calling.calling(node, as_, config, flags)
+    deidentifier = deidentify_options.deidentifier(deidentify, key_file, uncleaned, note)
     chosen = _gather(context, what, last=last, level=level)
-    report = _Report(unreadable=chosen.unreadable, skipped=chosen.skipped)
+    if deidentifier is not None:
+        chosen.deidentify(deidentifier)
+    report = _Report(chosen.unreadable, chosen.skipped, by_path=deidentifier is not None)
     with Answered(resume, call.node) as answered:
         waiting = [one for one in chosen.instances if not answered.has_taken(one.sop_instance)]
         if skip_existing:
@@ -84,9 +98,10 @@ def send(
             report.failed = sum(bool(one.fault) for one in waiting)
             note(f"{report}{len(waiting) - report.failed:,} would be sent to {call.node}")
             return
-        interrupted = _deliver(call, waiting, answered, report)
+        interrupted = _deliver(call, waiting, answered, report, deidentifier)
     if chosen.studies:
-        _record(context, chosen.studies, report, call)
+        profile = str(deidentifier.profile) if deidentifier else None
+        _record(context, chosen.studies, report, call, profile)
     for why, uids in report.lost.items():
         others = f" and {len(uids) - 1:,} others" if len(uids) > 1 else ""
         note(f"{uids[0]}{others} not sent: {why}")
@@ -105,10 +120,14 @@ def send(
 @dataclass(slots=True)
 class _Chosen:
     instances: list[Outgoing] = field(default_factory=list)
-    studies: set[str] = field(default_factory=set)
-    """Those of which some comes out of the archive."""
+    studies: dict[str, str] = field(default_factory=dict)
+    """Those of which some comes out of the archive: its UID here, by the one that is sent."""
     unreadable: int = 0
     skipped: int = 0
+
+    def deidentify(self, deidentifier: Deidentifier) -> None:
+        self.instances = [described(one, deidentifier) for one in self.instances]
+        self.studies = {deidentifier.uid(study): study for study in self.studies.values()}
 
 
 def _gather(context: Context, what: Sequence[str], *, last: bool, level: str | None) -> _Chosen:
@@ -123,7 +142,7 @@ def _gather(context: Context, what: Sequence[str], *, last: bool, level: str | N
         except NoMatch as none:
             raise NoMatch(f"{none}, nor is there such a file or folder") from None
         chosen.instances += send_selection.of_targets(root, meant, note)
-        chosen.studies.update(instance.study for instance in chosen.instances)
+        chosen.studies |= {one.study: one.study for one in chosen.instances}
     for one in paths:
         for instance in send_selection.of_paths([one]):
             if not isinstance(instance, Unreadable):
@@ -154,10 +173,12 @@ def _without_existing(call: Calling, instances: list[Outgoing]) -> list[Outgoing
 @dataclass(slots=True)
 class _Report:
     """What became of all that was chosen. ``there``: what the node has already; ``lost``: those
-    for which there was no association, by why not."""
+    for which there was no association, by why not. ``by_path``: instances are named by their
+    paths, as their UIDs are those of their pseudonyms."""
 
     unreadable: int
     skipped: int
+    by_path: bool = False
     there: int = 0
     failed: int = 0
     sent_by_study: Counter[str] = field(default_factory=Counter)
@@ -172,11 +193,14 @@ class _Report:
         if sent.is_success or sent.is_warning:
             self.sent_by_study[sent.instance.study] += 1
         elif sent.step is Step.ASSOCIATION:
-            self.lost.setdefault(sent.why, []).append(sent.instance.sop_instance)
+            self.lost.setdefault(sent.why, []).append(self._name(sent.instance))
         else:
             self.failed += 1
         if sent.step is not Step.ASSOCIATION and not sent.is_success:
-            note(f"{sent.instance.sop_instance}: {sent.step.value}: {_why(sent)}")
+            note(f"{self._name(sent.instance)}: {sent.step.value}: {_why(sent)}")
+
+    def _name(self, instance: Outgoing) -> str:
+        return instance.path if self.by_path else instance.sop_instance
 
     def __str__(self) -> str:
         words = {
@@ -194,13 +218,21 @@ def _why(sent: Sent) -> str:
     return sent.why
 
 
-def _deliver(call: Calling, waiting: list[Outgoing], answered: Answered, report: _Report) -> bool:
+def _deliver(
+    call: Calling,
+    waiting: list[Outgoing],
+    answered: Answered,
+    report: _Report,
+    deidentifier: Deidentifier | None,
+) -> bool:
     """Whether the user interrupted it."""
     report.gauge = Gauge(f"sending to {call.node.ae_title}", len(waiting))
-    delivery = deliver(call.node, call.ae_title, waiting, limits=call.limits)
+    open_file = opener(deidentifier) if deidentifier else File
     with report.gauge:
         try:
-            for sent in delivery:
+            for sent in deliver(
+                call.node, call.ae_title, waiting, limits=call.limits, open_file=open_file
+            ):
                 report.take(sent)
                 report.gauge.add(1, sent.size)
                 if sent.is_success or sent.is_warning:
@@ -210,7 +242,9 @@ def _deliver(call: Calling, waiting: list[Outgoing], answered: Answered, report:
     return False
 
 
-def _record(context: Context, studies: set[str], report: _Report, call: Calling) -> None:
+def _record(
+    context: Context, studies: dict[str, str], report: _Report, call: Calling, profile: str | None
+) -> None:
     root = open_root(context.archive_path())
     try:
         for study, number in report.sent_by_study.items():
@@ -218,9 +252,10 @@ def _record(context: Context, studies: set[str], report: _Report, call: Calling)
                 audit.record(
                     root,
                     "send",
-                    StudyInstanceUID=study,
+                    StudyInstanceUID=studies[study],
                     instances=number,
                     destination=str(call.node),
+                    deidentified=profile,
                 )
     finally:
         os.close(root)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import mmap
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pynetdicom.presentation import PresentationContext, PresentationContextTuple
@@ -79,6 +79,10 @@ class Sent:
 _WARNINGS = (0x0001, 0x0107, 0x0116)
 
 
+OpenFile = Callable[[str, memoryview], File]
+"""Opens the file at a path, as ``File`` does with these two."""
+
+
 class BrokenFile(Exception):
     """The file could not be read to its end amid its being sent: the association must end."""
 
@@ -90,6 +94,7 @@ class Sender:
     """Stores instances over ``association``, on those of its ``contexts`` that are for it.
 
     ``originator``: AE title and message ID of the C-MOVE that they are sent for (PS3.7 9.3.1).
+    ``open_file`` may open something else than what lies at the path of an instance.
     """
 
     def __init__(
@@ -100,7 +105,9 @@ class Sender:
         *,
         originator: tuple[str, int] | None = None,
         priority: int = 0,
+        open_file: OpenFile = File,
     ) -> None:
+        self._open_file = open_file
         self._association = association
         self._converter = converter
         self._by_class: dict[str, dict[str, PresentationContextTuple]] = {}
@@ -147,7 +154,7 @@ class Sender:
         if instance.fault:
             return _Ready(_unreadable(instance))
         try:
-            file = File(instance.path, self._buffer)
+            file = self._open_file(instance.path, self._buffer)
         except FileNotFoundError:
             return _Ready(Sent(instance, Step.FILE, why="its file is gone"))
         except OSError as error:
@@ -241,6 +248,7 @@ def deliver(
     originator: tuple[str, int] | None = None,
     priority: int = 0,
     stopping: int = -1,
+    open_file: OpenFile = File,
 ) -> Iterator[Sent]:
     """Sends the ``instances`` to ``node``, and tells of each what became of it.
 
@@ -253,7 +261,7 @@ def deliver(
     yield from (_unreadable(one) for one in instances if one.fault)
     with Converter() as converter:
         for batch in batches(one for one in instances if not one.fault):
-            delivery = _Delivery(node, calling_ae, limits, converter, stopping)
+            delivery = _Delivery(node, calling_ae, limits, converter, stopping, open_file)
             yield from delivery.run(batch, originator, priority)
 
 
@@ -264,6 +272,7 @@ class _Delivery:
     limits: Limits
     converter: Converter
     stopping: int
+    open_file: OpenFile
     losses: int = 0
     """Since something came through."""
 
@@ -281,6 +290,7 @@ class _Delivery:
                         self.converter,
                         originator=originator,
                         priority=priority,
+                        open_file=self.open_file,
                     ) as sender,
                 ):
                     while waiting:

@@ -20,7 +20,7 @@ FLOORS = (
     "archive/store",
     "archive/app archive/removal",
     "archive/commands archive/conflicts archive/verify",
-    "indexer/index",
+    "indexer/index indexer/deidentify",
     "indexer/query indexer/export",
     "indexer/output indexer/api",
     "indexer/hooks indexer/links indexer/images",

@@ -109,10 +109,12 @@ def test_verifying(archive: Path, tmp_path: Path) -> None:
 
 def test_exporting(archive: Path, tmp_path: Path) -> None:
     run("plainpacs import -a ~/dicom ~/FOLDER; plainpacs index --once -a ~/dicom", tmp_path)
-    run(f"cd ~/dicom\n{block_with('plainpacs export')}", tmp_path)
+    run(f"cd ~/dicom\n{block_with('~/cd.zip --zip')}", tmp_path)
+    run(f"cd ~/dicom\n{block_with('--deidentify')}", tmp_path)
     assert (tmp_path / "cd/DICOMDIR").is_file()
     assert (tmp_path / "cd.zip").is_file()
     assert (tmp_path / "ct.json").is_file()
+    assert (tmp_path / "trial/DICOMDIR").is_file()
 
 
 def test_the_first_command(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
 
-from tests.support.archives import part10
+from tests.support.archives import instances_in, part10
 from tests.support.commands import Run, at, data_sets, free_port, run
 from tests.support.queries import fill, index
 from tests.support.receiver import Running, Start
@@ -119,3 +120,32 @@ def test_nobody_to_send_to(run: Run, folder: Path) -> None:
     assert done.code == 3
     assert "1.9.1.0 and 2 others not sent: " in done.err
     assert "connect: Connection refused" in done.err
+
+
+def test_a_node_gets_instances_without_names(
+    run: Run, running: Running, start: Start, folder: Path, tmp_path: Path
+) -> None:
+    key, memory, other = tmp_path / "key", tmp_path / "sent.txt", start()
+    without = ("--deidentify", "--key", key, "--resume", memory)
+    done = run("send", at(other.port), "-a", running.root, "1.1", *without)
+    assert done.code == 0, done.err
+    sent = data_sets(other.root)
+    assert sent
+    assert not sent.keys() & data_sets(running.root).keys()
+    for path in instances_in(other.root):
+        raw = Path(other.root, path).read_bytes()
+        assert b"DEID-" in raw
+        assert b"1.1.1" not in raw
+    again = run("send", at(other.port), "-a", running.root, "1.1", *without)
+    assert f"{len(sent)} there already; 0 sent" in again.err
+    audit = run("audit", "-a", running.root, "--event", "send", "--format", "jsonl")
+    [line] = map(json.loads, audit.out.splitlines())
+    assert (line["StudyInstanceUID"], line["deidentified"]) == ("1.1", "basic")
+    assert not list(Path(tempfile.gettempdir()).glob("plainpacs-*"))
+
+    (folder / "cut").unlink()
+    raw = (folder / "deep" / "0").read_bytes()
+    (folder / "deep" / "0").write_bytes(raw[:-1])
+    done = run("send", at(other.port), folder, *without)
+    assert (done.code, "1 failed; 2 sent" in done.err) == (1, True), done.err
+    assert f"{folder / 'deep' / '0'}: file: it cannot be read to its end" in done.err
