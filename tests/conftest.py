@@ -13,7 +13,7 @@ from tests.support.serve import serve
 __all__ = ["serve", "start"]
 
 QUICK = {
-    "archive": "archive attributes charset header identity layout manifest settings",
+    "archive": "archive attributes charset identity layout manifest settings",
     "indexer": "catalogue cfind_matching output query records stats",
     "scp": "find identifiers negotiation nodes receiver remote_terms responses requestor",
     "project": "directions examples",

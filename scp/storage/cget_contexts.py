@@ -34,11 +34,17 @@ _COMPRESSED = (
 )
 """What archives hold, the usual before the rare."""
 _UNCOMPRESSED = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
+_RETIRED = (
+    *(f"{_JPEG}{number}" for number in (*range(52, 57), *range(58, 67))),
+    *("1.2.840.10008.1.2.1.98", "1.2.840.10008.1.2.6.1", "1.2.840.10008.1.2.6.2"),
+    "1.2.840.10008.1.20",
+)
+"""Of PS3.6 Table A-1, what ``AllTransferSyntaxes`` lacks and old archives may hold."""
 _OTHERS = (
     *_COMPRESSED,
     *(
         str(uid)
-        for uid in AllTransferSyntaxes
+        for uid in (*AllTransferSyntaxes, *_RETIRED)
         if uid not in (*_UNCOMPRESSED, *_COMPRESSED)
         and choose_transfer_syntax((uid,))  # else the pixels would be elsewhere
     ),

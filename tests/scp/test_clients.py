@@ -163,7 +163,7 @@ def test_series_and_instances_are_found_below_their_studies(run: Run, running: R
     done = run("find", node, "--level", "patient", "PatientID=P*", "--format", "uids")
     assert sorted(done.out.split()) == ["P1", "P3"]
     table = run("find", node, "--level", "series", "--format", "table")
-    assert "SeriesInstanceUID" in table.out.splitlines()[0]
+    assert "Series UID" in table.out.splitlines()[0]
     for level in ("patient", "study", "instance"):
         assert run("find", node, "--level", level, "--format", "table").code == 0
 
