@@ -270,8 +270,8 @@ def flood(peer: Peer) -> None:
 
 
 def test_a_peer_that_takes_no_answers_is_cut_off(start: Start) -> None:
-    running = start(pdu_timeout=0.3)
-    with Peer(running.port, room=4096) as peer:
+    running = start(pdu_timeout=0.3, send_buffer=4096)
+    with Peer(running.port, receive_buffer=4096) as peer:
         with pytest.raises(ConnectionError):
             flood(peer)
         wait_until(
@@ -280,8 +280,8 @@ def test_a_peer_that_takes_no_answers_is_cut_off(start: Start) -> None:
 
 
 def test_a_stop_waits_for_nobody_that_takes_no_answers(start: Start) -> None:
-    running = start()
-    with Peer(running.port, room=4096) as peer:
+    running = start(send_buffer=4096)
+    with Peer(running.port, receive_buffer=4096) as peer:
         peer.socket.settimeout(0.5)
         with pytest.raises(TimeoutError):
             flood(peer)

@@ -292,8 +292,8 @@ def test_many_at_once(start: Start, certificates: Certificates) -> None:
 def test_peers_that_do_not_read_their_answers_stop_at_the_deadline(
     start: Start, certificates: Certificates
 ) -> None:
-    running = start(pdu_timeout=1.0, **certificates.serving())
-    with Peer(running.port, tls=client(certificates.ca), room=4096) as peer:
+    running = start(pdu_timeout=1.0, send_buffer=4096, **certificates.serving())
+    with Peer(running.port, tls=client(certificates.ca), receive_buffer=4096) as peer:
         echo = message(3, command(0x30, b"1.2.840.10008.1.1", None, data=False), None)
         with pytest.raises(OSError, match=r"(?i)reset|pipe|eof"):  # noqa: PT012 - sent till it ends
             while True:

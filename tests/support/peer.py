@@ -150,15 +150,15 @@ class Peer:
         to: str = "127.0.0.1",
         source: str = "",
         tls: ssl.SSLContext | None = None,
-        room: int | None = None,
+        receive_buffer: int = 0,
     ) -> None:
-        """``source``: the address to come from. ``tls``: how to speak it, if at all. ``room``:
-        bytes that the system takes for us before we read them."""
+        """``source``: the address to come from. ``tls``: how to speak it, if at all.
+        ``receive_buffer``: bytes that the system takes for us before we read them."""
         come_from = (source, 0) if source else None
         self.socket = socket.create_connection((to, port), timeout=20, source_address=come_from)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if room is not None:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         if tls is not None:
             self.socket = tls.wrap_socket(self.socket)
         self.answer: tuple[int, bytes] = (0, b"")

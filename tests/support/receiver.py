@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.store.free_space import Reserve
 from plainpacs.archive.store.store import Archive
 from plainpacs.archive.tree.root import create_archive
-from plainpacs.scp.receiver.receiver import Receiver
+from plainpacs.scp.receiver.receiver import Receiver, open_listener
 
 
 @dataclass
@@ -53,18 +54,21 @@ class Running:
 
 
 class Start(Protocol):
-    def __call__(self, **settings: object) -> Running: ...
+    def __call__(self, *, send_buffer: int = ..., **settings: object) -> Running: ...
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     running: list[Running] = []
 
-    def _start(**changes: object) -> Running:
+    def _start(*, send_buffer: int = 0, **changes: object) -> Running:
         root = tmp_path / f"archive{len(running)}"
         create_archive(str(root))
         settings = Settings(**{"port": 0, "bind": "127.0.0.1", **changes})  # type: ignore[arg-type]  # a test's own
-        receiver = Receiver(settings)
+        listener = open_listener(settings)
+        if send_buffer:  # bytes of answers that the system keeps until the peer takes them
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        receiver = Receiver(settings, listener)
         reserve = Reserve.parse(str(changes.get("reserve", "0")))
         archive = Archive.open(str(root), sync=False, reserve=reserve)
         receiver.start(archive)
