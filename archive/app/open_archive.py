@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from plainpacs.archive.app.settings import Settings
+from plainpacs.archive.dicom.charset import use_defaults
 from plainpacs.archive.store.free_space import Reserve
 from plainpacs.archive.store.store import Archive
 
@@ -15,6 +16,7 @@ def open_archive(
     ``writers``: how many processes store at the same time, which share what is above the reserve.
     Raises what ``Archive.open`` raises.
     """
+    use_defaults(settings.default_charset)
     return Archive.open(
         path,
         node=settings.node,

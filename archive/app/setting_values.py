@@ -13,6 +13,7 @@ from typing import Any
 from plainpacs.archive.app.ae_address import Address
 from plainpacs.archive.app.ae_address import ae_title as checked_ae_title
 from plainpacs.archive.app.hook_command import HookWords
+from plainpacs.archive.dicom.charset import codec_of
 from plainpacs.archive.store.free_space import Reserve
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.identity import as_name
@@ -66,6 +67,26 @@ def ae_addresses(value: Any) -> tuple[str, ...]:
             raise ValueError(f"{bare[0]} is not of the form AE=ADDRESS")
         pairs = [(title, one) for title, _, one in (item.rpartition("=") for item in items)]
     return tuple(f"{ae_title(title)}={network(one)}" for title, one in pairs)
+
+
+def default_charsets(value: Any) -> tuple[str, ...]:
+    """A character set for all, ``AE=CHARSET`` for others; in TOML a table, too, of AE titles, with
+    ``""`` for all."""
+    if isinstance(value, dict):
+        value = [f"{title}={term}" if title else term for title, term in value.items()]
+    found: dict[str, str] = {}
+    for one in several(str)(value):
+        title, _, term = (part.strip() for part in one.rpartition("="))
+        if not codec_of(term):
+            raise ValueError(
+                f"{term} is not a known character set; known are the Defined Terms of DICOM, as "
+                "ISO_IR 144 or GB18030, and names as GBK, BIG5, EUC-KR, SHIFT_JIS, WINDOWS-1251"
+            )
+        title = ae_title(title) if title else ""
+        if title in found:
+            raise ValueError(f"{title or 'that of all'} is named more than once")
+        found[title] = term
+    return tuple(f"{title}={term}" if title else term for title, term in found.items())
 
 
 def nodes(value: Any) -> tuple[str, ...]:

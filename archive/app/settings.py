@@ -20,6 +20,7 @@ import click
 
 from plainpacs.archive.app import setting_values as values
 from plainpacs.archive.app.hook_command import INSTANCE_PLACES, STUDY_PLACES
+from plainpacs.archive.dicom.charset import use_defaults
 from plainpacs.archive.errors import BadSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -129,6 +130,9 @@ class Settings:
         "digest kept: blake3 or sha256")
     on_conflict: str = _setting("keep", values.choice("keep", "replace"), "keep|replace",
         "other bytes under a stored UID: kept aside, or published (the first is kept aside)")
+    default_charset: tuple[str, ...] = _setting((), values.default_charsets, "CHARSET,AE=CHARSET,…",
+        "character set of text that names none, of all and by calling AE title: GBK, "
+        "CT1=ISO_IR 166 (UTF-8, else ISO_IR 100)")
     reserve: str = _setting("1G,2%", values.reserve, "SIZE",
         "space kept free: 500M, 2%, 0, or 1G,2% (the smaller)")
 
@@ -234,6 +238,13 @@ def load(
         if value is not None:
             found[name] = _parsed(_BY_NAME[name], value, _BY_NAME[name].flag)
     return Settings(**found)
+
+
+def in_force(flags: Mapping[str, Any], config: str | None = None) -> Settings:
+    """``load``; from now on this process reads text as the default_charset of the settings says."""
+    settings = load(flags, config)
+    use_defaults(settings.default_charset)
+    return settings
 
 
 def reloaded(before: Settings, now: Settings) -> tuple[Settings, list[str]]:

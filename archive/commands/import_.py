@@ -26,7 +26,7 @@ _RECORDED_EVERY = 10.0
 
 @click.command(name="import")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
-@settings.options("node", "sync", "digest", "reserve", "on_conflict")
+@settings.options("node", "sync", "digest", "reserve", "on_conflict", "default_charset")
 @click.pass_obj
 def import_(context: Context, /, paths: tuple[str, ...], config: str | None, **flags: str) -> None:
     """Take DICOM files, folders of them, or another archive in.

@@ -20,7 +20,7 @@ from pydicom.datadict import dictionary_VR, keyword_for_tag
 
 from plainpacs.archive.conflicts import pixels
 from plainpacs.archive.dicom import part10
-from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet, character_set
+from plainpacs.archive.dicom.charset import CharacterSet, default_for
 from plainpacs.archive.dicom.elements import (
     CHARACTER_SET,
     IN_CHARACTER_SET,
@@ -129,7 +129,7 @@ class _Side:
         self.data = self.data_set.data
         self.pixels: Leaf | None = None
         self.planar = b""
-        self._sets: dict[tuple[int, ...], CharacterSet] = {(): DEFAULT}
+        self._sets: dict[tuple[int, ...], CharacterSet] = {(): default_for(found.calling_ae)}
         self._leaves = iter(self.data_set)
 
     def encoded_as(self, other: _Side) -> bool:
@@ -144,7 +144,9 @@ class _Side:
             tag = leaf.path[-1]
             if tag == CHARACTER_SET:
                 names = bytes(self.data[leaf.start : leaf.end][:1000]).decode("latin-1")
-                self._sets[leaf.path[:-1]] = character_set([n.strip() for n in names.split("\\")])
+                self._sets[leaf.path[:-1]] = self._sets[()].declared(
+                    [n.strip() for n in names.split("\\")]
+                )
             elif len(leaf.path) == 1 and tag in _PIXELS:
                 self.pixels = leaf
             elif len(leaf.path) > 1 or tag not in _OFFSETS:

@@ -5,8 +5,16 @@ Decoding is never refused and never guesses twice: a value and a character set a
 text. What cannot be decoded becomes U+FFFD.
 
 - Without a character set, with the default repertoire, and with a name nobody knows, bytes above
-  7F are taken as UTF-8 when they are valid UTF-8, else as Latin-1.
-- Misspelt names are understood: case, ``-``, ``_`` and blanks do not count, nor does ``2022``.
+  7F are read in the first of the further sets declared, else in the default of the settings
+  (``use_defaults``). Valid UTF-8 is read as UTF-8 all the same, but for text that has two-byte
+  characters alone where the default has two-byte characters, too. Without any of these it is
+  Latin-1.
+- Under ISO_IR 100, text that is not plausible in Latin-1 is read in that set or default likewise,
+  where it is valid there.
+- Sets are read with their supersets: GB 2312 as GB18030, EUC-KR as CP949, Shift_JIS as CP932, Big5
+  as CP950, JIS X 0208 with the rows of NEC and IBM.
+- Misspelt names are understood: case, ``-``, ``_`` and blanks do not count, nor does ``2022``; and
+  the names that vendors and Python have for encodings (CP936, WINDOWS-1251, KS_C_5601-1987).
 - Escape sequences of PS3.3 Tables C.12-3 and C.12-4 are followed whether or not the data set
   declares their sets. After a delimiter the first declared set is in force again.
 - After MOST_ESCAPES escape sequences of a value no more are followed: each of them costs.
@@ -19,12 +27,15 @@ text. What cannot be decoded becomes U+FFFD.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
+from itertools import islice
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 MOST_ESCAPES = 1000
+_MOST_SETS = 8
 
 # Registration number (as in "ISO_IR 100") -> codec that has ISO 646 in G0 and the set in G1.
 # shift_jis gives JIS X 0201 its half-width katakana, and reads the Shift-JIS some makers put there.
@@ -53,18 +64,21 @@ _ALONE = {
     "GB18030": "gb18030",
     "GBK": "gbk",
 }
-# Programs' own names of encodings, met where a Defined Term should be.
-_FOREIGN = {
-    "LATIN1": "iso8859_1",
-    "ISO88591": "iso8859_1",
-    "ISO885915": "iso8859_15",
-    "CP1252": "cp1252",
-    "WINDOWS1252": "cp1252",
-    "SHIFTJIS": "shift_jis",
-    "SJIS": "shift_jis",
-    "EUCKR": "euc_kr",
-    "GB2312": "gb2312",
+_SUPERSETS = {
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "euc_kr": "cp949",
+    "shift_jis": "cp932",
+    "big5": "cp950",
 }
+"""What is written in an encoding is read in its superset."""
+# Of the encodings that Python knows, those a data set may be in: text, with ASCII in it.
+_ENCODINGS = re.compile(r"big5|cp[0-9]|euc|gb|hp|iso8859|koi8|kz|mac|ptcp|shift|tis|utf_8")
+_WIDE = re.compile(r"big5|cp9[345]|euc|gb|shift")
+_CODE_PAGE = re.compile(r"(?:X?MS|WINDOWS|CP|IBM)([0-9]{3,4})")
+_ISO_8859 = re.compile(r"(?:ISO)?8859([0-9]{1,2})")
+_JAPANESE_WINDOWS = "WINDOWS31J"
+_PRINTABLE = bytes(range(0x20, 0x7F))
 _REGISTERED = re.compile(r"(?:(?:ISO)?IR)?([0-9]{1,3})")
 
 # What an escape sequence puts into G1 (a codec as above) ...
@@ -107,12 +121,19 @@ _NAME_DELIMITERS = re.compile(rb"[\t\n\f\r\\^=]")
 class CharacterSet:
     """How text of one data set is decoded. Immutable: made once for each declaration."""
 
-    __slots__ = ("_decode_run", "_escapes", "_first")
+    __slots__ = ("_decode_run", "_default", "_escapes")
 
-    def __init__(self, first: str | None, *, alone: bool) -> None:
-        self._first = first
+    def __init__(self, first: str | None, further: str, default: str, *, alone: bool) -> None:
+        """``first``, ``further``: codecs of the values declared. ``default``: that of the settings;
+        '' for none."""
+        self._default = default
         self._escapes = not alone
-        self._decode_run = _undeclared if first is None else _by(first)
+        self._decode_run = _by(first or "", further or default)
+
+    def declared(self, terms: Iterable[str]) -> CharacterSet:
+        """That of a data set, or item, with these values of (0008,0005), where this one is in force
+        around it; no values: the default repertoire."""
+        return _character_set(tuple(term[:64] for term in islice(terms, _MOST_SETS)), self._default)
 
     def decode(self, value: bytes, *, name: bool = False) -> str:
         """The text of ``value``; with ``name``, of VR PN: ``^`` and ``=`` are delimiters too."""
@@ -133,7 +154,7 @@ class CharacterSet:
                     if escape in _INTO_G1:
                         # ISO 2022 would leave G0 as it is; DCMTK and pydicom write and read an
                         # escape sequence as the end of what the one before brought.
-                        prefix, right = None, _by(_INTO_G1[escape])
+                        prefix, right = None, _by(_INTO_G1[escape], "")
                     elif escape in _INTO_G0:
                         prefix = _INTO_G0[escape]
                     else:
@@ -158,10 +179,7 @@ def _two_byte(run: bytes, prefix: bytes, right: Callable[[bytes], str]) -> str:
     for match in _IN_TWO_BYTE_G0.finditer(run):
         pairs, high, low = match.groups()
         if pairs:
-            euc = pairs.translate(_SET_HIGH_BIT)
-            if prefix:
-                euc = b"".join(prefix + euc[at : at + 2] for at in range(0, len(euc), 2))
-            text.append(euc.decode("euc_jp", "replace"))
+            text.append(_kanji(pairs, prefix))
         elif high:
             text.append(right(high))
         else:
@@ -169,30 +187,82 @@ def _two_byte(run: bytes, prefix: bytes, right: Callable[[bytes], str]) -> str:
     return "".join(text)
 
 
-def _undeclared(value: bytes) -> str:
+def _kanji(pairs: bytes, prefix: bytes) -> str:
+    euc = pairs.translate(_SET_HIGH_BIT)
+    if prefix:
+        euc = b"".join(prefix + euc[at : at + 2] for at in range(0, len(euc), 2))
+        return euc.decode("euc_jp", "replace")
     try:
-        return value.decode("utf_8")
+        return euc.decode("euc_jp")
     except UnicodeDecodeError:
-        return value.decode("iso8859_1")
+        return "".join(_one_kanji(*pairs[at : at + 2]) for at in range(0, len(pairs), 2))
+
+
+@lru_cache(maxsize=1 << 10)
+def _one_kanji(row: int, cell: int) -> str:
+    """One of JIS X 0208; else of what NEC and IBM have in its free rows, as CP932 has it."""
+    lead = (row - 0x21) // 2 + (0x81 if row < 0x5F else 0xC1)
+    trail = cell + (0x1F + (cell >= 0x60) if row % 2 else 0x7E)
+    found = _strictly_decoded(bytes((row | 0x80, cell | 0x80)), "euc_jp")
+    return found or _strictly_decoded(bytes((lead, trail)), "cp932") or REPLACEMENT
 
 
 @cache
-def _by(codec: str) -> Callable[[bytes], str]:
+def _by(codec: str, otherwise: str) -> Callable[[bytes], str]:
+    """Reads what is in ``codec`` ('': nobody says in what), or may be in ``otherwise``."""
+    codec, otherwise = _SUPERSETS.get(codec, codec), _SUPERSETS.get(otherwise, otherwise)
+    wide = _WIDE.match(otherwise)
+
     def decode(value: bytes) -> str:
         return value.decode(codec, "replace")
 
-    return decode
+    def guessed(value: bytes) -> str | None:
+        utf_8 = _strictly_decoded(value, "utf_8")
+        if not otherwise or (utf_8 is not None and (not wide or max(utf_8, default="") > "\u07ff")):
+            return utf_8
+        found = _strictly_decoded(value, otherwise)
+        return utf_8 if found is None else found
+
+    def unless_implausible(value: bytes) -> str:
+        found = guessed(value) if _IMPLAUSIBLE.search(value) else None
+        return decode(value) if found is None else found
+
+    def undeclared(value: bytes) -> str:
+        found = guessed(value)
+        return value.decode(otherwise or "iso8859_1", "replace") if found is None else found
+
+    if not codec:
+        return undeclared
+    return unless_implausible if otherwise and codec == "iso8859_1" else decode
+
+
+# In Latin-1: control characters, symbols beside letters that are not ASCII, words without an ASCII
+# letter.
+_IMPLAUSIBLE = re.compile(
+    rb"[\x80-\x9f]|[\xa1-\xbf][\xa1-\xff]|[\xc0-\xff][\xa1-\xbf]|[\xc0-\xff]{3}"
+    rb"|(?<![A-Za-z\xc0-\xff])[\xc0-\xff]{2}(?![A-Za-z\xc0-\xff])"
+)
+
+
+def _strictly_decoded(value: bytes, codec: str) -> str | None:
+    try:
+        return value.decode(codec)
+    except UnicodeDecodeError:
+        return None
 
 
 def character_set(terms: Iterable[str]) -> CharacterSet:
     """How to decode under these values of (0008,0005); no values: the default repertoire."""
-    return _character_set(next(iter(terms), "")[:64])
+    return DEFAULT.declared(terms)
 
 
 @lru_cache(maxsize=256)
-def _character_set(term: str) -> CharacterSet:
-    # Only the first value matters: escape sequences themselves say which set they bring.
-    return CharacterSet(codec_of(term), alone=_plain(term) in _ALONE)
+def _character_set(terms: tuple[str, ...], default: str) -> CharacterSet:
+    # Escape sequences themselves say which set they bring; the further values say what bytes above
+    # 7F without one are.
+    first = terms[0] if terms else ""
+    further = next((codec for term in terms[1:] if (codec := codec_of(term))), "")
+    return CharacterSet(codec_of(first), further, default, alone=_plain(first) in _ALONE)
 
 
 def codec_of(term: str) -> str | None:
@@ -201,21 +271,57 @@ def codec_of(term: str) -> str | None:
     name = _plain(term)
     if name in _ALONE:
         return _ALONE[name]
-    registered = _REGISTERED.fullmatch(name)
-    return _G1_CODECS.get(int(registered[1])) if registered else _FOREIGN.get(name)
+    if registered := _REGISTERED.fullmatch(name):
+        return _G1_CODECS.get(int(registered[1]))
+    if page := _CODE_PAGE.fullmatch(name):
+        return _python_codec("cp" + page[1])
+    if part := _ISO_8859.fullmatch(name):
+        return _python_codec("iso8859_" + part[1])
+    if name == _JAPANESE_WINDOWS:
+        return "cp932"
+    return _python_codec(term.strip()) or _python_codec(name.removeprefix("X"))
+
+
+def _python_codec(name: str) -> str | None:
+    try:
+        codec = codecs.lookup(name).name.replace("-", "_")
+        if _ENCODINGS.match(codec) and _PRINTABLE.decode(codec).encode() == _PRINTABLE:
+            return codec
+    except (LookupError, ValueError):  # nobody knows it, it has a NUL, or it has no ASCII
+        pass
+    return None
 
 
 def _plain(term: str) -> str:
     return re.sub(r"[\s\0_-]+", "", term).upper().removeprefix("ISO2022")
 
 
-DEFAULT = character_set(())
-"""The default repertoire: no Specific Character Set."""
+DEFAULT = CharacterSet(None, "", "", alone=False)
+"""The default repertoire: no Specific Character Set, and nothing else said."""
+
+
+# --- defaults -------------------------------------------------------------------------------------
+
+_defaults = {"": DEFAULT}
+
+
+def use_defaults(defaults: Iterable[str]) -> None:
+    """From now on text without a character set is read, in this process, in ``GBK``, or, with
+    ``CT1=GBK``, that of instances from CT1: the values of the setting default_charset."""
+    _defaults.clear()
+    _defaults[""] = DEFAULT
+    for one in defaults:
+        calling_ae, _, term = one.rpartition("=")
+        _defaults[calling_ae] = CharacterSet(None, "", codec_of(term) or "", alone=False)
+
+
+def default_for(calling_ae: str) -> CharacterSet:
+    """How text is decoded of an instance that says nothing of it and came from ``calling_ae``."""
+    return _defaults.get(calling_ae) or _defaults[""]
 
 
 # --- encoding -------------------------------------------------------------------------------------
 
-_MOST_SETS = 8
 _DELIMITERS_OF_TEXT = re.compile(r"([\\\r\n\f\t]+)")
 _DELIMITERS_OF_NAMES = re.compile(r"([\\\r\n\f\t^=]+)")
 _ESCAPES_INTO_G1 = {codec: escape for escape, codec in reversed(_INTO_G1.items())}

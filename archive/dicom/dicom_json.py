@@ -17,7 +17,7 @@ from functools import cache
 from math import isfinite
 from typing import Any
 
-from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet, character_set
+from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet
 from plainpacs.archive.dicom.dictionary import tag_of, vr_of
 from plainpacs.archive.dicom.element_tree import Element, Elements
 from plainpacs.archive.dicom.elements import CHARACTER_SET, NUMBERS, UNSPLIT, WIDTHS, swapped
@@ -91,7 +91,7 @@ def _texts(elements: Elements, above: CharacterSet) -> CharacterSet:
     declared = elements.get(CHARACTER_SET)
     if declared is None or not isinstance(declared.value, bytes):
         return above
-    return character_set(
+    return above.declared(
         part.strip(_PADDING) for part in declared.value.decode("latin-1").split("\\")
     )
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 
-from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet, character_set
+from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet
 from plainpacs.archive.dicom.elements import (
     CHARACTER_SET,
     FIRST_OF_PIXELS,
@@ -123,7 +123,7 @@ def as_json(elements: Elements, above: CharacterSet = DEFAULT) -> dict[str, Any]
     texts = above
     declared = elements.get(CHARACTER_SET)
     if declared is not None and isinstance(declared.value, bytes):
-        texts = character_set(_split(declared.value.decode("latin-1")))
+        texts = above.declared(_split(declared.value.decode("latin-1")))
     found: dict[str, Any] = {}
     for tag, element in elements.items():
         keyword = keyword_for_tag(tag)

@@ -20,6 +20,7 @@ from itertools import repeat
 from struct import Struct
 
 from plainpacs.archive.buffer import Buffer
+from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet
 from plainpacs.archive.dicom.deflate import Inflated
 from plainpacs.archive.dicom.elements import LONG_VRS, SHORT_VRS, UNDEFINED
 from plainpacs.archive.dicom.values import LONGEST_VALUE, Attributes, Slot, vr_code
@@ -78,13 +79,19 @@ _LENGTH = Struct("<I").unpack_from
 
 
 def read_header(
-    data: Buffer, transfer_syntax: str, *, whole: bool = False, complete: bool = True
+    data: Buffer,
+    transfer_syntax: str,
+    above: CharacterSet = DEFAULT,
+    *,
+    whole: bool = False,
+    complete: bool = True,
 ) -> Attributes:
     """The kept attributes of a data set, by keyword; empty ones left out.
 
     ``data`` is the encoded data set alone, without preamble and File Meta Information; it is not
     copied. Values are str, int, float, or lists of these; RequestAttributesSequence is a list of
-    dicts of str. UIDs may be lacking: that is for the caller to judge.
+    dicts of str. UIDs may be lacking: that is for the caller to judge. ``above``: how text is
+    decoded where no character set is named (``charset.default_for``).
 
     With ``whole`` the data set is followed to its end besides, so that one cut short is refused;
     without, nothing after the last kept attribute is looked at. ``complete`` false says that
@@ -101,22 +108,24 @@ def read_header(
         data = data.cast("B")
     syntax = transfer_syntax.rstrip("\0 ")
     if syntax in DEFLATED:
-        return _read_deflated(data, whole, complete)
-    return _read(data, syntax, whole, complete)
+        return _read_deflated(data, above, whole, complete)
+    return _read(data, syntax, above, whole, complete)
 
 
-def _read(data: Buffer, syntax: str, whole: bool, complete: bool) -> Attributes:
+def _read(
+    data: Buffer, syntax: str, above: CharacterSet, whole: bool, complete: bool
+) -> Attributes:
     little_endian = syntax != EXPLICIT_BIG_ENDIAN
     implicit = is_implicit(data, syntax)
     if little_endian:
         try:
-            return _walk(data, implicit, whole, complete)
+            return _walk(data, implicit, whole, complete).attributes(above)
         except NotUnderstood:
             pass
     # Loaded at the first doubt: pydicom takes 26 MB and 0.3 s, and few data sets need it.
     from plainpacs.archive.dicom.header_fallback import PydicomWalk  # noqa: PLC0415 - as just said
 
-    return PydicomWalk.read(data, implicit, little_endian, whole=whole, complete=complete)
+    return PydicomWalk.read(data, implicit, little_endian, above, whole=whole, complete=complete)
 
 
 def is_implicit(data: Buffer, syntax: str) -> bool:
@@ -126,12 +135,12 @@ def is_implicit(data: Buffer, syntax: str) -> bool:
     return not (0x41 <= vr[0] <= 0x5A and 0x41 <= vr[1] <= 0x5A)
 
 
-def _walk(data: Buffer, implicit: bool, whole: bool, complete: bool) -> Attributes:
+def _walk(data: Buffer, implicit: bool, whole: bool, complete: bool) -> StructWalk:
     walk = StructWalk(data)
     after = (_walk_implicit if implicit else _walk_explicit)(walk, complete)
     if whole and after is not None:
         walk.top_level(after, implicit, whole=True, complete=True)
-    return walk.attributes()
+    return walk
 
 
 class StructWalk(Walk):
@@ -249,14 +258,14 @@ def _walk_implicit(walk: StructWalk, complete: bool) -> int | None:
     return None
 
 
-def _read_deflated(data: Buffer, whole: bool, complete: bool) -> Attributes:
+def _read_deflated(data: Buffer, above: CharacterSet, whole: bool, complete: bool) -> Attributes:
     inflated = Inflated(data)
     bound = _FIRST_INFLATED
     while True:
         inflated.grow(bound)
         finished = inflated.finished
         try:
-            attributes = _read(inflated.bytes, "", whole and finished, finished)
+            attributes = _read(inflated.bytes, "", above, whole and finished, finished)
             break
         except CutShort:
             if finished or len(inflated.bytes) < bound or bound >= MOST_INFLATED:
@@ -266,7 +275,7 @@ def _read_deflated(data: Buffer, whole: bool, complete: bool) -> Attributes:
         if bound < MOST_INFLATED:
             inflated.grow(MOST_INFLATED)
         if inflated.finished:
-            return _read(inflated.bytes, "", True, True)
+            return _read(inflated.bytes, "", above, True, True)
         # Too large to be walked in memory; a deflate stream says itself whether it is whole.
         few = max(MOST_INFLATED_OF_FEW, MOST_INFLATED_RATIO * len(data))
         inflated.to_end(min(few, MOST_INFLATED_WHOLE))

@@ -20,6 +20,7 @@ from operator import itemgetter, ne
 from typing import Any
 
 from plainpacs.archive.buffer import Buffer
+from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet
 from plainpacs.archive.dicom.elements import UNDEFINED
 from plainpacs.archive.dicom.header import (
     DEFLATED,
@@ -55,7 +56,14 @@ class HeaderReader:
     def __init__(self) -> None:
         self._own = threading.local()
 
-    def read(self, data: Buffer, transfer_syntax: str, *, complete: bool = True) -> Attributes:
+    def read(
+        self,
+        data: Buffer,
+        transfer_syntax: str,
+        above: CharacterSet = DEFAULT,
+        *,
+        complete: bool = True,
+    ) -> Attributes:
         """The same as ``read_header`` says, in less time; raises the same.
 
         The lists in it may be those of another instance: they are not to be changed.
@@ -65,13 +73,13 @@ class HeaderReader:
         except AttributeError:
             own = self._own.learned = _Learned()
         for layout in own.layouts:
-            if layout.syntax == transfer_syntax:
+            if layout.syntax == transfer_syntax and layout.above is above:
                 attributes = layout.read(data)
                 if attributes is not None:
                     own.hit(layout)
                     return attributes
-        attributes = read_header(data, transfer_syntax, complete=complete)
-        own.missed(data, transfer_syntax, attributes)
+        attributes = read_header(data, transfer_syntax, above, complete=complete)
+        own.missed(data, transfer_syntax, above, attributes)
         return attributes
 
 
@@ -91,11 +99,13 @@ class _Learned:
             self.layouts.remove(layout)
             self.layouts.insert(0, layout)
 
-    def missed(self, data: Buffer, syntax: str, attributes: Attributes) -> None:
+    def missed(
+        self, data: Buffer, syntax: str, above: CharacterSet, attributes: Attributes
+    ) -> None:
         self._missed += 1
         if self._missed > self._pause:
             self._missed, self._pause = 0, min(2 * self._pause + 1, _LONGEST_PAUSE)
-            layout = _learned(data, syntax, attributes)
+            layout = _learned(data, syntax, above, attributes)
             if layout:
                 self.layouts = [layout, *self.layouts[: _LAYOUTS - 1]]
 
@@ -114,15 +124,17 @@ class _Layout:
         self._expected: Any = None
         self._raw: Any = None
         self._attributes: Attributes = {}
-        self._texts = Texts({})
+        self.above = DEFAULT
+        self._texts = Texts({}, self.above)
 
-    def learn(self, data: Buffer, attributes: Attributes) -> None:
+    def learn(self, data: Buffer, above: CharacterSet, attributes: Attributes) -> None:
         """Remembers this header, whose attributes these are."""
+        self.above = above
         parts = self._unpack(data)
         self._expected = self._fixed(parts)
         self._raw = self._kept(parts)
         self._attributes = attributes.copy()
-        self._texts = Texts(dict(zip(self._slots, self._raw, strict=True)))
+        self._texts = Texts(dict(zip(self._slots, self._raw, strict=True)), above)
 
     def read(self, data: Buffer) -> Attributes | None:
         """The attributes of a data set; None when its header is not like the one learned."""
@@ -146,7 +158,9 @@ class _Layout:
         return attributes.copy()
 
 
-def _learned(data: Buffer, syntax: str, attributes: Attributes) -> _Layout | None:
+def _learned(
+    data: Buffer, syntax: str, above: CharacterSet, attributes: Attributes
+) -> _Layout | None:
     """What can be learned of the header of ``data``, whose attributes these are."""
     if syntax.rstrip("\0 ") in (*DEFLATED, EXPLICIT_BIG_ENDIAN):
         return None
@@ -155,7 +169,7 @@ def _learned(data: Buffer, syntax: str, attributes: Attributes) -> _Layout | Non
     except (NotUnderstood, UnreadableDataSet, struct.error):  # who read it knew more than we do
         return None
     if layout:
-        layout.learn(data, attributes)
+        layout.learn(data, above, attributes)
     return layout
 
 

@@ -21,6 +21,7 @@ from pydicom.tag import SequenceDelimiterTag
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
 
 from plainpacs.archive.buffer import Buffer
+from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet
 from plainpacs.archive.dicom.elements import ITEM_DELIMITER
 from plainpacs.archive.dicom.values import Attributes
 from plainpacs.archive.dicom.walk import CutShort, NotUnderstood, Walk, too_many
@@ -50,15 +51,16 @@ class PydicomWalk(Walk):
 
     @classmethod
     def read(
-        cls, data: Buffer, implicit: bool, little_endian: bool, *, whole: bool, complete: bool
-    ) -> Attributes:
+        cls, data: Buffer, implicit: bool, little_endian: bool, above: CharacterSet = DEFAULT, *,
+        whole: bool, complete: bool,
+    ) -> Attributes:  # fmt: skip
         """As ``header.read_header``."""
         walk = cls(data, little_endian=little_endian)
         try:
             walk.top_level(0, implicit, whole=whole, complete=complete)
         except (NotUnderstood, *_PARSING):
             raise UnreadableDataSet("the data set cannot be followed") from None
-        return walk.attributes()
+        return walk.attributes(above)
 
     def element(self, pos: int, implicit: bool) -> tuple[int, str, int, int]:
         group, element, vr, length = self._explicit(self.data, pos)

@@ -15,7 +15,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
 from plainpacs.archive.buffer import Buffer
-from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet, character_set
+from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet
 from plainpacs.archive.dicom.dictionary import tag_of, vr_of
 from plainpacs.archive.dicom.elements import (
     CHARACTER_SET,
@@ -103,10 +103,11 @@ def _numbers(element: Element) -> list[int | float]:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read(data: Buffer, transfer_syntax: str) -> DataSet:
-    """The identifier in ``data``. Raises BadIdentifier."""
+def read(data: Buffer, transfer_syntax: str, outer: CharacterSet = DEFAULT) -> DataSet:
+    """The identifier in ``data``; ``outer``: the character set unless it names one. Raises
+    BadIdentifier."""
     found, _ = _Reader(bytes(data)).data_set(
-        0, len(data), DEFAULT, depth=0, explicit=transfer_syntax == EXPLICIT
+        0, len(data), outer, depth=0, explicit=transfer_syntax == EXPLICIT
     )
     return found
 
@@ -135,7 +136,9 @@ def of_pydicom(found: Dataset, outer: CharacterSet = DEFAULT, depth: int = 0) ->
     return _finished(elements, outer)
 
 
-def read_until(data: Buffer, transfer_syntax: str, last: int) -> tuple[DataSet, bool]:
+def read_until(
+    data: Buffer, transfer_syntax: str, last: int, outer: CharacterSet
+) -> tuple[DataSet, bool]:
     """The elements of a data set up to the tag ``last``, as far as they can be read; and whether
     that is all of them. ``data`` may be only the beginning of it."""
     reader = _Reader(bytes(data))
@@ -144,10 +147,10 @@ def read_until(data: Buffer, transfer_syntax: str, last: int) -> tuple[DataSet, 
     explicit = transfer_syntax != IMPLICIT
     try:
         while at < end and next(reversed(elements), 0) <= last:
-            at = reader.element(at, end, elements, DEFAULT, depth=0, explicit=explicit)
+            at = reader.element(at, end, elements, outer, depth=0, explicit=explicit)
     except BadIdentifier:
-        return _finished(elements, DEFAULT), False
-    return _finished(elements, DEFAULT), True
+        return _finished(elements, outer), False
+    return _finished(elements, outer), True
 
 
 class _Reader:
@@ -253,7 +256,7 @@ def _finished(elements: Mapping[int, Element], outer: CharacterSet) -> DataSet:
 
 def _character_set(elements: Mapping[int, Element], outer: CharacterSet) -> CharacterSet:
     named = elements.get(CHARACTER_SET)
-    return character_set(terms_of(named.value)) if named else outer
+    return outer.declared(terms_of(named.value)) if named else outer
 
 
 def terms_of(value: bytes) -> list[str]:

@@ -48,6 +48,8 @@ class Part10:
     sop_class: str
     sop_instance: str
     whole: bool
+    calling_ae: str = ""
+    """(0002,0016): who sent it, or wrote the file."""
     prefixed: bool = True
     """Whether it says of itself that it is DICOM; False for a bare data set, which is a guess."""
 
@@ -117,11 +119,17 @@ def read_part10(head: Buffer) -> Part10:
             values.get(0x0002, ""),
             values.get(0x0003, ""),
             whole,
+            values.get(0x0016, ""),
         )
     # Some programs leave out the preamble, some the File Meta with it.
     values, offset = _read_meta(view, 4 if bytes(view[:4]) == b"DICM" else 0)
     guess = values.get(0x0010) or guess_transfer_syntax(view[offset:])
-    return Part10(offset, guess, values.get(0x0002, ""), values.get(0x0003, ""), False, False)
+    return Part10(
+        *(offset, guess, values.get(0x0002, ""), values.get(0x0003, "")),
+        whole=False,
+        calling_ae=values.get(0x0016, ""),
+        prefixed=False,
+    )
 
 
 def _read_meta(view: memoryview, offset: int) -> tuple[dict[int, str], int]:
@@ -142,7 +150,7 @@ def _read_meta(view: memoryview, offset: int) -> tuple[dict[int, str], int]:
             raise UnreadableDataSet("the file ends within its File Meta Information")
         if element == 0x0000 and length == 4 and stated_end < 0:
             stated_end = start + length + int.from_bytes(view[start : start + 4], "little")
-        elif element in (0x0002, 0x0003, 0x0010):
+        elif element in (0x0002, 0x0003, 0x0010, 0x0016):
             value = bytes(view[start : start + length]).decode("ascii", "replace").strip("\0 ")
             values[element] = value if len(value) <= _LONGEST_UID else ""
         offset = start + length

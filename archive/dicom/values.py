@@ -25,7 +25,7 @@ from math import isfinite
 from typing import Any
 
 from plainpacs.archive.dicom.attributes import KeptAttribute
-from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet, character_set
+from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet
 from plainpacs.archive.dicom.elements import NUMBERS, TEXTS
 
 Attributes = dict[str, Any]
@@ -62,24 +62,26 @@ Found = dict[Slot, bytes]
 class Texts:
     """Decodes the texts of one data set; looks for its character set when one is not ASCII."""
 
-    __slots__ = ("_found", "_parent", "_set")
+    __slots__ = ("_above", "_found", "_set")
 
-    def __init__(self, found: Found, parent: Texts | None = None) -> None:
+    def __init__(self, found: Found, above: CharacterSet | Texts) -> None:
+        """``above``: what an item without a character set inherits (PS3.5 7.5.3)."""
         self._found = found
-        self._parent = parent
+        self._above = above
         self._set: CharacterSet | None = None
 
     def text(self, raw: bytes, *, name: bool = False) -> str:
-        if self._set is None:
-            self._set = self._character_set()
-        return self._set.decode(raw, name=name).strip(_PADDING)
+        return self.character_set().decode(raw, name=name).strip(_PADDING)
 
-    def _character_set(self) -> CharacterSet:
-        for slot, raw in self._found.items():
-            if slot.keyword == "SpecificCharacterSet":
-                return character_set(_codes(raw, self))
-        # An item without one inherits it (PS3.5 7.5.3).
-        return self._parent._character_set() if self._parent else DEFAULT
+    def character_set(self) -> CharacterSet:
+        if self._set is None:
+            above = self._above
+            self._set = above if isinstance(above, CharacterSet) else above.character_set()
+            for slot, raw in self._found.items():
+                if slot.keyword == "SpecificCharacterSet":
+                    self._set = self._set.declared(_codes(raw, self))
+                    break
+        return self._set
 
 
 def _text(raw: bytes, texts: Texts) -> str:
@@ -216,13 +218,19 @@ def vr_code(vr: str) -> int:
     return int.from_bytes(vr.encode("ascii"), "little")
 
 
-def typed(found: Found, references: Sequence[bytes], requests: Sequence[Found]) -> Attributes:
+def typed(
+    found: Found,
+    references: Sequence[bytes],
+    requests: Sequence[Found],
+    above: CharacterSet = DEFAULT,
+) -> Attributes:
     """The attributes in what a reader found, in the order of the data set; empty ones left out.
 
+    ``above``: the character set where the data set names none.
     ``references``: the UIDs of the instances referred to; ``requests``: one for each item of
     RequestAttributesSequence.
     """
-    texts = Texts(found)
+    texts = Texts(found, above)
     attributes = _values(found, texts)
     if references:
         uids = dict.fromkeys(_code(raw, texts) for raw in references)

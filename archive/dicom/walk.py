@@ -17,6 +17,7 @@ from typing import cast
 
 from plainpacs.archive.buffer import Buffer
 from plainpacs.archive.dicom.attributes import BY_KEYWORD, KEPT, REQUESTED, KeptAttribute
+from plainpacs.archive.dicom.charset import CharacterSet
 from plainpacs.archive.dicom.elements import (
     ITEM,
     ITEM_DELIMITER,
@@ -141,14 +142,14 @@ class Walk(ABC):
         self._not_zero = -1
         self._item_header = _ITEM_LITTLE if little_endian else _ITEM_BIG
 
-    def attributes(self) -> Attributes:
-        """What was collected, decoded and typed."""
+    def attributes(self, above: CharacterSet) -> Attributes:
+        """What was collected, decoded (where no character set is named, as ``above``) and typed."""
         found = self.collected.found
         if isinstance(self.data, bytes):
             raw = cast(Found, found)  # its slices are bytes already
         else:
             raw = {slot: bytes(value) for slot, value in found.items()}
-        return typed(raw, list(self.collected.references), self.collected.requests)
+        return typed(raw, list(self.collected.references), self.collected.requests, above)
 
     @abstractmethod
     def element(self, pos: int, implicit: bool) -> tuple[int, str, int, int]:

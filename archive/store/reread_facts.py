@@ -6,6 +6,7 @@ import os
 from io import RawIOBase
 
 from plainpacs.archive.dicom import part10
+from plainpacs.archive.dicom.charset import default_for
 from plainpacs.archive.dicom.header import Attributes, read_header
 from plainpacs.archive.errors import UnreadableDataSet
 from plainpacs.archive.store.manifest import FileFacts
@@ -32,6 +33,7 @@ def read_facts(file: RawIOBase, name: str, digest: str) -> tuple[FileFacts, Attr
     attributes = read_header(
         memoryview(head)[found.dataset_offset :],
         found.transfer_syntax,
+        default_for(found.calling_ae),
         complete=len(head) == facts.st_size,
     )
     return (

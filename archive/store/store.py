@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from plainpacs.archive.buffer import Buffer
 from plainpacs.archive.dicom import part10
+from plainpacs.archive.dicom.charset import default_for
 from plainpacs.archive.dicom.header import Attributes, read_header
 from plainpacs.archive.dicom.header_cache import HeaderReader
 from plainpacs.archive.errors import (
@@ -126,7 +127,8 @@ class Archive:
         StorageUnavailable; then nothing of it is in the tree, or (StorageUnavailable only) the
         whole file is and a retry finds it.
         """
-        attributes = self.headers.read(data_set, transfer_syntax)
+        above = default_for(provenance.calling_ae)
+        attributes = self.headers.read(data_set, transfer_syntax, above)
         key = InstanceKey.of_attributes(attributes)
         _agree("SOPClassUID", attributes, sop_class)
         _agree("SOPInstanceUID", attributes, sop_instance)
@@ -260,6 +262,7 @@ class Spool:
         self._command = command
         self._transfer_syntax = transfer_syntax
         self._provenance = provenance
+        self._above = default_for(provenance.calling_ae)
         self._begun = False
         self._attributes: Attributes | None = None
 
@@ -284,7 +287,7 @@ class Spool:
             with contextlib.suppress(UnreadableDataSet):
                 head = memoryview(data)[:_HEAD]
                 self._attributes = self._archive.headers.read(
-                    head, self._transfer_syntax, complete=False
+                    head, self._transfer_syntax, self._above, complete=False
                 )
 
     def store(self) -> Stored:
@@ -294,7 +297,7 @@ class Spool:
             attributes = self._attributes
             if attributes is None:
                 data_set = self._file.view()[self._offset :]
-                attributes = read_header(data_set, self._transfer_syntax)
+                attributes = read_header(data_set, self._transfer_syntax, self._above)
             key = InstanceKey.of_attributes(attributes)
             for keyword, uid in self._command.items():
                 _agree(keyword, attributes, uid)
@@ -311,7 +314,8 @@ class Spool:
 def _header_of_file(data_set: memoryview, found: part10.Part10) -> Attributes:
     """The header of a file's data set, of which the whole must be there."""
     try:
-        return read_header(data_set, found.transfer_syntax, whole=True)
+        above = default_for(found.calling_ae)
+        return read_header(data_set, found.transfer_syntax, above, whole=True)
     except UnreadableDataSet as error:
         if found.prefixed:
             raise

@@ -57,7 +57,7 @@ COLUMNS = (
 @click.option("--yes", is_flag=True, help="With --keep: do not ask.")
 @click.option("--variant", metavar="DIGEST", help="The second is the one whose digest begins so.")
 @formats.format_option
-@settings.options("node", "digest")
+@settings.options("node", "digest", "default_charset")
 @click.pass_obj
 def conflicts_(
     context: Context,
@@ -98,6 +98,7 @@ def conflicts_(
               plainpacs conflicts --keep first --all
     """
     form = formats.chosen(format_)
+    given = settings.in_force(flags, config)
     path = context.archive_path()
     if keep is None and (variant is not None or all_ or yes):
         raise click.UsageError("--variant, --all and --yes go with --keep")
@@ -115,7 +116,7 @@ def conflicts_(
         raise click.UsageError("--variant names what --keep second is to publish")
     if not yes and set(wanted) != set(map(str.strip, named)):
         _ask(path, wanted, keep)
-    _decide(path, wanted, keep, variant or "", settings.load(flags, config))
+    _decide(path, wanted, keep, variant or "", given)
 
 
 def _wanted(

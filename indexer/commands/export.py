@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from plainpacs.archive.app import settings
 from plainpacs.archive.app.context import Context
 from plainpacs.archive.errors import BadSettings
 from plainpacs.archive.store import audit
@@ -46,6 +47,7 @@ _NAMED = 20
 @click.option("--short", is_flag=True, help="Paths of 7 characters (000/000) instead of 35.")
 @click.option("--force", is_flag=True, help="Replace the file, or the export, that OUT is.")
 @options.options
+@settings.options("default_charset")
 @click.pass_obj
 def export(
     context: Context,
@@ -62,6 +64,8 @@ def export(
     deidentify: str | None,
     key_file: str | None,
     uncleaned: tuple[str, ...],
+    config: str | None,
+    **flags: Any,
 ) -> None:
     """Copy studies, series or instances out: for a viewer, a CD, another hospital.
 
@@ -94,6 +98,7 @@ def export(
         raise BadSettings("--ohif goes with neither of --zip, --short, --deidentify: no copies")
     without_names = options.deidentifier(deidentify, key_file, uncleaned, note)
     base = ohif.base_url(url) if url is not None else ""
+    settings.in_force(flags, config)
     path = context.archive_path()
     if out != "-":
         _refuse_inside(path, out)

@@ -16,6 +16,7 @@ from plainpacs.archive.app.context import Context
 from plainpacs.archive.app.parent_pipe import begin
 from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.app.signals import waiting_for_stop
+from plainpacs.archive.dicom.charset import use_defaults
 from plainpacs.archive.tree.root import stamp
 from plainpacs.indexer.hooks.scheduler import HookSettings
 from plainpacs.indexer.service.indexer import Indexer
@@ -26,7 +27,7 @@ from plainpacs.indexer.service.indexer import Indexer
 @click.option("--once", is_flag=True, help="Index what is pending or changed, then end.")
 @click.option("--parent-pipe", is_flag=True, hidden=True, help="A child of serve.")
 @settings.options(
-    *("node", "digest", "log_level", "log_format"),
+    *("node", "digest", "default_charset", "log_level", "log_format"),
     *("on_study_settled", "on_instance", "settle_seconds", "hooks_at_once"),
 )
 @click.pass_obj
@@ -49,6 +50,7 @@ def index(
     given, told = begin() if parent_pipe else ({}, None)
     chosen = settings.from_document(given["settings"]) if told else settings.load(flags, config)
     logs.set_up(chosen.log_level, chosen.log_format)
+    use_defaults(chosen.default_charset)
     path = context.archive_path(root)
     if once:
         with Indexer.open(path, node=chosen.node, digest=chosen.digest) as indexer:

@@ -15,7 +15,7 @@ from plainpacs.indexer.service.refresh import index_all
 
 @click.command()
 @click.option("--full", is_flag=True, help="Rebuild every index from the instances.")
-@settings.options("node", "digest")
+@settings.options("node", "digest", "default_charset")
 @click.pass_obj
 def reindex(context: Context, /, full: bool, config: str | None, **flags: Any) -> None:
     """Find what was changed by hand, now; with --full, rebuild every index.
@@ -25,7 +25,7 @@ def reindex(context: Context, /, full: bool, config: str | None, **flags: Any) -
 
     Example:  plainpacs reindex --full -a /srv/dicom
     """
-    chosen = settings.load(flags, config)
+    chosen = settings.in_force(flags, config)
     path = context.archive_path()
     request = REQUEST_REBUILD if full else REQUEST_RECONCILE
     count = index_all(path, note, request, node=chosen.node, digest=chosen.digest, full=full)

@@ -32,7 +32,7 @@ from plainpacs.indexer.service.refresh import index_all
 @click.option("--apply", "apply_", is_flag=True, help="Do it; else only say what would be.")
 @click.option("--fast", is_flag=True, help="Leave the digests out: names, sizes, lines, indexes.")
 @format_option
-@settings.options("node", "digest")
+@settings.options("node", "digest", "default_charset")
 @click.pass_obj
 def repair(
     context: Context,
@@ -59,7 +59,7 @@ def repair(
     Example:  plainpacs repair
               plainpacs repair --apply 1.2.840.113619.2.55.3
     """
-    chosen = settings.load(flags, config)
+    chosen = settings.in_force(flags, config)
     root = context.archive_path()
     form = formats.chosen(format_)
     options = Options(targets_of(root, named, last=last), fast=fast, threads=os.cpu_count() or 1)

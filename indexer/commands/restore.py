@@ -36,7 +36,7 @@ TRASH_COLUMNS = (
 @click.argument("named", metavar="[UID|TERM]...", nargs=-1)
 @click.option("--list", "list_", is_flag=True, help="List what is in the trash, and since when.")
 @formats.format_option
-@settings.options("node", "digest")
+@settings.options("node", "digest", "default_charset")
 @click.pass_obj
 def restore(
     context: Context,
@@ -61,7 +61,7 @@ def restore(
     Example:  plainpacs restore --list doe
               plainpacs restore PatientID=A12
     """
-    chosen = settings.load(flags, config)
+    chosen = settings.in_force(flags, config)
     path = context.archive_path()
     if not (list_ or named):
         raise click.UsageError("name what to restore, or --list what is in the trash")

@@ -37,7 +37,7 @@ _NAMED = 20
     "--purge", "erase", is_flag=True, help="Erase for good; also what is in the trash already."
 )
 @click.option("--forbid", is_flag=True, help="Also refuse it from now on.")
-@settings.options("node", "digest")
+@settings.options("node", "digest", "default_charset")
 @click.pass_obj
 def rm(
     context: Context,
@@ -71,7 +71,7 @@ def rm(
     Example:  plainpacs rm 1.2.840.113619.2.55.3 --dry-run
               plainpacs rm StudyDate=-20041231 --yes
     """
-    chosen = settings.load(flags, config)
+    chosen = settings.in_force(flags, config)
     path = context.archive_path()
     with repeatable():
         wanted, unknown = _wanted(path, named, last=last, whole=yes, level=level)

@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 import orjson
 
+from plainpacs.archive.dicom.charset import default_for
 from plainpacs.archive.dicom.element_tree import as_json, read_tags
 from plainpacs.archive.errors import BadSettings, UnreadableDataSet
 from plainpacs.archive.tree.targets import Present
@@ -155,7 +156,7 @@ class _Entries:
             except UnreadableDataSet as error:
                 self._unread(source.path, str(error))
                 return {}, []
-        metadata = as_json(elements)
+        metadata = as_json(elements, default_for(meta.calling_ae))
         for keyword in [
             k for k, v in metadata.items() if k.endswith("Name") and isinstance(v, str)
         ]:

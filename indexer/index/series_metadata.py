@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 
 import orjson
 
+from plainpacs.archive.dicom.charset import default_for
 from plainpacs.archive.dicom.dicom_json import of_elements
 from plainpacs.archive.dicom.elements import PIXEL_DATA
 from plainpacs.archive.dicom.pixel_data import TABLES, Header, read_header
@@ -122,7 +123,7 @@ class SeriesMetadata:
 
 def metadata_of(header: Header, bulk_data: str) -> bytes:
     """An instance's object, as JSON. ``bulk_data``: what its BulkDataURIs start with."""
-    found = of_elements(header.elements, path=bulk_data)
+    found = of_elements(header.elements, default_for(header.part10.calling_ae), bulk_data)
     found.setdefault("00080005", {"vr": "CS", "Value": ["ISO_IR 192"]})
     syntax = {"vr": "UI", "Value": [header.part10.transfer_syntax]}
     found["00083002"] = syntax  # AvailableTransferSyntaxUID (PS3.18 Table 10.4.3-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from plainpacs.archive.dicom.charset import default_for
 from plainpacs.archive.dicom.deflate import Inflated
 from plainpacs.archive.dicom.header import DEFLATED
 from plainpacs.archive.dicom.identifier import DataSet, read_until
@@ -33,7 +34,9 @@ def attributes_in(path: str, last: int) -> DataSet:
                 body = inflated.bytes
         except (OSError, RefusedInstance):
             return nothing
-        read, complete = read_until(body, found.transfer_syntax, last)
+        read, complete = read_until(
+            body, found.transfer_syntax, last, default_for(found.calling_ae)
+        )
         if complete or len(data) < size:
             return read
     return read

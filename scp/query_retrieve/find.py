@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from pynetdicom.service_class import QueryRetrieveServiceClass
 
+from plainpacs.archive.dicom.charset import default_for
 from plainpacs.archive.dicom.identifier import BadIdentifier, read
 from plainpacs.archive.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN
 from plainpacs.archive.errors import NotAnArchive
@@ -97,7 +98,7 @@ def _understood(asked: Asked) -> Question:
     title = asked.caller.called_ae if asked.caller.called_ae in titles else titles[0]
     try:
         return read_question(
-            read(asked.data, asked.context.transfer_syntax),
+            read(asked.data, asked.context.transfer_syntax, default_for(asked.caller.calling_ae)),
             title,
             patient_root=asked.context.abstract_syntax == _PATIENT_ROOT,
             relational=_is_agreed(asked, _RELATIONAL),

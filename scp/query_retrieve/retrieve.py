@@ -17,6 +17,7 @@ from itertools import zip_longest
 
 from pynetdicom.service_class import QueryRetrieveServiceClass
 
+from plainpacs.archive.dicom.charset import default_for
 from plainpacs.archive.dicom.identifier import BadIdentifier, read
 from plainpacs.archive.dicom.identifier_writing import encode
 from plainpacs.archive.errors import BadSettings, PlainpacsError
@@ -129,7 +130,7 @@ def _found(asked: Asked) -> list[Outgoing]:
         words = "the SOP Class is not that of the context"
         raise _Refused(RetrieveStatus.SOP_CLASS_NOT_SUPPORTED, words)
     try:
-        identifier = read(asked.data, context.transfer_syntax)
+        identifier = read(asked.data, context.transfer_syntax, default_for(asked.caller.calling_ae))
         wanted = read_wanted(identifier, patient_root=context.abstract_syntax in _PATIENT_ROOTS)
     except BadIdentifier as error:
         status = RetrieveStatus.CANNOT_READ_IDENTIFIER

@@ -60,7 +60,7 @@ def options(*more: str) -> Callable[[F], F]:
     named = ("aet", "nodes", "tls_ca", "tls_cert", "tls_key", "max_pdu", "pdu_timeout")
 
     def decorate(command: F) -> F:
-        command = settings.options(*named, "idle_timeout", *more)(command)
+        command = settings.options(*named, "idle_timeout", "default_charset", *more)(command)
         return click.option(
             "--as", "as_", metavar="AET", help="AE title to call as.  [the first of --aet]"
         )(command)
@@ -70,7 +70,7 @@ def options(*more: str) -> Callable[[F], F]:
 
 def calling(node: str, as_: str | None, config: str | None, flags: Mapping[str, Any]) -> Calling:
     """From what the user gave; see ``options``. Raises BadSettings."""
-    chosen = settings.load(flags, config)
+    chosen = settings.in_force(flags, config)
     try:
         title = ae_title(as_) if as_ is not None else chosen.aet[0]
     except ValueError as error:

@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset
 from pynetdicom.presentation import build_context
 
 from plainpacs.archive.dicom.attributes import Level
+from plainpacs.archive.dicom.charset import default_for
 from plainpacs.archive.dicom.identifier import BadIdentifier, DataSet, of_pydicom
 from plainpacs.archive.dicom.identifier_writing import Value, to_pydicom
 from plainpacs.scp.network.peer_status import PENDING, PENDING_KEYS_NOT_SUPPORTED, told
@@ -102,7 +103,7 @@ class Finder:
         try:
             if data is None:
                 raise BadIdentifier("it has no identifier, or one that is damaged")
-            found = of_pydicom(data)
+            found = of_pydicom(data, default_for(self.node.ae_title))
         except BadIdentifier as error:
             raise Failed(self.node, "answer", f"it cannot be read: {error}") from None
         return Answer(found, answer.Status != PENDING_KEYS_NOT_SUPPORTED)

@@ -24,6 +24,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from plainpacs.archive.app import logs
 from plainpacs.archive.app.open_archive import open_archive
 from plainpacs.archive.app.settings import Settings
+from plainpacs.archive.dicom.charset import use_defaults
 from plainpacs.archive.errors import BadSettings, InUse
 from plainpacs.indexer.index import catalogue
 from plainpacs.scp.network.tls import server_context
@@ -160,6 +161,7 @@ def serve(root: str, settings: Settings, parent: Iterator[object] | None = None)
     any more. Raises NotAnArchive, BadSettings, InUse, and with STOW-RS what ``Archive.open``
     raises."""
     logs.set_up(settings.log_level, settings.log_format)
+    use_defaults(settings.default_charset)
     access = Access.by(rules_of(settings))
     tree = Tree(os.path.abspath(root))
     context = server_context(settings)
