@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import secrets
 import socket
 import time
 from collections.abc import Callable
 
-from plainpacs.archive.errors import InUse, OutOfSpace, StorageUnavailable, UnsuitableFileSystem
+from plainpacs.archive.errors import InUse, OutOfSpace, StorageUnavailable
 from plainpacs.archive.store.forbidden import Forbidden
 from plainpacs.archive.store.free_space import NO_RESERVE, UNBOUNDED, Reserve
 from plainpacs.archive.tree import durable, layout
@@ -27,9 +28,17 @@ from plainpacs.archive.tree.root import (
 )
 
 _NETWORK_FILE_SYSTEMS = {
-    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "lustre", "glusterfs", "gpfs", "beegfs"),
-    *("9p", "afs", "ocfs2", "gfs2", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph"),
+    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "lustre", "lustre_lite", "glusterfs", "gpfs"),
+    *("beegfs", "9p", "afs", "ocfs2", "gfs2", "pvfs2", "orangefs", "virtiofs", "vboxsf", "prl_fs"),
 }
+_LOCAL_FUSE = {
+    *("fuseblk", "fuse.bindfs", "fuse.mergerfs", "fuse.unionfs", "fuse.unionfs-fuse"),
+    *("fuse.fuse-overlayfs", "fuse.ntfs-3g", "fuse.exfat", "fuse.ext2", "fuse.fuse2fs", "fuse.zfs"),
+    *("fuse.encfs", "fuse.gocryptfs", "fuse.cryfs", "fuse.ecryptfs", "fuse.securefs"),
+}
+"""Every other type of FUSE may be a network's: MooseFS shows as ``fuse`` alone."""
+_NODE_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+_NODE_LENGTH = 16
 _CHECK_SECONDS = 1.0
 _CLAIM_SECONDS = 5.0
 FILES_OF_ONE = 6
@@ -43,9 +52,30 @@ def _on_network(root: int) -> str | None:
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8") as mounts:
         for line in mounts:
             left, _, right = line.partition(" - ")
-            if left.split()[2] == wanted and right.split()[0] in _NETWORK_FILE_SYSTEMS:
+            if left.split()[2] == wanted and is_network_type(right.split()[0]):
                 return right.split()[0]
     return None
+
+
+def is_network_type(kind: str) -> bool:
+    """Whether other machines may have what is mounted as ``kind``, too, as mountinfo(5) names it.
+
+    >>> [is_network_type(one) for one in ("nfs4", "fuse", "fuse.ceph-fuse", "fuseblk", "ext4")]
+    [True, True, True, False, False]
+    """
+    return kind in _NETWORK_FILE_SYSTEMS or (kind.startswith("fuse") and kind not in _LOCAL_FUSE)
+
+
+def host_node(name: str) -> str:
+    """The node that a machine called ``name`` is by itself: its name's letters and digits.
+
+    >>> host_node("CT-Archive.example.org"), host_node("radiology-archive-01")
+    ('ctarchive', 'radiologya32104a')
+    """
+    letters = "".join(one for one in name.partition(".")[0].lower() if one in _NODE_LETTERS)
+    if 1 <= len(letters) <= _NODE_LENGTH:
+        return letters
+    return letters[:10] + hashlib.blake2s(name.encode()).hexdigest()[:6]
 
 
 def boot_id() -> str:
@@ -111,7 +141,8 @@ class Writer:
         reserve: Reserve = NO_RESERVE,
         expected: str | None = None,
     ) -> Writer:
-        """Claims ``node`` (the marker's by default) on the archive at ``path``.
+        """Claims ``node`` on the archive at ``path``; by default the marker's, and on a file system
+        that other machines may write to, too, the name of this one.
 
         ``sweep(writer, folder)`` is called with each open folder under ``incoming`` that a dead
         process of this node left, and when the machine went down before a clean stop, everything
@@ -122,13 +153,12 @@ class Writer:
         """
         root = open_root(path)
         try:
-            network = _on_network(root)
-            if network and not node:
-                raise UnsuitableFileSystem(
-                    f"{path} is on a network file system ({network}); give this writer a name "
-                    "of its own there with --node NAME"
+            if not node:
+                shared = _on_network(root)
+                node = (
+                    host_node(socket.gethostname()) if shared else read_marker_at(root, path).node
                 )
-            writer = cls(path, root, node or read_marker_at(root, path).node, reserve)
+            writer = cls(path, root, node, reserve)
             if expected not in (None, writer.identity):
                 raise _replaced(path)
             make_internal_folders(root, path)

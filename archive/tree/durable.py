@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import stat
-import threading
 from collections.abc import Iterable, Sequence
 
 from plainpacs.archive.buffer import Buffer
@@ -164,7 +163,7 @@ def replace_file(root: int, path: str, data: Buffer | Iterable[Buffer]) -> None:
     where, _, name = path.rpartition("/")
     buffers = [data] if isinstance(data, (bytes, bytearray, memoryview)) else list(data)
     scratch = open_folder(layout.INDEXING, folder=root)
-    temporary = f"{os.getpid()}.{threading.get_native_id()}.new"
+    temporary = f"{os.urandom(8).hex()}.new"
     try:
         folder = open_folder(where or ".", folder=root)
         try:

@@ -11,7 +11,6 @@ import errno
 import fcntl
 import logging
 import os
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -226,7 +225,7 @@ def file_system_now(root: int) -> int:
 
     Only in an archive that one may write to. Raises OSError.
     """
-    name = f"clock.{os.getpid()}.{threading.get_native_id()}"
+    name = f"clock.{os.urandom(8).hex()}"
     folder = durable.open_folder(layout.INDEXING, folder=root)
     try:
         durable.touch(name, folder=folder)

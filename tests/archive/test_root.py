@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from plainpacs.archive.errors import InUse, NotAnArchive, StorageUnavailable, UnsuitableFileSystem
 from plainpacs.archive.store import writer
 from plainpacs.archive.store.store import Archive, StoreOutcome
-from plainpacs.archive.tree import durable
+from plainpacs.archive.tree import durable, layout
 from plainpacs.archive.tree.root import create_archive, find_archive, read_marker, stamp
 from tests.support.archives import data_set, instances_in, left_behind, new_archive, store
 
@@ -190,14 +191,36 @@ def test_a_file_system_that_cannot_is_refused(
     assert left_behind(path) == []
 
 
-def test_a_network_file_system_wants_a_node(
+def test_on_a_network_file_system_a_writer_is_called_as_its_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = new_archive(tmp_path / "a")
     monkeypatch.setattr(writer, "_on_network", lambda fd: "nfs4")
-    with pytest.raises(UnsuitableFileSystem, match="--node NAME"):
-        Archive.open(path)
+    monkeypatch.setattr(socket, "gethostname", lambda: "CT-1.example.org")
+    with Archive.open(path) as archive:
+        store(archive)
     Archive.open(path, node="n1").close()
+    nodes = {one.name for one in (tmp_path / "a/.plainpacs").glob("node.*")}
+    assert nodes == {"node.ct1", "node.n1"}
+    assert [one.name.split(".")[-2] for one in (tmp_path / "a").glob("*/*/*.jsonl")] == ["ct1"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["fuse", "fuse.mfs", "fuse.ceph-fuse", "ceph", "virtiofs", "lustre", "fuse.rclone", "nfs"],
+)
+def test_what_other_machines_may_have_is_a_network_file_system(kind: str) -> None:
+    assert writer.is_network_type(kind)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "tmpfs", "overlay", "fuseblk", "fuse.mergerfs"])
+def test_what_is_of_this_machine_alone_is_none(kind: str) -> None:
+    assert not writer.is_network_type(kind)
+
+
+@pytest.mark.parametrize("name", ["", "-", "x" * 64, "röntgen", "A.b", "a-b-c-d-e-f-g-h-i-j"])
+def test_every_name_of_a_machine_gives_a_node(name: str) -> None:
+    assert layout.is_node(writer.host_node(name))
 
 
 def test_a_root_that_goes_away_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +244,7 @@ def test_a_root_that_goes_away_is_noticed(tmp_path: Path, monkeypatch: pytest.Mo
 KILLED = """
 import os, sys
 from plainpacs.archive.store import store as archive
-from plainpacs.archive.tree import durable
+from plainpacs.archive.tree import durable, layout
 from tests.support.archives import store
 
 real = durable.touch

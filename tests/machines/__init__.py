@@ -1,0 +1,1 @@
+"""Several machines on one archive: the scenarios of their failures."""
