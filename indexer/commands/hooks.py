@@ -10,8 +10,7 @@ from plainpacs.archive.app.context import Context
 from plainpacs.archive.errors import StorageUnavailable
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.root import open_root
-from plainpacs.indexer.hooks.journal import HookBook
-from plainpacs.indexer.hooks.retry_policy import Kind
+from plainpacs.indexer.hooks.journal import HookBook, Kind
 from plainpacs.indexer.output import formats, naming
 
 

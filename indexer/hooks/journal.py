@@ -1,33 +1,31 @@
-"""What the user's commands were run for, and what they wait for: ``.plainpacs/hooks``.
+"""The folder ``.plainpacs/hooks``: which studies wait for a command, and what was run before.
 
-    on                        since when each kind is on: {"study": "2024-…", "instance": "2024-…"}
-    study/<month>~<study>     an empty file: a study that grew, whose settling is not dealt with yet
-    instance/<month>~<study>  the same: it has instances that are not all given to the command yet
-    failed/<kind>~<month>~<study>    what failed for good
-    log/<month>/<study>.jsonl        what was done for the study; only appended to
+    on                                {"study": TIME, "instance": TIME}: since when each is on
+    study/<month>~<study>             an empty file: the study grew, and is to be dealt with
+    instance/<month>~<study>          the same, for the command of its instances
+    failed/<kind>~<month>~<study>     the command failed for good
+    log/<month>/<study>.jsonl         what was done; only appended to
 
-Whoever runs a command holds the lock (``flock``) on the marker meanwhile. The log has lines of four
-kinds; times are UTC, a *level* is ``{"instances": N, "last_stored": TIME}``:
+Lines of a log; a *level* is ``"instances": N, "last_stored": TIME``:
 
-    {"settled": TIME, LEVEL}            the study, at this level, had no new instance for a while
-    {"given": TIME, LEVEL}              all instances of this level were given to ``on_instance``
-    {"of": WHAT, "ran": TIME, "exit": N}     the command ended; WHAT is the TIME of a settling, or
-                                        "<SeriesInstanceUID>/<SOPInstanceUID> <stored>"
-    {"again": TIME}                     what failed is to be tried again
+    {"settled": TIME, LEVEL, "exit": N}    the command for the settled study is dealt with
+    {"given": TIME, LEVEL}                 so are the instances up to this level
+    {"of": "<SeriesInstanceUID>/<SOPInstanceUID> <stored>", "ran": TIME, "exit": N}    one of them
+    {"again": TIME}                        what had failed is to be tried again
 
-What is to be done follows from the level of the study as it is and from this log alone
-(``hook_history``), so that it does not matter when whoever does it is killed, nor how often the
-same is asked.
+The marker goes last: whoever is killed leaves it, and the command is run at least once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import logging
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
@@ -35,15 +33,88 @@ from plainpacs.archive.errors import PlainpacsError
 from plainpacs.archive.tree import durable, layout
 from plainpacs.archive.tree.publisher import Publisher
 from plainpacs.archive.tree.root import stamp
-from plainpacs.indexer.hooks.retry_policy import History, Kind
+from plainpacs.indexer.index.rebuild import Study
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Study = tuple[str, str]
-"""(month, StudyInstanceUID), as elsewhere; its module would take a process of hooks 60 ms."""
 
 _FAILED = f"{layout.HOOKS}/failed"
 _ON = f"{layout.HOOKS}/on"
+_STYLE = orjson.OPT_APPEND_NEWLINE
+
+
+class Kind(enum.Enum):
+    """What a command is run for."""
+
+    STUDY = "study"
+    INSTANCE = "instance"
+
+
+class Level(NamedTuple):
+    """How far a study has grown: its instances, and when the last was stored."""
+
+    instances: int
+    last_stored: str
+
+    def above(self, before: Level | None, since: str) -> bool:
+        """Whether an instance came after ``before``; with none before, after ``since``.
+
+        The number is looked at too: clocks are set back, and those of several nodes differ.
+        """
+        if before is None:
+            return self.last_stored >= since
+        return self.last_stored > before.last_stored or self.instances > before.instances
+
+
+_NOTHING = Level(-1, "")
+
+
+class Failure(NamedTuple):
+    exit: int
+    time: str
+
+
+@dataclass(slots=True)
+class History:
+    """What a study's log says. ``dealt_with``: instances, by the key in their line; the study's
+    own failure has the key ``""``."""
+
+    levels: dict[Kind, Level] = field(default_factory=dict)
+    dealt_with: set[str] = field(default_factory=set)
+    failures: dict[str, Failure] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, data: bytes) -> History:
+        """Takes every line that parses, and skips the rest."""
+        history = cls()
+        for raw in data.split(b"\n"):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                history._take(orjson.loads(raw))
+        return history
+
+    def _take(self, line: Mapping[str, Any]) -> None:
+        if "settled" in line:
+            self.levels[Kind.STUDY] = Level(int(line["instances"]), str(line["last_stored"]))
+            self._ended("", int(line["exit"]), str(line["settled"]))
+        elif "given" in line:
+            self.levels[Kind.INSTANCE] = Level(int(line["instances"]), str(line["last_stored"]))
+        elif "of" in line:
+            self.dealt_with.add(str(line["of"]))
+            self._ended(str(line["of"]), int(line["exit"]), str(line["ran"]))
+        elif "again" in line:
+            if "" in self.failures:
+                self.levels[Kind.STUDY] = _NOTHING
+            self.dealt_with.difference_update(self.failures)
+            self.failures.clear()
+
+    def _ended(self, key: str, status: int, at: str) -> None:
+        if status:
+            self.failures[key] = Failure(status, at)
+        else:
+            self.failures.pop(key, None)
+
+    def failing(self, kind: Kind) -> list[Failure]:
+        return [one for key, one in self.failures.items() if bool(key) is (kind is Kind.INSTANCE)]
 
 
 class HookBook:
@@ -119,7 +190,6 @@ class HookBook:
     def try_again(self, kind: Kind, study: Study) -> None:
         """What failed for good waits to be tried as if it were new."""
         self.append(study, {"again": stamp(time.time_ns())})
-        self.settle(study)
         self.mark(kind, study)
         with contextlib.suppress(FileNotFoundError):
             durable.unlink(_failed(kind, study), folder=self._root)
@@ -129,15 +199,13 @@ class HookBook:
     def read(self, study: Study) -> History:
         return History.of(self._read(_log(study)))
 
-    def append(self, study: Study, line: Mapping[str, Any]) -> None:
-        """It outlives a power loss when ``settle`` returns."""
-        data = orjson.dumps(line, option=_STYLE)
+    def append(self, study: Study, *lines: Mapping[str, Any]) -> None:
+        """Durably."""
+        data = b"".join(orjson.dumps(line, option=_STYLE) for line in lines)
         self._within(
             _log(study).rpartition("/")[0],
             lambda _: durable.append_lines(self._root, _log(study), data),
         )
-
-    def settle(self, study: Study) -> None:
         durable.settle(self._root, _log(study))
 
     def _within(self, folder: str, change: Callable[[int], T]) -> T:
@@ -165,9 +233,6 @@ class HookBook:
             return os.listdir(folder)
         finally:
             os.close(folder)
-
-
-_STYLE = orjson.OPT_APPEND_NEWLINE
 
 
 def _marks(kind: Kind) -> str:

@@ -1,23 +1,10 @@
-"""The process that runs the user's commands for one study, one after the other, and records each.
-
-It is not the indexer, so that an indexer that is killed takes no command with it: whoever indexes
-next finds the lock on the study's marker held, waits, and then finds in the log what was run. Each
-result is recorded before the next command is started. Only a kill of this very process, or of the
-machine, while a command is at work leaves that unknown; then it is run again.
-
-    python -m plainpacs.indexer.hooks.runner KIND MONTH STUDY LOCK ROOT PATH SINCE
-
-``LOCK`` and ``ROOT`` are descriptors: the locked marker, and the archive open at ``PATH``.
-The settings, with the command, are in its environment, and so in that of the command.
-"""
+"""Runs a command of the user for one study, or for each new instance of it, and waits for it."""
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -26,7 +13,6 @@ from typing import IO, Any, NamedTuple
 
 import orjson
 
-from plainpacs.archive.app import logs, settings
 from plainpacs.archive.app.hook_command import (
     INSTANCE_PLACES,
     STUDY_PLACES,
@@ -35,14 +21,14 @@ from plainpacs.archive.app.hook_command import (
 )
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.root import stamp
-from plainpacs.indexer.hooks.journal import HookBook, Study
-from plainpacs.indexer.hooks.retry_policy import Kind, Level, command_of, given_line, ran_line
+from plainpacs.indexer.hooks.journal import HookBook, Kind, Level
 from plainpacs.indexer.index.manifest_facts import (
     InstanceFacts,
     best_facts,
     read_manifest,
     study_files,
 )
+from plainpacs.indexer.index.rebuild import Study
 from plainpacs.indexer.output.printable import visible
 
 _LOG = logging.getLogger("plainpacs.hooks")
@@ -52,7 +38,7 @@ _CANNOT_RUN, _NOT_FOUND = 126, 127
 PLACES = {Kind.STUDY: STUDY_PLACES, Kind.INSTANCE: INSTANCE_PLACES}
 
 
-class Present(NamedTuple):
+class _Present(NamedTuple):
     """An instance that lies in the tree, and the line that counts for it."""
 
     series: str
@@ -64,7 +50,7 @@ class Present(NamedTuple):
         return f"{self.series}/{layout.instance_of(self.name)} {self.facts.stored}"
 
 
-def present_in(path: str, study: Study) -> list[Present]:
+def _present_in(path: str, study: Study) -> list[_Present]:
     """The instances of the study that have a valid line, in the order in which they were stored.
 
     Raises OSError.
@@ -79,60 +65,52 @@ def present_in(path: str, study: Study) -> list[Present]:
         for name, file in names.items():
             lines = [line for manifest in manifests for line in manifest.lines.get(name, ())]
             if best := best_facts(file, lines):
-                found.append(Present(series, name, best))
+                found.append(_Present(series, name, best))
     return sorted(found, key=lambda one: (one.facts.stored, one.series, one.name))
-
-
-def level_of(present: list[Present]) -> Level:
-    return Level(len(present), max((one.facts.stored for one in present), default=""))
 
 
 @dataclass(frozen=True, slots=True)
 class HookRun:
-    """The commands of one kind, for one study of the archive at ``path``."""
+    """The command of one kind, for one study of the archive at ``path``.
+
+    ``environ``: what the command's environment has besides what it is told. ``lock``: the open
+    marker, locked. The command holds it, too: should we be killed, whoever indexes next does not
+    run it a second time before it has ended.
+    """
 
     book: HookBook
     kind: Kind
     path: str
     study: Study
-    since: str
     command: HookWords
+    environ: Mapping[str, str]
+    lock: int
 
-    def run(self) -> None:
-        """Runs what is due by the study's log, and records it. Raises OSError."""
-        if self.kind is Kind.STUDY:
-            self._run_for_study()
-        else:
-            self._run_for_instances()
-        self.book.settle(self.study)
+    def for_study(self) -> int:
+        """The exit status of the command; 0 when nothing of the study is there any more."""
+        present = _present_in(self.path, self.study)
+        return self._call(self._study_values(present)) if present else 0
 
-    def _run_for_study(self) -> None:
-        history = self.book.read(self.study)
-        present = present_in(self.path, self.study)
-        status = self._call(self._study_values(present)) if present else 0
-        self.book.append(self.study, ran_line(history.settled_at, status))
-
-    def _run_for_instances(self) -> None:
-        history = self.book.read(self.study)
-        present = present_in(self.path, self.study)
-        keys = set()
+    def for_instances(self, since: str) -> tuple[Level, dict[str, int]]:
+        """Gives the command each instance that the log does not name; those stored before ``since``
+        are not new. What succeeded is logged. How far it got, and exit statuses of what failed."""
+        dealt_with = self.book.read(self.study).dealt_with
+        present = _present_in(self.path, self.study)
+        failed = {}
         for one in present:
-            keys.add(one.key)
-            before = history.tries.get(one.key)
-            if one.facts.stored < self.since or (before and (before.is_final or before.wait())):
+            if one.facts.stored < since or one.key in dealt_with:
                 continue
-            status = self._call(self._instance_values(one))
-            self.book.append(self.study, ran_line(one.key, status))
-        for key, tries in history.tries.items():
-            if "/" in key and key not in keys and tries.exit:  # it was taken out: nothing to do
-                self.book.append(self.study, ran_line(key, 0))
-        self.book.append(self.study, given_line(stamp(time.time_ns()), level_of(present)))
+            if status := self._call(self._instance_values(one)):
+                failed[one.key] = status
+            else:
+                self.book.append(self.study, ran_line(one.key, 0))
+        return _level_of(present), failed
 
     # --- what the command is told -------------------------------------------------------------
 
-    def _study_values(self, present: list[Present]) -> dict[str, str]:
+    def _study_values(self, present: list[_Present]) -> dict[str, str]:
         lines = [orjson.loads(one.facts.raw) for one in present]
-        level = level_of(present)
+        level = _level_of(present)
         return {
             **self._values(layout.study_folder(*self.study), lines),
             "series": str(len({one.series for one in present})),
@@ -141,7 +119,7 @@ class HookRun:
             "last_stored": level.last_stored,
         }
 
-    def _instance_values(self, one: Present) -> dict[str, str]:
+    def _instance_values(self, one: _Present) -> dict[str, str]:
         line = orjson.loads(one.facts.raw)
         folder = layout.study_folder(*self.study)
         return {
@@ -177,13 +155,14 @@ class HookRun:
         place = f"study {'/'.join(self.study)}{what and ', instance '}{what}"
         began = time.monotonic()
         try:
-            words = self.command.filled(values)
             process = subprocess.Popen(
-                words,
+                self.command.filled(values),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env=self._environment(values),
+                pass_fds=(self.lock,),
+                start_new_session=True,
             )
         except (LooksLikeAnOption, ValueError) as error:
             _LOG.warning("%s: the command was not run: %s", place, error)
@@ -205,7 +184,15 @@ class HookRun:
         # A plainpacs that the command calls is to work on this archive.
         ours = {"PLAINPACS_ARCHIVE": self.path, "HOOK_KIND": self.kind.value}
         told = {PLACES[self.kind][name]: value for name, value in values.items()}
-        return {**os.environ, **ours, **told}
+        return {**self.environ, **ours, **told}
+
+
+def ran_line(key: str, status: int) -> dict[str, Any]:
+    return {"of": key, "ran": stamp(time.time_ns()), "exit": status}
+
+
+def _level_of(present: list[_Present]) -> Level:
+    return Level(len(present), max((one.facts.stored for one in present), default=""))
 
 
 def _text(value: object) -> str:
@@ -223,11 +210,12 @@ class _Output:
         self._thread.start()
 
     def _read(self) -> None:
-        while some := os.read(self._pipe.fileno(), 1 << 16):
-            room = _HEAD - len(self._head)
-            self._head += some[:room]
-            self._left_out |= len(self._tail) + len(some[room:]) > _TAIL
-            self._tail = (self._tail + some[room:])[-_TAIL:]
+        with self._pipe:
+            while some := os.read(self._pipe.fileno(), 1 << 16):
+                room = _HEAD - len(self._head)
+                self._head += some[:room]
+                self._left_out |= len(self._tail) + len(some[room:]) > _TAIL
+                self._tail = (self._tail + some[room:])[-_TAIL:]
 
     def lines(self) -> Iterator[str]:
         """When the command has ended."""
@@ -237,20 +225,3 @@ class _Output:
         for line in (self._head + gap + self._tail).decode("utf-8", "replace").splitlines():
             if line.strip():
                 yield visible(line)
-
-
-def main(arguments: list[str]) -> None:
-    """See the module."""
-    kind, month, study, _, root, path, since = arguments
-    # A service that stops signals all its processes: what was run has to be recorded yet. (Signals
-    # that are ignored would be by the command too; handlers are not passed on.)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
-    chosen = settings.load({})
-    logs.set_up(chosen.log_level, chosen.log_format)
-    words = HookWords.parse(command_of(chosen, Kind(kind)), PLACES[Kind(kind)])
-    HookRun(HookBook(int(root)), Kind(kind), path, (month, study), since, words).run()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

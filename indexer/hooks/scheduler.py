@@ -1,14 +1,14 @@
 """When the user's commands are run: for a study that settled, for an instance that came.
 
-The indexer notes each study that it rebuilt (``Hooks.note``): one that has grown since its commands
-were last run gets a marker, before the indexer lets go of it. A thread of its own does the rest: it
-waits until a study has had no new instance for the while, records that it settled, and starts the
-processes that run the commands (``hook_process``), in the order in which the studies settled, not
-more than a few at once, and again after a while when they fail.
+The indexer notes each study that it rebuilt (``Hooks.note``): one that has grown since it was dealt
+with gets a marker, before the indexer lets go of it. A thread of its own does the rest: it waits
+until a study has had no new instance for a while, and has the commands run (``runner``), in the
+order in which the studies settled, not more than a few at once, and again after a while when they
+fail. What was dealt with gets a line in the study's log, then its marker goes; so a kill at any
+moment forgets nothing, and may have a command run once more.
 
-What is to be done is decided from the tree and the study's log alone (``hook_history``), so a kill
-at any moment forgets nothing and runs nothing twice. Times are of the monotonic clock; how long a
-study has been quiet when the indexer starts is told by its folders, in the file system's own time.
+Times are of the monotonic clock; how long a study has been quiet when the indexer starts is told by
+its folders, in the file system's own time.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fcntl import LOCK_EX
 
+from plainpacs.archive.app.hook_command import HookWords
 from plainpacs.archive.app.settings import Settings, environment
-from plainpacs.archive.child_process import python_command
 from plainpacs.archive.errors import PlainpacsError
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.root import file_system_now, stamp, try_lock
-from plainpacs.indexer.hooks.journal import HookBook
-from plainpacs.indexer.hooks.retry_policy import Kind, Level, Verdict, command_of, settled_line
+from plainpacs.indexer.hooks.journal import HookBook, Kind, Level
+from plainpacs.indexer.hooks.runner import PLACES, HookRun, ran_line
 from plainpacs.indexer.index.rebuild import Study
 from plainpacs.indexer.index.study_record import StudyRecord, study_record
 
 log = logging.getLogger(__name__)
 
+BACK_OFF = (10.0, 60.0, 300.0, 1800.0)
+"""Seconds to wait after the first, second … try that failed; the one after the last is final."""
 _LOOK_EVERY = 10.0
 _AFTER_ERROR = 30.0
 _AT_A_TIME = 200
@@ -50,36 +51,28 @@ class HookSettings:
     since: str
 
     @property
-    def commands(self) -> dict[Kind, str]:
+    def commands(self) -> dict[Kind, HookWords]:
         """Those that there are."""
-        return {kind: text for kind in Kind if (text := command_of(self.settings, kind))}
-
-    @property
-    def quiet(self) -> float:
-        return self.settings.settle_seconds
-
-    @property
-    def at_once(self) -> int:
-        return self.settings.hooks_at_once
+        chosen = self.settings
+        texts = {Kind.STUDY: chosen.on_study_settled, Kind.INSTANCE: chosen.on_instance}
+        return {kind: HookWords.parse(text, PLACES[kind]) for kind, text in texts.items() if text}
 
 
 @dataclass(slots=True)
 class _Job:
-    """A marker that waits, to be looked at when ``ready`` (monotonic).
+    """A marker, to be dealt with when ``ready``; the study is at ``level`` as far as is known.
 
-    ``level``: that of the study when last heard of; ``known`` false: not yet. ``changes`` counts
-    how often that changed, ``begun`` is what it was when the process was started. Those that are
-    ``to_run`` are started by ``order``.
+    ``known`` false: it was there before us. ``tries`` failed since the study last ``changed``;
+    ``began`` and ``thread`` tell that we have been, and are, at work on it.
     """
 
-    order: str
     ready: float
     level: Level | None = None
     known: bool = False
-    changes: int = 0
-    begun: int = 0
-    to_run: bool = False
-    process: subprocess.Popen[bytes] | None = None
+    tries: int = 0
+    changed: bool = False
+    began: bool = False
+    thread: threading.Thread | None = None
 
 
 class Hooks:
@@ -91,7 +84,9 @@ class Hooks:
     def __init__(self, path: str, root: int, settings: HookSettings | None = None) -> None:
         self._path = path
         self._root = root
-        self._settings = settings
+        self._commands = settings.commands if settings else {}
+        self._settings = settings.settings if settings else Settings()
+        self._turned_on = settings.since if settings else ""
         self._book = HookBook(root)
         self._since = self._book.since()
         self._jobs: dict[tuple[Kind, Study], _Job] = {}
@@ -108,33 +103,25 @@ class Hooks:
 
         Raises OSError, StorageUnavailable.
         """
-        if not self._since:
-            return
         level = Level(record.instances, record.last_stored) if record else None
         for kind, since in self._since.items():
             with self._lock:
                 job = self._jobs.get((kind, study))
-                if job is not None:
-                    self._heard(kind, job, level)
-                    continue
-            if level is None or not level.above(self._book.read(study).level(kind), since):
-                continue
-            with self._lock:
-                self._book.mark(kind, study)
-                job = self._jobs.setdefault((kind, study), _Job(_now(), 0.0, known=True))
+                if job is None:
+                    if level is None:
+                        continue
+                    if not level.above(self._book.read(study).levels.get(kind), since):
+                        continue
+                    self._book.mark(kind, study)
+                    job = self._jobs[kind, study] = _Job(0.0, known=True)
                 self._heard(kind, job, level)
         self._wake.set()
 
     def _heard(self, kind: Kind, job: _Job, level: Level | None) -> None:
-        if job.known and level == job.level:
+        if not job.known or level == job.level:  # what we found, we look at ourselves
             return
-        job.changes += 1
-        if not job.known:  # found when we started: its folders tell since when it is quiet
-            return
-        job.level, job.to_run = level, False
-        job.ready = time.monotonic()
-        if kind is Kind.STUDY and self._settings:
-            job.ready += self._settings.quiet
+        job.level, job.changed, job.tries = level, True, 0
+        job.ready = time.monotonic() + (self._settings.settle_seconds if kind is Kind.STUDY else 0)
 
     # --- at work ------------------------------------------------------------------------------
 
@@ -143,24 +130,20 @@ class Hooks:
         """Within, the commands are run; whoever is given none turns them off.
 
         At the end no more are started. What runs is given a few seconds to end, and then left to
-        itself: it records its own end. Raises OSError, StorageUnavailable.
+        itself; it is run again by whoever indexes next. Raises StorageUnavailable.
         """
-        self._start()
+        self.turn_on()
+        if self._since:
+            self._thread = threading.Thread(target=self._run, name="hooks")
+            self._thread.start()
         try:
             yield
         finally:
             self._stop()
 
-    def _start(self) -> None:
-        self.turn_on()
-        if self._since:
-            self._thread = threading.Thread(target=self._run, name="hooks")
-            self._thread.start()
-
     def turn_on(self) -> None:
         """What is stored from now on is new; or has been since, when it was on already."""
-        commands = self._settings.commands if self._settings else ()
-        self._since = self._book.turn_on(commands, self._settings.since if self._settings else "")
+        self._since = self._book.turn_on(self._commands, self._turned_on)
 
     def _stop(self) -> None:
         self._stopping.set()
@@ -168,10 +151,9 @@ class Hooks:
         if self._thread:
             self._thread.join()
         deadline = time.monotonic() + _PATIENCE
-        for job in self._jobs.values():
-            if job.process:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    job.process.wait(max(0.0, deadline - time.monotonic()))
+        for job in list(self._jobs.values()):
+            if thread := job.thread:
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -189,22 +171,41 @@ class Hooks:
         if now - self._looked > _LOOK_EVERY:
             self._find_marked()
             self._looked = now
-        with self._lock:
-            jobs = list(self._jobs.items())
-        for (kind, study), job in jobs:
-            if job.process and job.process.poll() is not None:
-                self._trying(self._ended, kind, study, job)
-        ready = [(key, job) for key, job in jobs if job.ready <= now and not job.process]
-        ready.sort(key=lambda pair: pair[1].ready)
-        for (kind, study), job in [pair for pair in ready if not pair[1].to_run][:_AT_A_TIME]:
-            self._trying(self._decide, kind, study, job)
-        free = self._room(jobs)
-        for (kind, study), job in sorted(ready, key=lambda pair: pair[1].order):
-            if not free or self._stopping.is_set():
+        for key, job in [one for one in self._ready(now) if not one[1].known][:_AT_A_TIME]:
+            self._trying(self._look_at, *key, job)
+        for key, job in self._ready(now):
+            if not self._free() or self._stopping.is_set():
                 return
-            if job.to_run and not job.process:
-                self._trying(self._begin, kind, study, job)
-                free -= job.process is not None
+            if job.known:
+                self._trying(self._begin, *key, job)
+
+    def _find_marked(self) -> None:
+        """Markers that were there before us, or were set by hand since."""
+        for kind in self._since:
+            for study in self._book.waiting(kind):
+                with self._lock:
+                    self._jobs.setdefault((kind, study), _Job(time.monotonic()))
+
+    def _ready(self, now: float) -> list[tuple[tuple[Kind, Study], _Job]]:
+        with self._lock:
+            found = [one for one in self._jobs.items() if one[1].ready <= now]
+        return sorted((one for one in found if not one[1].thread), key=lambda one: one[1].ready)
+
+    def _free(self) -> int:
+        """How many more commands may be started."""
+        with self._lock:
+            running = sum(job.thread is not None for job in self._jobs.values())
+        return self._settings.hooks_at_once - running
+
+    def _seconds_to_next(self) -> float:
+        """Until a job is ready that can be dealt with; one that ends wakes us."""
+        free = self._free()
+        with self._lock:
+            jobs = [
+                job for job in self._jobs.values() if not job.thread and (free or not job.known)
+            ]
+        times = [job.ready for job in jobs]
+        return min(_LOOK_EVERY, max(0.0, min(times, default=_FAR) - time.monotonic()))
 
     def _trying(
         self, step: Callable[[Kind, Study, _Job], None], kind: Kind, study: Study, job: _Job
@@ -217,147 +218,108 @@ class Hooks:
                         kind.value, *study, error)  # fmt: skip
             job.ready = time.monotonic() + _AFTER_ERROR
 
-    def _room(self, jobs: list[tuple[tuple[Kind, Study], _Job]]) -> int:
-        assert self._settings
-        return self._settings.at_once - sum(job.process is not None for _, job in jobs)
-
-    def _seconds_to_next(self) -> float:
-        """Until a job is ready that can be dealt with; one that runs wakes us when it ends."""
-        with self._lock:
-            jobs = list(self._jobs.items())
-        full = not self._room(jobs)
-        times = [job.ready for _, job in jobs if not job.process and not (full and job.to_run)]
-        return min(_LOOK_EVERY, max(0.0, min(times, default=_FAR) - time.monotonic()))
-
-    def _find_marked(self) -> None:
-        """Markers that were there before us, or were set by hand since."""
-        for kind in self._since:
-            for study in self._book.waiting(kind):
-                with self._lock:
-                    self._jobs.setdefault((kind, study), _Job("", time.monotonic()))
-
     # --- one study ----------------------------------------------------------------------------
 
-    def _decide(self, kind: Kind, study: Study, job: _Job) -> None:
-        if not job.known and not self._look_at(kind, study, job):
-            return
-        changes, level, since = job.changes, job.level, self._since[kind]
-        history = self._book.read(study)
-        verdict = history.verdict(kind, level, since)
-        if verdict is Verdict.GREW and kind is Kind.STUDY:
-            if self._is_pending(study):  # we shall hear of it
-                job.ready = time.monotonic() + 1.0
-                return
-            assert level
-            job.order = _now()
-            self._book.append(study, settled_line(job.order, level))
-            self._book.settle(study)
-            verdict = Verdict.RUN
-            log.info("study %s/%s settled with %d instances", *study, level.instances)
+    def _look_at(self, kind: Kind, study: Study, job: _Job) -> None:
+        """How far the study of a marker that we found has grown, and when it settles."""
         with self._lock:
-            if job.changes != changes:
-                return
-            if verdict in (Verdict.DONE, Verdict.FAILED):
-                if verdict is Verdict.DONE:
-                    self._book.done(kind, study)
-                else:
-                    self._book.give_up(kind, study)
-                    log.error("study %s/%s: the %s command failed for good; `plainpacs status` "
-                              "lists it", *study, kind.value)  # fmt: skip
-                del self._jobs[kind, study]
-            elif verdict is Verdict.LATER:
-                job.ready = time.monotonic() + history.wait(kind)
-            else:
-                job.order = job.order or history.settled_at or _now()
-                job.to_run = True
-
-    def _is_pending(self, study: Study) -> bool:
-        name = layout.pending_name(*study)
-        folders = (layout.PENDING, layout.INDEXING)
-        return any(os.path.exists(os.path.join(self._path, folder, name)) for folder in folders)
-
-    def _look_at(self, kind: Kind, study: Study, job: _Job) -> bool:
-        """How far the study has grown, of a marker that we found; False: it settles later."""
-        changes = job.changes
-        record = study_record(self._path, *study)
-        level = Level(record.instances, record.last_stored) if record else None
-        before = self._book.read(study).level(kind)
-        wait = 0.0
-        if kind is Kind.STUDY and level and level.above(before, self._since[kind]):
-            wait = self._quiet_left(study)
-        with self._lock:
-            if job.changes != changes:
-                return False
-            job.level, job.known = level, True
-            job.ready = time.monotonic() + wait
-        return not wait
+            record = study_record(self._path, *study)
+            job.level = Level(record.instances, record.last_stored) if record else None
+            job.known = True
+            if kind is Kind.STUDY and job.level:
+                job.ready = time.monotonic() + self._quiet_left(study)
 
     def _quiet_left(self, study: Study) -> float:
-        """Seconds until the study has been quiet for long enough, by the times of its folders."""
-        assert self._settings
+        """Seconds until the study has been quiet for long enough, by the times of its folders; how
+        long ago that was, with a minus."""
         times = []
         with (
             contextlib.suppress(FileNotFoundError),
             os.scandir(os.path.join(self._path, *study)) as entries,
         ):
             times = [e.stat().st_mtime_ns for e in entries if e.is_dir(follow_symlinks=False)]
-        quiet = self._settings.quiet
+        quiet = self._settings.settle_seconds
         if not times:
             return quiet
-        return min(quiet, max(0.0, quiet - (file_system_now(self._root) - max(times)) / 1e9))
+        return min(quiet, quiet - (file_system_now(self._root) - max(times)) / 1e9)
+
+    def _is_pending(self, study: Study) -> bool:
+        name = layout.pending_name(*study)
+        folders = (layout.PENDING, layout.INDEXING)
+        return any(os.path.exists(os.path.join(self._path, folder, name)) for folder in folders)
 
     def _begin(self, kind: Kind, study: Study, job: _Job) -> None:
-        """Starts the process, unless one that an indexer before us left is still at work."""
-        assert self._settings
-        lock = self._book.open_mark(kind, study)
-        try:
-            if not try_lock(lock, LOCK_EX):
-                job.ready, job.to_run = time.monotonic() + 1.0, False
-                return
-            # What that one did may be recorded since we decided.
-            history = self._book.read(study)
-            if history.verdict(kind, job.level, self._since[kind]) not in _STARTS[kind]:
-                job.to_run = False
-                return
-            job.begun = job.changes
-            job.process = subprocess.Popen(
-                python_command(
-                    "plainpacs.indexer.hooks.runner",
-                    *(kind.value, *study, str(lock), str(self._root), self._path),
-                    self._since[kind],
-                ),
-                stdin=subprocess.DEVNULL,
-                env=environment(self._settings.settings),
-                pass_fds=(lock, self._root),
-                start_new_session=True,
-            )
-        finally:
-            os.close(lock)
-        threading.Thread(target=self._wake_after, args=(job.process,), daemon=True).start()
-
-    def _wake_after(self, process: subprocess.Popen[bytes]) -> None:
-        process.wait()
-        self._wake.set()
-
-    def _ended(self, kind: Kind, study: Study, job: _Job) -> None:
-        assert job.process
-        status = job.process.returncode
-        job.process = None
-        given = self._book.read(study).given
+        """Has the command run, if there is a reason, and by nobody else."""
         with self._lock:
-            job.to_run = False
-            if job.changes == job.begun:
-                job.ready = time.monotonic()
-                if kind is Kind.INSTANCE:  # it may have found less than we had heard of
-                    job.level = given
-        if status:
-            log.warning("study %s/%s: what runs its commands ended with %d", *study, status)
-            job.ready = time.monotonic() + _AFTER_ERROR
+            level = job.level
+            if kind is Kind.STUDY:
+                if level and self._is_pending(study):  # we shall hear of it
+                    job.ready = time.monotonic() + 1.0
+                    return
+                before = self._book.read(study).levels.get(kind)
+                if level and not level.above(before, self._since[kind]):
+                    level = None
+            if level is None:
+                self._dealt_with(kind, study)
+                return
+            lock = self._book.open_mark(kind, study)
+            # A command that an indexer before us began may be at work yet.
+            if not try_lock(lock, LOCK_EX) and not job.began:
+                os.close(lock)
+                job.ready = time.monotonic() + 1.0
+                return
+            job.began, job.changed = True, False
+            command, environ = self._commands[kind], environment(self._settings)
+            run = HookRun(self._book, kind, self._path, study, command, environ, lock)
+            job.thread = threading.Thread(
+                target=self._work, args=(run, job, level), name="hook", daemon=True
+            )
+        job.thread.start()
 
+    def _work(self, run: HookRun, job: _Job, level: Level) -> None:
+        """In a thread of its own."""
+        try:
+            self._trying(lambda *_: self._run_and_record(run, job, level), run.kind, run.study, job)
+        finally:
+            os.close(run.lock)
+            job.thread = None
+            self._wake.set()
 
-def _now() -> str:
-    return stamp(time.time_ns())
+    def _run_and_record(self, run: HookRun, job: _Job, level: Level) -> None:
+        kind, study = run.kind, run.study
+        if kind is Kind.STUDY:
+            log.info("study %s/%s settled with %d instances", *study, level.instances)
+            status = run.for_study()
+            failed = {"": status} if status else {}
+        else:
+            level, failed = run.for_instances(self._since[kind])
+        with self._lock:
+            if failed and (job.changed or self._stopping.is_set()):
+                return
+            if failed and job.tries < len(BACK_OFF):
+                job.ready = time.monotonic() + BACK_OFF[job.tries]
+                job.tries += 1
+                return
+            self._record(run, level, failed)
+            if job.changed:
+                return
+            self._dealt_with(kind, study, failed=bool(failed))
+        if failed:
+            log.error("study %s/%s: the %s command failed for good; `plainpacs status` lists it",
+                      *study, kind.value)  # fmt: skip
+
+    def _record(self, run: HookRun, level: Level, failed: dict[str, int]) -> None:
+        now = stamp(time.time_ns())
+        if run.kind is Kind.STUDY:
+            lines = [{"settled": now, **level._asdict(), "exit": failed.get("", 0)}]
+        else:
+            lines = [ran_line(key, status) for key, status in failed.items()]
+            lines.append({"given": now, **level._asdict()})
+        self._book.append(run.study, *lines)
+
+    def _dealt_with(self, kind: Kind, study: Study, *, failed: bool = False) -> None:
+        (self._book.give_up if failed else self._book.done)(kind, study)
+        del self._jobs[kind, study]
 
 
 _FAR = float("inf")
-_STARTS = {Kind.STUDY: (Verdict.RUN,), Kind.INSTANCE: (Verdict.RUN, Verdict.GREW)}

@@ -13,7 +13,7 @@ import orjson
 
 from plainpacs.archive.store.free_space import Reserve
 from plainpacs.archive.tree import layout
-from plainpacs.archive.tree.root import is_locked, open_root, stamp
+from plainpacs.archive.tree.root import is_locked, open_root
 from plainpacs.indexer.hooks.journal import HookBook
 from plainpacs.indexer.index.lookup import Note
 from plainpacs.indexer.index.merge import count
@@ -89,7 +89,7 @@ def _failed_hooks(root: int) -> list[dict[str, Any]]:
     with contextlib.suppress(OSError):
         for kind, study in book.failed():
             failing = book.read(study).failing(kind)
-            last = max(failing, key=lambda tries: tries.ran, default=None)
+            last = max(failing, key=lambda failure: failure.time, default=None)
             found.append(
                 {
                     "kind": kind.value,
@@ -97,7 +97,7 @@ def _failed_hooks(root: int) -> list[dict[str, Any]]:
                     "StudyInstanceUID": study[1],
                     "failing": len(failing),
                     "exit": last.exit if last else None,
-                    "time": stamp(last.ran) if last else None,
+                    "time": last.time if last else None,
                 }
             )
     return found

@@ -26,10 +26,8 @@ from plainpacs.archive.errors import BadSettings
 from plainpacs.archive.store.manifest import Provenance
 from plainpacs.archive.store.store import Archive
 from plainpacs.archive.tree.root import stamp
-from plainpacs.indexer.hooks import journal
-from plainpacs.indexer.hooks import retry_policy as hook_history
-from plainpacs.indexer.hooks.retry_policy import BACK_OFF, History, Kind, Level, Tries, Verdict
-from plainpacs.indexer.hooks.runner import HookRun
+from plainpacs.indexer.hooks import journal, scheduler
+from plainpacs.indexer.hooks.journal import History, Kind, Level
 from plainpacs.indexer.hooks.scheduler import HookSettings
 from plainpacs.indexer.service.indexer import Indexer
 from tests.support.archives import eventually, new_archive, part10, store, tree
@@ -37,7 +35,7 @@ from tests.support.peer import STUDY as STUDY_SENT
 from tests.support.peer import Peer
 from tests.support.peer import data_set as peer_data_set
 from tests.support.serve import Serve, serve
-from tests.support.steps import at_step, killed_at, memory
+from tests.support.steps import at_step, memory
 
 __all__ = ["memory", "serve"]
 STUDY = ("202401", "1.2.3")
@@ -138,9 +136,9 @@ def test_a_settled_study_is_told_of_once(path: str, script: Script) -> None:
     assert (call["HOOK_INSTANCES"], call["HOOK_SERIES"]) == ("2", "2")
     assert (call["HOOK_CALLING_AE"], call["HOOK_CALLED_AE"]) == ("CT1", "DRDCM")
     assert call["HOOK_LAST_STORED"] >= call["HOOK_FIRST_STORED"] > BEFORE
-    settled, ran = lines_of(path)
-    assert (settled["instances"], ran["of"], ran["exit"]) == (2, settled["settled"], 0)
-    assert "Doe" not in json.dumps([settled, ran, call])
+    [settled] = lines_of(path)
+    assert (settled["instances"], settled["exit"]) == (2, 0)
+    assert "Doe" not in json.dumps([settled, call])
 
 
 def test_it_settles_again_when_it_grows_and_not_otherwise(path: str, script: Script) -> None:
@@ -278,13 +276,13 @@ def test_what_is_imported_and_restored(path: str, script: Script, memory: Path) 
 def test_a_command_that_fails_is_tried_again_and_then_listed(
     path: str, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hook_history, "BACK_OFF", (0.05, 0.05))
+    monkeypatch.setattr(scheduler, "BACK_OFF", (0.05, 0.05))
     script = Script(memory, f"test -e {memory}/well")
     stored(path)
     with at_work(path, settings(str(script))):
         eventually(lambda: waiting(path) == ["failed/study~202401~1.2.3"])
         assert len(script.calls()) == 3
-        assert [line["exit"] for line in lines_of(path) if "exit" in line] == [1, 1, 1]
+        assert [line["exit"] for line in lines_of(path)] == [1]
         (memory / "well").touch()
         stored(path, 2)
         eventually(lambda: len(script.calls()) == 4 and idle(path))
@@ -293,7 +291,7 @@ def test_a_command_that_fails_is_tried_again_and_then_listed(
 def test_what_failed_for_good_can_be_tried_again(
     path: str, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hook_history, "BACK_OFF", ())
+    monkeypatch.setattr(scheduler, "BACK_OFF", ())
     script = Script(memory, f"test -e {memory}/well")
     stored(path, 1)
     stored(path, 2)
@@ -309,24 +307,28 @@ def test_what_failed_for_good_can_be_tried_again(
         eventually(lambda: len(script.calls()) == 4 and idle(path))
 
 
-def test_a_program_that_is_not_there(path: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_program_that_is_not_there(
+    path: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "BACK_OFF", ())
     stored(path)
     with at_work(path, settings("/nowhere/at/all")):
         eventually(lambda: any(line.get("exit") == 127 for line in lines_of(path)))
-    said = capfd.readouterr().err
+    said = caplog.text
     assert "cannot be run: No such file" in said
     assert "Doe" not in said
 
 
 def test_what_it_prints_is_logged_and_bounded(
-    path: str, memory: Path, capfd: pytest.CaptureFixture[str]
+    path: str, memory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     noise = "yes 0123456789 | head -c 5000000; printf '\\nthe\\033[2J end'; sleep 300 &"
     script = Script(memory, noise)
     stored(path)
     with at_work(path, settings(str(script))):
         eventually(lambda: idle(path) and script.calls())
-    said = capfd.readouterr().err
+    said = caplog.text
     assert "says: the\N{REPLACEMENT CHARACTER}[2J end" in said
     assert "the command ended with 0" in said
     assert 3000 < len(said) < 60_000
@@ -341,10 +343,9 @@ def test_the_limit_and_the_order(path: str, memory: Path) -> None:
         stored(path, study=study)
     with at_work(path, settings(str(script), quiet=600)):
         eventually(lambda: len(waiting(path)) == 5)
-    root = journal.HookBook(os.open(path, os.O_RDONLY))
     for number, study in enumerate(studies):
-        at = f"2024-01-01T00:00:0{number}.000Z"
-        root.append(("202401", study), hook_history.settled_line(at, Level(1, "9999")))
+        quiet_since = time.time() - 100 + number
+        os.utime(Path(path, "202401", study, "1.2.3.4"), (quiet_since, quiet_since))
     with at_work(path, settings(str(script), at_once=1)):
         eventually(lambda: len(script.calls()) == 5 and idle(path))
     assert not (memory / "two").exists()
@@ -363,7 +364,7 @@ def run(*arguments: str) -> str:
 def test_status_and_hooks_name_what_failed(
     path: str, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hook_history, "BACK_OFF", ())
+    monkeypatch.setattr(scheduler, "BACK_OFF", ())
     stored(path)
     with at_work(path, settings("/nowhere/at/all", str(script), at_once=1)):
         eventually(lambda: waiting(path) == ["failed/study~202401~1.2.3"])
@@ -432,13 +433,12 @@ def killed_at_work(step: int, path: str, hooks: HookSettings) -> bool:
 
 @pytest.mark.parametrize("kind", ["study", "instance"])
 @pytest.mark.timeout(300)
-def test_killed_before_every_change_nothing_is_forgotten_nor_run_twice(
-    kind: str, memory: Path
-) -> None:
+def test_killed_before_every_change_nothing_is_forgotten(kind: str, memory: Path) -> None:
     template = memory / "template"
     new_archive(template)
     stored(str(template), 1)
     stored(str(template), 2)
+    again = 0
     for step in range(200):
         folder = memory / str(step)
         folder.mkdir()
@@ -451,48 +451,19 @@ def test_killed_before_every_change_nothing_is_forgotten_nor_run_twice(
             work_through(indexer, path)
         calls = [call.get("HOOK_SOP_INSTANCE_UID", "") for call in script.calls()]
         wanted = [""] if kind == "study" else ["1.2.3.9.1", "1.2.3.9.2"]
-        assert calls == wanted, f"killed before step {step}"
+        assert sorted(set(calls)) == wanted, f"killed before step {step}"
+        again += len(calls) - len(wanted)
+        assert len(calls) <= len(wanted) + 1, f"killed before step {step}"
         assert waiting(path) == []
         shutil.rmtree(folder)
         if not killed:
             break
-    assert 30 < step < 199
-
-
-def test_whoever_runs_commands_is_killed_and_one_of_them_at_most_runs_again(memory: Path) -> None:
-    template = memory / "template"
-    new_archive(template)
-    with at_work(str(template), settings(instance="true")):
-        pass
-    for number in range(3):
-        stored(str(template), number)
-    with Indexer.open(str(template)) as indexer:
-        indexer.once()
-    for step in range(50):
-        folder = memory / str(step)
-        folder.mkdir()
-        path = str(shutil.copytree(template, folder / "a"))
-        script = Script(folder)
-        words = HookWords.parse(str(script), ())
-
-        def run_all(path: str = path, words: HookWords = words) -> None:
-            book = journal.HookBook(os.open(path, os.O_RDONLY))
-            HookRun(book, Kind.INSTANCE, path, STUDY, BEFORE, words).run()
-
-        killed = killed_at(step, run_all)
-        with Indexer.open(path, hooks=settings(instance=str(script))) as indexer:
-            work_through(indexer, path)
-        calls = [call["HOOK_SOP_INSTANCE_UID"] for call in script.calls()]
-        assert sorted(set(calls)) == [f"1.2.3.9.{number}" for number in range(3)]
-        assert len(calls) <= 4, f"killed before step {step}"
-        shutil.rmtree(folder)
-        if not killed:
-            break
-    assert 5 < step < 49
+    assert 25 < step < 199
+    assert again <= step / 3, "only what is killed before its line is there"
 
 
 def test_killed_while_the_command_is_at_work(path: str, memory: Path) -> None:
-    """The command goes on, its end is recorded, and whoever indexes next does not run it again."""
+    """The command goes on, and whoever indexes next runs it again, but not beside itself."""
     script = Script(
         memory, f"touch {memory}/began; while test ! -e {memory}/go; do sleep 0.02; done"
     )
@@ -512,18 +483,19 @@ def test_killed_while_the_command_is_at_work(path: str, memory: Path) -> None:
         assert len(script.calls()) == 1
         (memory / "go").touch()
         eventually(lambda: idle(path))
-    assert len(script.calls()) == 1
-
-
-def test_when_the_kill_hits_the_command_it_is_run_again(path: str, memory: Path) -> None:
-    body = f"test -e {memory}/once && exit 0; touch {memory}/once; kill -9 $PPID; sleep 60"
-    script = Script(memory, body)
-    stored(path)
-    with at_work(path, settings(str(script))):
-        eventually((memory / "once").exists)
-    with at_work(path, settings(str(script))):
-        eventually(lambda: idle(path))
     assert len(script.calls()) == 2
+
+
+def test_what_a_command_left_running_holds_up_nothing(path: str, memory: Path) -> None:
+    script = Script(memory, f"test -e {memory}/1 || {{ touch {memory}/1; sleep 300 & exit 1; }}")
+    stored(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler, "BACK_OFF", (0.05,))
+        with at_work(path, settings(str(script))):
+            eventually(lambda: idle(path) and len(script.calls()) == 2)
+            stored(path, 2)
+            eventually(lambda: idle(path) and len(script.calls()) == 3)
+    assert [line["exit"] for line in lines_of(path)] == [0, 0]
 
 
 # --- the words ------------------------------------------------------------------------------------
@@ -558,39 +530,27 @@ def test_a_list_of_words_will_do(tmp_path: Path) -> None:
     assert load({}, str(config), {}).on_instance == "'a b' '{path}'"
 
 
-# --- deciding -------------------------------------------------------------------------------------
+# --- what the log says ----------------------------------------------------------------------------
 
 
-def test_what_is_to_be_done_follows_from_the_log() -> None:
-    one, two = Level(1, "2024-01-02"), Level(2, "2024-01-03")
-
-    def verdict(
-        *lines: dict[str, Any], now: Level | None = one, kind: Kind = Kind.STUDY
-    ) -> Verdict:
+def test_a_log_is_read_line_by_line() -> None:
+    def history(*lines: dict[str, Any]) -> History:
         data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
-        return History.of(b'{"settled":\n\0\n' + data).verdict(kind, now, "2024-01-01")
+        return History.of(b'{"settled":\n\0\n[]\n' + data)
 
-    settled = {"settled": "T1", **one._asdict()}
-    failed = {"of": "T1", "ran": stamp(time.time_ns()), "exit": 1}
-    assert verdict() is Verdict.GREW
-    assert verdict(now=None) is Verdict.DONE
-    assert verdict(now=Level(1, "2023")) is Verdict.DONE
-    assert verdict(settled) is Verdict.RUN
-    assert verdict(settled, now=two) is Verdict.GREW
-    assert verdict(settled, now=Level(2, "2024-01-01")) is Verdict.GREW
-    assert verdict(settled, failed | {"exit": 0}) is Verdict.DONE
-    assert verdict(settled, failed) is Verdict.LATER
-    assert verdict(settled, failed | {"ran": "2024-01-01T00:00:00.000Z"}) is Verdict.RUN
-    assert verdict(settled, *[failed] * (1 + len(BACK_OFF))) is Verdict.FAILED
-    assert verdict(settled, *[failed] * 9, {"again": "T"}) is Verdict.RUN
-    assert (
-        verdict(settled, *[failed] * 9, {"settled": "T2", **two._asdict()}, now=two) is Verdict.RUN
-    )
-    given = {"given": "T1", **one._asdict()}
-    assert verdict(given, kind=Kind.INSTANCE) is Verdict.DONE
-    assert verdict(given | {"instances": 0}, kind=Kind.INSTANCE) is Verdict.GREW
-    assert verdict(given, failed | {"of": "1/2 T"}, kind=Kind.INSTANCE) is Verdict.LATER
-
-
-def test_a_clock_that_was_set_back_does_not_stop_the_tries() -> None:
-    assert Tries(1, time.time_ns() + 10**15, 1).wait() == BACK_OFF[0]
+    one, two = Level(1, "2024-01-02"), Level(2, "2024-01-03")
+    settled = {"settled": "T1", **one._asdict(), "exit": 0}
+    level = history(settled).levels[Kind.STUDY]
+    assert not one.above(level, "")
+    assert two.above(level, "2025")
+    assert Level(2, "2024-01-01").above(level, ""), "the clock was set back"
+    assert not one.above(None, "2024-01-03")
+    failed = history(settled | {"exit": 5})
+    assert [one.exit for one in failed.failing(Kind.STUDY)] == [5]
+    assert failed.failing(Kind.INSTANCE) == []
+    assert one.above(history(settled | {"exit": 5}, {"again": "T"}).levels[Kind.STUDY], "2025")
+    ran = {"of": "1/2 T", "ran": "T", "exit": 1}
+    assert history(ran).dealt_with == {"1/2 T"}
+    assert [one.exit for one in history(ran).failing(Kind.INSTANCE)] == [1]
+    assert history(ran, {"again": "T"}).dealt_with == set()
+    assert history(ran | {"exit": 0}, {"again": "T"}).dealt_with == {"1/2 T"}
