@@ -117,23 +117,116 @@ def test_exporting(archive: Path, tmp_path: Path) -> None:
     assert (tmp_path / "trial/DICOMDIR").is_file()
 
 
+def starts(line: str, home: Path, says: str) -> None:
+    """Runs a command that serves until it has said so, on ports that the system picks."""
+    line = re.sub(r"--web \d+", "--web 0", line.partition(" #")[0].replace("~", str(home)))
+    command = [sys.executable, "-P", "-m", *shlex.split(line), "--port", "0"]
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=home, stdout=log, stderr=log)
+    try:
+        eventually(lambda: says in (home / "log").read_text() or process.poll() is not None)
+        assert says in (home / "log").read_text()
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
 def test_the_first_command(tmp_path: Path) -> None:
     command = block_with("pip install . &&").strip()
     assert command == "pip install . && plainpacs serve --create ~/dicom"
     assert TEXT.index("python3 -m venv .venv") < TEXT.index("pip install")
-    serve = shlex.split(command.partition("&& ")[2].replace("~", str(tmp_path)))[1:]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "plainpacs", *serve, "--port", "0"],
-            cwd=tmp_path,
-            stderr=log,
+    starts(command.partition("&& ")[2], tmp_path, "try: storescu")
+    assert (tmp_path / "dicom/plainpacs.json").exists()
+
+
+def test_hooks(archive: Path, tmp_path: Path) -> None:
+    for line in block_with("--on-study-settled").splitlines():
+        starts(line, tmp_path, "try: storescu")
+
+
+def test_the_web_page(archive: Path, tmp_path: Path) -> None:
+    pytest.importorskip("starlette")
+    _, alone, beside = block_with("--web 8042").splitlines()
+    starts(alone, tmp_path, "http://127.0.0.1:")
+    starts(beside, tmp_path, "http://127.0.0.1:")
+    *_, viewer = block_with("--ohif ~/package").splitlines()
+    (tmp_path / "package/dist").mkdir(parents=True)
+    (tmp_path / "package/dist/index.html").write_text("<html></html>")
+    starts(viewer, tmp_path, "http://127.0.0.1:")
+    [package] = re.findall(r"@ohif/app@[\d.]+", TEXT)
+    assert package in (CLONE / ".ci/run").read_text(), "what the tests of the viewer open"
+
+
+def test_deciding_conflicts(archive: Path, tmp_path: Path) -> None:
+    first, second = block_with("conflicts --keep first").replace("STUDY-UID", STUDY).splitlines()
+    (tmp_path / "other").write_bytes(
+        part10(
+            StudyInstanceUID=STUDY,
+            SeriesInstanceUID=f"{STUDY}.1",
+            SOPInstanceUID=f"{STUDY}.1.1",
+            PatientName="Doe^Joan",
         )
-    try:
-        eventually((tmp_path / "dicom/plainpacs.json").exists)
-        eventually(lambda: b"try: storescu" in (tmp_path / "log").read_bytes())
-    finally:
-        process.terminate()
-        assert process.wait(20) == 0
+    )
+    for line, names in ((first, "Doe, Jane"), (second, "Doe, Joan")):
+        filled = "plainpacs import -a ~/dicom ~/FOLDER ~/other; plainpacs index --once -a ~/dicom"
+        run(filled, tmp_path)
+        run(f"cd ~/dicom\n{line}\nplainpacs index --once", tmp_path)
+        shown = run("cd ~/dicom; plainpacs ls --level instance --format csv", tmp_path).stdout
+        assert names.replace(", ", "^") in shown
+        assert not run("cd ~/dicom; plainpacs conflicts", tmp_path).stdout
+
+
+def test_deleting_and_restoring(archive: Path, tmp_path: Path) -> None:
+    run("plainpacs import -a ~/dicom ~/FOLDER; plainpacs index --once -a ~/dicom", tmp_path)
+    lines = block_with("plainpacs restore").splitlines()
+    after = []
+    for line in lines:
+        run(f"cd ~/dicom\n{line}", tmp_path)
+        after.append(len(instances_in(archive)))
+    assert after == [3, 0, 0, 3, 0]
+    assert STUDY in run("cd ~/dicom; plainpacs forbidden", tmp_path).stdout
+
+
+def test_query_and_retrieve(archive: Path, tmp_path: Path) -> None:
+    dcmtk("findscu", "--version")
+    run("plainpacs import -a ~/dicom ~/FOLDER; plainpacs index --once -a ~/dicom", tmp_path)
+    receiver = Receiver(load({"bind": "", "port": "0"}, environ={}))
+    with Archive.open(str(archive)) as opened:
+        receiver.start(opened)
+        try:
+            asking = block_with("findscu").replace("11112", str(receiver.port))
+            done = run(asking.replace("=1.2.3 ", f"={STUDY} "), tmp_path)
+        finally:
+            receiver.stop()
+    assert STUDY in done.stdout + done.stderr
+    assert len(list((tmp_path / "retrieved").iterdir())) == 3
+
+
+def test_contributing() -> None:
+    """Its commands are those of CI, on what there is."""
+    lines = block_with("pip install -e").splitlines()
+    for command in lines[-1].split(" && "):
+        assert f"\n{command}\n" in (CLONE / ".ci/run").read_text()
+    for line in lines[1:-1]:
+        assert line.startswith("pytest -q ")
+        assert all((CLONE / word).exists() for word in line.split() if "/" in word)
+    assert '"quick: ' in (CLONE / "pyproject.toml").read_text()
+
+
+def test_the_container() -> None:
+    """Docker is not at hand: what it is told fits the Dockerfile."""
+    dockerfile = (CLONE / "Dockerfile").read_text()
+    _, *runs = map(shlex.split, block_with("docker build").splitlines())
+    for command in runs:
+        assert command[:2] == ["docker", "run"]
+        options, arguments = command[2 : command.index("plainpacs")], command[-2:]
+        values = dict(zip(options[-2::-2], options[::-2], strict=False))
+        assert values["-v"] == "plainpacs:/archive"
+        assert "PLAINPACS_ARCHIVE=/archive" in dockerfile
+        if arguments == ["init", "/archive"]:
+            continue
+        assert f"EXPOSE {values['-p'].partition(':')[2]}\n" in dockerfile
+        assert load({}, environ=dict([values["-e"].split("=")])).aet == ("ARCHIVE",)
 
 
 def test_looking(archive: Path, tmp_path: Path) -> None:
@@ -198,6 +291,24 @@ def test_each_command_is_in_the_table_of_one_guide() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len(GUIDES["README.md"].splitlines()) <= 160
+
+
+RUN_HERE = (
+    *("python3 -m venv", "pip install . &&", "echoscu"),
+    *("plainpacs import", "plainpacs ls doe", "conflicts --keep", "plainpacs restore", "rsync"),
+    *("plainpacs verify", "plainpacs links", "~/cd.zip --zip", "--deidentify", "docker build"),
+    *("--on-study-settled", "findscu", "plainpacs echo PACS", "--web 8042", "--ohif ~/package"),
+    *("pip install -e",),
+)
+"""Of each block of commands that a test of this module runs."""
+RUN_ELSEWHERE = {"--tls-cert": "tests/scp/test_tls.py", "pip install '.[test]' &&": ".ci/run"}
+
+
+def test_every_block_of_commands_is_run_by_a_test() -> None:
+    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL):
+        assert sum(words in block for words in (*RUN_HERE, *RUN_ELSEWHERE)) == 1, block
+    for words in RUN_HERE:
+        assert block_with(words)
 
 
 def test_no_example_writes_into_the_clone() -> None:
