@@ -39,6 +39,10 @@ class BadQuery(PlainpacsError):
     exit_code = 2
 
 
+class QueryTooLarge(BadQuery):
+    """It has more values, or a longer pattern, than are compared. The words have none of them."""
+
+
 class NoMatch(PlainpacsError):
     """Nothing in the archive is what was asked for, or more than the one that was asked for."""
 

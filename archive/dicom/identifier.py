@@ -32,6 +32,10 @@ from plainpacs.archive.dicom.uids import IMPLICIT_VR_LITTLE_ENDIAN as IMPLICIT
 
 LEVEL = 0x00080052
 _ITEM_END_BYTES = b"\xfe\xff\x0d\xe0"
+LONGEST = 1 << 18
+"""Bytes of what asks for something: room for thousands of UIDs."""
+MOST_PARTS = 1000
+_MOST_CHARACTER_SETS = 64
 _DEEPEST = 16
 """Sequences within one another; of those that queries have, none is in another."""
 
@@ -103,10 +107,16 @@ def _numbers(element: Element) -> list[int | float]:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read(data: Buffer, transfer_syntax: str, outer: CharacterSet = DEFAULT) -> DataSet:
-    """The identifier in ``data``; ``outer``: the character set unless it names one. Raises
-    BadIdentifier."""
-    found, _ = _Reader(bytes(data)).data_set(
+def read(
+    data: Buffer, transfer_syntax: str, outer: CharacterSet = DEFAULT, *,
+    longest: int = LONGEST, most_parts: int = MOST_PARTS,
+) -> DataSet:  # fmt: skip
+    """The identifier in ``data``, of which nothing is kept; ``outer``: the character set unless it
+    names one. Raises BadIdentifier, also when it is longer than ``longest`` bytes, or has more than
+    ``most_parts`` elements and items."""
+    if len(data) > longest:
+        raise BadIdentifier(f"the identifier is longer than {longest} bytes")
+    found, _ = _Reader(bytes(data), most_parts).data_set(
         0, len(data), outer, depth=0, explicit=transfer_syntax == EXPLICIT
     )
     return found
@@ -141,23 +151,30 @@ def read_until(
 ) -> tuple[DataSet, bool]:
     """The elements of a data set up to the tag ``last``, as far as they can be read; and whether
     that is all of them. ``data`` may be only the beginning of it."""
-    reader = _Reader(bytes(data))
+    reader = _Reader(bytes(data), len(data))
     elements: dict[int, Element] = {}
     at, end = 0, len(data)
     explicit = transfer_syntax != IMPLICIT
     try:
         while at < end and next(reversed(elements), 0) <= last:
             at = reader.element(at, end, elements, outer, depth=0, explicit=explicit)
+        return _finished(elements, outer), True
     except BadIdentifier:
+        elements.pop(CHARACTER_SET, None)  # perhaps it is that which is wrong
         return _finished(elements, outer), False
-    return _finished(elements, outer), True
 
 
 class _Reader:
     """The nested parts of one identifier. Positions are those in ``data``."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, most_parts: int = MOST_PARTS) -> None:
         self._data = data
+        self._most = self._left = most_parts
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise BadIdentifier(f"more than {self._most} elements and items")
 
     def data_set(
         self, at: int, end: int, outer: CharacterSet, *, depth: int, explicit: bool,
@@ -179,6 +196,7 @@ class _Reader:
         depth: int, explicit: bool,
     ) -> int:  # fmt: skip
         """Puts the element at ``at`` into ``elements``; gives where the next one starts."""
+        self._count()
         if end - at < 8:
             raise BadIdentifier("the identifier ends within an element")
         group, number, length = _TAG_AND_LENGTH.unpack_from(self._data, at)
@@ -241,6 +259,7 @@ class _Reader:
             stop = end if delimited else at + length
             if stop > end:
                 raise BadIdentifier("an item is longer than its sequence", tag)
+            self._count()
             item, at = self.data_set(
                 at, stop, outer, depth=depth + 1, explicit=explicit, delimited=delimited
             )
@@ -256,6 +275,8 @@ def _finished(elements: Mapping[int, Element], outer: CharacterSet) -> DataSet:
 
 def _character_set(elements: Mapping[int, Element], outer: CharacterSet) -> CharacterSet:
     named = elements.get(CHARACTER_SET)
+    if named and named.value.count(b"\\") >= _MOST_CHARACTER_SETS:
+        raise BadIdentifier(f"more than {_MOST_CHARACTER_SETS} character sets", CHARACTER_SET)
     return outer.declared(terms_of(named.value)) if named else outer
 
 

@@ -18,8 +18,11 @@ from dataclasses import dataclass
 
 import orjson
 
-from plainpacs.archive.errors import BadQuery
+from plainpacs.archive.errors import BadQuery, QueryTooLarge
 from plainpacs.archive.tree.identity import UNDATED, month_of, strip_padding
+
+LONGEST_PATTERN = 512
+"""Characters of a value with wildcards; a name has at most three groups of 64 (PS3.5 6.2)."""
 
 _ACCENTS = re.compile("[\u0300-\u036f]+")
 _DATE = re.compile(r"([0-9]{4})([.-]?)([0-9]{2})\2([0-9]{2})", re.ASCII)
@@ -73,8 +76,10 @@ def wildcard(pattern: str, folding: Callable[[str], str] = str) -> re.Pattern[st
     """The expression that fully matches what ``pattern`` does: ``*`` any text, ``?`` a character.
 
     Each stretch between asterisks matches where it first can, for good, so that no pattern takes
-    long on any text.
+    long on any text: at most its length times that of the text. Raises QueryTooLarge.
     """
+    if len(pattern) > LONGEST_PATTERN:
+        raise QueryTooLarge(f"a pattern is longer than {LONGEST_PATTERN} characters")
     return re.compile(_expression(pattern, folding, "."), re.DOTALL)
 
 

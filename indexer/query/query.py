@@ -11,13 +11,13 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from plainpacs.archive.dicom.attributes import Level
-from plainpacs.archive.errors import BadQuery
+from plainpacs.archive.errors import BadQuery, QueryTooLarge
 from plainpacs.archive.tree.identity import UNDATED, is_month
 from plainpacs.indexer.query import byte_scan as columns
 from plainpacs.indexer.query import matching
@@ -47,6 +47,10 @@ its item's keys are to be. Empty: anything at all."""
 
 # What a study must have when a series or instance of it is to have it.
 _OF_THE_STUDY = {"Modality": "ModalitiesInStudy", "SOPClassUID": "SOPClassesInStudy"}
+MOST_VALUES = 5000
+"""Of an identifying key in a program's query: what is found is looked up among them."""
+# Other values, each of which is compared with each that the archive has.
+_MOST_COMPARED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +254,19 @@ def _conditions(
 
 def _tests(key: Key, values: Sequence[str], strict: bool) -> tuple[Test, ...]:
     compare = key.strict if strict else key.compare
-    parts = (part for value in values for part in value.split("\\") if part.strip(" \0"))
-    return tuple(compare(key.keyword, part) for part in parts)
+    if not strict:  # a person's list may be long, and takes nobody else's memory
+        return tuple(compare(key.keyword, part) for part in _parts(values))
+    most = MOST_VALUES if compare is matching.identifier else _MOST_COMPARED
+    if sum(value.count("\\") for value in values) + len(values) > most:
+        raise QueryTooLarge(f"{key.keyword} has more than {most} values")
+    patterns = [part for part in _parts(values) if matching.has_wildcard(part)]
+    if len(patterns) > _MOST_COMPARED or sum(map(len, patterns)) > matching.LONGEST_PATTERN:
+        raise QueryTooLarge(f"{key.keyword} has more or longer patterns than are compared")
+    return tuple(compare(key.keyword, part) for part in _parts(values))
+
+
+def _parts(values: Sequence[str]) -> Iterator[str]:
+    return (part for value in values for part in value.split("\\") if part.strip(" \0"))
 
 
 def _combine(keys: dict[str, list[str]]) -> None:

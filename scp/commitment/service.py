@@ -8,9 +8,11 @@ takes up what was not taken here.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 import os
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,6 +50,13 @@ SOP_INSTANCE = "1.2.840.10008.1.20.1.1"
 _REQUEST_COMMITMENT = 1
 _ALL_COMMITTED, _SOME_FAILED = 1, 2
 
+_LONGEST = 2 << 20
+_MOST_PARTS = 3 * 10_000 + 100
+"""A request may refer to 10,000 instances: an item of two elements each."""
+_LARGE = 1000
+_SHORTEST_REFERENCE = 32  # bytes
+_READING, _REPORTING = threading.Lock(), threading.Lock()
+"""For requests with more references: one at a time, as each takes megabytes."""
 _QUIET_SECONDS = 0.5
 """A peer that releases does it sooner, and is not to find our request in its way."""
 _REASONS_LOGGED = 3
@@ -79,7 +88,8 @@ class Commitment(Asked, StorageCommitmentServiceClass):
 
     def serve(self) -> None:
         try:
-            transaction = _transaction(self)
+            with _one_at_a_time(len(self.data) // _SHORTEST_REFERENCE):
+                transaction = _transaction(self)
             root = _open(self)
         except _Refused as refused:
             words = "refused: %s: %04X commitment: %s; no flag changes it"
@@ -90,8 +100,10 @@ class Commitment(Asked, StorageCommitmentServiceClass):
         try:
             try:
                 self.archive.check(len(self.data))
-                kept = requests.put(root, transaction)
-                claim = requests.claim(root, kept.name)
+                with _one_at_a_time(len(transaction.references)):
+                    name = requests.put(root, transaction).name
+                    del transaction
+                    claim = requests.claim(root, name)
             except (Full, OSError, PlainpacsError) as error:
                 status = ActionStatus.RESOURCE_LIMITATION
                 why = getattr(error, "strerror", None) or str(error)
@@ -115,6 +127,10 @@ class Commitment(Asked, StorageCommitmentServiceClass):
         self.answer(status, comment, more=more)
 
 
+def _one_at_a_time(references: int) -> contextlib.AbstractContextManager[object]:
+    return _READING if references > _LARGE else contextlib.nullcontext()
+
+
 def _open(asked: Asked) -> int:
     try:
         return open_root(asked.archive.root)
@@ -134,7 +150,9 @@ def _transaction(asked: Asked) -> Transaction:
     if request.ActionTypeID != _REQUEST_COMMITMENT:
         raise _Refused(ActionStatus.NO_SUCH_ACTION, "the Action Type ID is not 1")
     try:
-        told = read(asked.data, asked.context.transfer_syntax)
+        told = read(
+            asked.data, asked.context.transfer_syntax, longest=_LONGEST, most_parts=_MOST_PARTS
+        )
         uid = as_name("TransactionUID", told.text("TransactionUID"))
         references = tuple(
             Reference(
@@ -273,6 +291,18 @@ class _Awaited:
 def _report_here(asked: Asked, claim: Claim) -> Claim | None:
     """Sends the report, to be answered when the peer comes to it; gives the claim back when the
     peer says something else before. Raises what the association raises."""
+    if len(claim.transaction.references) <= _LARGE:
+        return _report_now(asked, claim)
+    while not _REPORTING.acquire(timeout=_QUIET_SECONDS):
+        if not asked.assoc.is_silent_for(0.0):
+            return claim
+    try:
+        return _report_now(asked, claim)
+    finally:
+        _REPORTING.release()
+
+
+def _report_now(asked: Asked, claim: Claim) -> Claim | None:
     association = asked.assoc
     try:
         report = Report.of(

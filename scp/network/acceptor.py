@@ -269,8 +269,10 @@ class Accepted(Exchange):
         super().take(message)
 
     def asked(self, message: Message) -> Any:
-        """A request, as pynetdicom reads it. Raises ProtocolError."""
-        self.pass_up(message)
+        """A request, as pynetdicom reads it, but for its data set, of which it would make three
+        copies. Raises ProtocolError."""
+        data = None if message.data is None else memoryview(b"")
+        self.pass_up(message._replace(data=data))
         return self.dimse.get_msg()[1]
 
     def _ended_by_peer(self, how: PDU) -> _End:

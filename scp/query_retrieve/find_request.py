@@ -20,7 +20,7 @@ from plainpacs.archive.dicom.charset import Repertoire
 from plainpacs.archive.dicom.dictionary import keyword_of, tag_of
 from plainpacs.archive.dicom.elements import CHARACTER_SET
 from plainpacs.archive.dicom.identifier import LEVEL, DataSet, terms_of
-from plainpacs.archive.errors import BadQuery
+from plainpacs.archive.errors import BadQuery, QueryTooLarge
 from plainpacs.indexer.query.keys import ALIASES, DATE_TIMES, SEQUENCE, fields_at, keys_at
 from plainpacs.indexer.query.query import Asked as Wanted
 from plainpacs.indexer.query.query import Query
@@ -38,7 +38,6 @@ _ANSWERED_BY_US = ("QueryRetrieveLevel", "RetrieveAETitle", "InstanceAvailabilit
 _OTHER_NAMES = {"AvailableTransferSyntaxUID": "transfer_syntax"}
 """What the records of instances have under names of their own."""
 _IN_ITEMS = frozenset(kept.keyword for kept in REQUESTED)
-_MOST_KEYS = 1000
 
 
 class CannotMatch(Exception):
@@ -88,8 +87,6 @@ def read_question(
     """``title``: the AE title that instances can be retrieved from. Raises NotOfThisModel and
     CannotMatch."""
     level = level_of(identifier, patient_root=patient_root)
-    if len(identifier.elements) > _MOST_KEYS:
-        raise CannotMatch(f"more than {_MOST_KEYS} keys", LEVEL)
     if not relational:
         _check_unique_keys(identifier, level, patient_root=patient_root)
     named = identifier.elements.get(CHARACTER_SET)
@@ -185,6 +182,8 @@ def _check(wanted: Mapping[str, Wanted], level: Level, *, combined: bool) -> Non
             one[pairs[keyword]] = wanted[pairs[keyword]]
         try:
             query_of(one, _key_level(keyword, level), combined=combined)
+        except QueryTooLarge as error:
+            raise CannotMatch(str(error), tag_of(keyword)) from None
         except BadQuery:  # whose words have the value
             words = f"{keyword} has a value that cannot be matched"
             raise CannotMatch(words, tag_of(keyword)) from None

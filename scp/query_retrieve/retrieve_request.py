@@ -26,7 +26,7 @@ from plainpacs.archive.tree.listing import StudyFiles, study_files
 from plainpacs.indexer.index import lookup
 from plainpacs.indexer.query import search
 from plainpacs.indexer.query.matching import Test
-from plainpacs.indexer.query.query import Condition, Query, values_of
+from plainpacs.indexer.query.query import MOST_VALUES, Condition, Query, values_of
 from plainpacs.scp.query_retrieve.model import NotOfThisModel, level_of
 from plainpacs.scp.storage import instance_file
 from plainpacs.scp.storage.instance_file import Outgoing
@@ -68,6 +68,8 @@ def read_wanted(identifier: DataSet, *, patient_root: bool) -> Wanted:
 
 def _uids(identifier: DataSet, keyword: str) -> frozenset[str]:
     uids = identifier.texts(keyword)
+    if len(uids) > MOST_VALUES:
+        raise NotOfThisModel(f"{keyword} has more than {MOST_VALUES} values", tag_of(keyword))
     if not all(map(is_name, uids)):
         raise NotOfThisModel(f"{keyword} has a value that is no UID", tag_of(keyword))
     return frozenset(uids)

@@ -37,7 +37,8 @@ class Awaited(Protocol):
 class Asked(ServiceClass):
     """A request to a service: pynetdicom's service class, with what the request is asked of.
 
-    ``request``: as pynetdicom read it; ``data``: its data set, encoded; empty when there was none.
+    ``request``: as pynetdicom read it; ``data``: its data set, encoded, until the association is
+    listened to again; empty when there was none.
     ``context``: the one it came on; ``agreed``: what was agreed on for the SOP Class of that by
     extended negotiation. ``awaited``, of this association, by message id: what a service puts in
     when it sent a request and does not wait for the response.
@@ -46,7 +47,7 @@ class Asked(ServiceClass):
     assoc: Accepted
 
     def __init__(
-        self, association: Accepted, context: Context, data: bytes, *, caller: Caller,
+        self, association: Accepted, context: Context, data: memoryview, *, caller: Caller,
         archive: Archive, settings: Settings, agreed: bytes, awaited: dict[int, Awaited],
     ) -> None:  # fmt: skip
         super().__init__(association)

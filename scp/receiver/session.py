@@ -187,11 +187,10 @@ class ReceiverSession:
             why = "an identifier of some megabytes"
             _LOG.warning("refused: %s: %s", self._caller, why)
             return response(command, StoreStatus.CANNOT_UNDERSTAND, why)
-        held = bytes(data) if isinstance(data, memoryview) else b""
         asked = service(
             association,
             context,
-            held,
+            data if isinstance(data, memoryview) else memoryview(b""),
             caller=self._caller,
             archive=self._receiver.archive,
             settings=self._settings,

@@ -400,7 +400,7 @@ def test_too_many_keys(study_root: Asker):
     keys = b"".join(bytes((0x21, 0x10 + n // 256, n % 256, 0x10)) + b"LO\0\0" for n in range(1001))
     study_root.begin(encode({"QueryRetrieveLevel": "STUDY"}, EXPLICIT) + keys)
     found = study_root.finish()
-    assert (found.status, found.comment) == (UNMATCHABLE, "more than 1000 keys")
+    assert (found.status, found.comment) == (UNREADABLE, "more than 1000 elements and items")
 
 
 def test_an_identifier_of_megabytes(study_root: Asker):
