@@ -25,7 +25,8 @@ from plainpacs.archive.errors import NoMatch, RefusedInstance
 from plainpacs.archive.removal import trash
 from plainpacs.archive.removal.remove import Removal
 from plainpacs.archive.store import manifest, set_aside
-from plainpacs.archive.store.manifest import ORIGIN_RECOVERED, ManifestWriter, Provenance, best_line
+from plainpacs.archive.store.manifest import ORIGIN_RECOVERED, Provenance, best_line
+from plainpacs.archive.store.manifest_writer import ManifestWriter
 from plainpacs.archive.store.publish import Candidate, Publication, variant_digest
 from plainpacs.archive.store.reread_facts import read_facts
 from plainpacs.archive.store.set_aside import SetAside

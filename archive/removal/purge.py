@@ -18,11 +18,9 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import orjson
-
 from plainpacs.archive.removal import trash
 from plainpacs.archive.store import manifest, set_aside
-from plainpacs.archive.store.manifest import Line, lines_in
+from plainpacs.archive.store.manifest import Line, encoded, lines_in
 from plainpacs.archive.store.set_aside import Lines, SetAside
 from plainpacs.archive.tree import durable, layout
 from plainpacs.archive.tree.root import is_locked
@@ -118,7 +116,7 @@ class _Burial:
             elif name not in buried:
                 buried.add(name)
                 tombstone = {"file": name, "removed": removed, "purged": True}
-                kept.append(orjson.dumps(tombstone, option=orjson.OPT_APPEND_NEWLINE))
+                kept.append(encoded(tombstone))
         return b"".join(kept)
 
 

@@ -26,8 +26,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-import orjson
-
 from plainpacs.archive.errors import InUse, RefusedInstance
 from plainpacs.archive.removal import trash
 from plainpacs.archive.store import manifest, set_aside
@@ -35,10 +33,10 @@ from plainpacs.archive.store.incoming_cleanup import mark_published
 from plainpacs.archive.store.manifest import (
     ORIGIN_RECOVERED,
     Line,
-    ManifestWriter,
     Provenance,
     best_line,
 )
+from plainpacs.archive.store.manifest_writer import ManifestWriter
 from plainpacs.archive.store.publish import Candidate, Publication, Stored
 from plainpacs.archive.store.reread_facts import read_facts
 from plainpacs.archive.store.set_aside import Lines, SetAside
@@ -148,7 +146,7 @@ class Removal:
             name = layout.instance_name(one.key.instance)
             best = best_line(lines.get(name, ()), one.size, one.mtime)
             kept.append(trash.line_of(entry, best))
-            removals.append(_line({"file": name, "removed": trash.removed(entry)}))
+            removals.append(manifest.encoded({"file": name, "removed": trash.removed(entry)}))
         beside = folder.rpartition("/")[0]
         self._append(beside, key, kept)
         self._append(layout.study_folder(key.month, key.study), key, removals)
@@ -278,7 +276,8 @@ class Removal:
                 name = layout.instance_name(one.key.instance)
                 known = lines.get(name, [])
                 if manifest.removal_in_force(known):
-                    added.append(_line({"file": name, "restored": manifest.later_than(known)}))
+                    line = {"file": name, "restored": manifest.later_than(known)}
+                    added.append(manifest.encoded(line))
                     accepted.append(one)
             if added:
                 self._append(folder, key, added)
@@ -290,10 +289,6 @@ def _not_before(now: str, removed: str, lines: Iterable[Line]) -> str:
     """A stamp that ends every removal known: of now, or theirs where a clock was ahead."""
     stamps = (line.get("removed") for line in lines)
     return max(now, removed, *(stamp for stamp in stamps if isinstance(stamp, str)), "")
-
-
-def _line(line: Line) -> bytes:
-    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _key_of(one: Present) -> InstanceKey:

@@ -12,11 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
 from plainpacs.archive.dicom.attributes import PATIENT, STUDY
 from plainpacs.archive.store import set_aside
-from plainpacs.archive.store.manifest import Line
+from plainpacs.archive.store.manifest import Line, encoded
 from plainpacs.archive.store.set_aside import SetAside
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.identity import InstanceKey
@@ -44,7 +42,7 @@ def removed(one: SetAside) -> str:
 def line_of(one: SetAside, best: Line | None) -> bytes:
     """The line of an entry, newline included. ``best`` is the one that counted in the tree."""
     line = {**(best or {}), "file": one.name, "removed": removed(one)}
-    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+    return encoded(line)
 
 
 def entries(root: int, targets: Iterable[Target]) -> list[SetAside]:

@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from plainpacs.archive.errors import PlainpacsError
-from plainpacs.archive.store.manifest import ManifestWriter
+from plainpacs.archive.store.manifest_writer import ManifestWriter
 from plainpacs.archive.store.publish import Stored, StoreOutcome
 from plainpacs.archive.store.writer import Writer
 from plainpacs.archive.tree import durable, layout

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from plainpacs.archive.errors import NotDICOM, RefusedInstance, StorageUnavailable
@@ -83,7 +83,7 @@ def _archived(path: str) -> Iterator[Source]:
                 for name in names:
                     if layout.instance_of(name) or top != path:
                         found = lines.get(f"{os.path.basename(folder)}/{name}")
-                        provenance = _provenance(found)
+                        provenance = _provenance(found or {})
                         yield Source(os.path.join(folder, name), provenance, top != path)
 
 
@@ -100,18 +100,13 @@ def _lines_of_study(folder: str, names: list[str]) -> dict[str, Line]:
     return lines
 
 
-def _provenance(line: Line | None) -> Provenance:
-    if line is None:
-        return Provenance(origin=ORIGIN_IMPORT)
-    calling_ae, called_ae, peer, origin = (
-        str(line.get(name) or "") for name in ("calling_ae", "called_ae", "peer", "origin")
-    )
+def _provenance(line: Line) -> Provenance:
     try:
         moment = datetime.fromisoformat(str(line["stored"]))
         stored = round(moment.timestamp() * 1000) * 1_000_000
     except (KeyError, ValueError):
         stored = None
-    return Provenance(calling_ae, called_ae, peer, origin or ORIGIN_IMPORT, stored)
+    return replace(manifest.provenance_of(line, ORIGIN_IMPORT), stored=stored)
 
 
 def import_all(archive: Archive, files: Iterable[Source]) -> Generator[Imported, None, None]:

@@ -1,17 +1,15 @@
-"""The sidecar manifests of the series: one JSON line per stored instance, only ever appended to.
+"""The lines of the sidecar manifests: one JSON object per stored instance, only ever appended.
 
 A manifest can be made again from the ``.dcm`` files, so a line that was lost is no instance lost.
-Readers take every line that parses and skip the rest, wherever it stands.
+Readers take every line that parses and is not damaged, and skip the rest, wherever it stands. A
+line ends with a checksum of its own, so that damage in a line is never taken for damage in a file.
 """
 
 from __future__ import annotations
 
-import errno
-import logging
-import os
-import threading
+import re
 import time
-from collections import OrderedDict
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,15 +17,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
-from plainpacs.archive.tree import durable
-from plainpacs.archive.tree.publisher import Folder, Publisher
+from plainpacs.archive.dicom.attributes import KEPT, KeptAttribute
 from plainpacs.archive.tree.root import stamp
 
 Line = dict[str, Any]
 Kept = TypeVar("Kept")
 """A line in the form in which it is kept in memory."""
-
-log = logging.getLogger(__name__)
 
 ORIGIN_C_STORE = "c-store"
 ORIGIN_IMPORT = "import"
@@ -36,10 +31,10 @@ DIGESTS = ("blake3", "sha256")
 
 # What a line says that is no attribute of the instance.
 _OWN = {"file", "bytes", "dataset_offset", "stored", "transfer_syntax", "removed", "restored"}
-_OWN |= {"calling_ae", "called_ae", "peer", "origin", "reason", *DIGESTS}
+_OWN |= {"calling_ae", "called_ae", "peer", "origin", "reason", "crc32", *DIGESTS}
 
-_OPEN_MANIFESTS = 128
-_LOOK_EVERY = 1.0
+_CHECKSUM = b',"crc32":"'
+_TAIL = len(_CHECKSUM) + len('01234567"}')
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,30 +83,49 @@ def line_of(facts: FileFacts, provenance: Provenance, attributes: dict[str, Any]
 
 def said_by(line: Line, name: str) -> tuple[FileFacts, Provenance, dict[str, Any]] | None:
     """What ``line_of`` was given, of the file ``name``; None when the line does not say all."""
-    digest = next((one for one in DIGESTS if isinstance(line.get(one), str)), "")
+    digest, value = digest_of(line)
     size, offset = line.get("bytes"), line.get("dataset_offset")
     stored, syntax = line.get("stored"), line.get("transfer_syntax")
     if not (digest and isinstance(size, int) and isinstance(offset, int)):
         return None
     if not (isinstance(stored, str) and isinstance(syntax, str)):
         return None
-    calling_ae, called_ae, peer, origin = (
-        str(line.get(key) or "") for key in ("calling_ae", "called_ae", "peer", "origin")
-    )
     return (
-        FileFacts(name, size, offset, digest, line[digest], stored, syntax),
-        Provenance(calling_ae, called_ae, peer, origin),
+        FileFacts(name, size, offset, digest, value, stored, syntax),
+        provenance_of(line),
         {key: value for key, value in line.items() if key not in _OWN},
     )
 
 
+def digest_of(line: Line) -> tuple[str, str]:
+    """The name of the digest in ``line`` and its value; both empty when it has none."""
+    for name in DIGESTS:
+        if isinstance(value := line.get(name), str):
+            return name, value
+    return "", ""
+
+
+def provenance_of(line: Line, otherwise: str = ORIGIN_RECOVERED) -> Provenance:
+    """Who sent the instance of ``line``; its origin is ``otherwise`` where the line names none."""
+    calling_ae, called_ae, peer, origin = (
+        str(line.get(key) or "") for key in ("calling_ae", "called_ae", "peer", "origin")
+    )
+    return Provenance(calling_ae, called_ae, peer, origin or otherwise)
+
+
 def encoded(line: Line) -> bytes:
-    """``line`` as it stands in a manifest, newline included."""
-    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+    """``line`` as it stands in a manifest, with its checksum and newline."""
+    if "crc32" in line:
+        line = {key: value for key, value in line.items() if key != "crc32"}
+    body = orjson.dumps(line)[:-1]
+    return b'%b%b%08x"}\n' % (body, _CHECKSUM, zlib.crc32(body))
 
 
-def lines_in(data: bytes) -> Iterator[tuple[Line, bytes]]:
-    """Every line of a manifest that is one, with its bytes; removals included."""
+def lines_in(data: bytes, damaged: list[Line] | None = None) -> Iterator[tuple[Line, bytes]]:
+    """Every line of a manifest that is one, with its bytes; removals included.
+
+    Those that name a file and are not what was written are left out, and added to ``damaged``.
+    """
     for raw in data.split(b"\n"):
         if raw[:1] != b"{":
             continue
@@ -119,8 +133,67 @@ def lines_in(data: bytes) -> Iterator[tuple[Line, bytes]]:
             line = orjson.loads(raw)
         except orjson.JSONDecodeError:
             continue
-        if isinstance(line, dict) and isinstance(line.get("file"), str):
+        if not isinstance(line.get("file"), str):
+            continue
+        if _is_intact(line, raw):
             yield line, raw
+        elif damaged is not None:
+            damaged.append(line)
+
+
+def _has_checksum(raw: bytes) -> bool:
+    return raw[-_TAIL:].startswith(_CHECKSUM)
+
+
+def _is_intact(line: Line, raw: bytes) -> bool:
+    """By its checksum; of a line without one (older, or by other hands), by the types in it."""
+    if "crc32" in line:
+        return raw[-_TAIL:] == b'%b%08x"}' % (_CHECKSUM, zlib.crc32(raw[:-_TAIL]))
+    if "bytes" in line and "stored" not in line:
+        return False
+    if not line.keys() & {"bytes", "removed", "restored"}:
+        return False
+    return all(key not in _TYPES or _TYPES[key](value) for key, value in line.items())
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def _is_stamp(value: object) -> bool:
+    if not isinstance(value, str) or not _STAMP.fullmatch(value):
+        return False
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+def _type_of(kept: KeptAttribute) -> Callable[[object], bool]:
+    types = {"IS": (int,), "US": (int,), "DS": (int, float), "SQ": (dict,)}.get(kept.vr, (str,))
+    if not kept.multiple:
+        return lambda value: type(value) in types
+    return lambda value: isinstance(value, list) and all(type(one) in types for one in value)
+
+
+_STAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_TYPES: dict[str, Callable[[object], bool]] = {
+    **{kept.keyword: _type_of(kept) for kept in KEPT},
+    **dict.fromkeys(("transfer_syntax", "calling_ae", "called_ae", "peer", "origin"), _is_text),
+    **dict.fromkeys(("bytes", "dataset_offset"), _is_size),
+    **dict.fromkeys(("stored", "removed", "restored"), _is_stamp),
+    **dict.fromkeys(DIGESTS, _is_digest),
+}
 
 
 def removal_in_force(lines: Iterable[Line]) -> str | None:
@@ -176,7 +249,7 @@ def best_of(
 
     A line is valid when its ``bytes`` is the file's size. Of several valid lines, one whose
     ``stored`` is the file's mtime counts; then one that is not ``recovered``; then the latest; then
-    the one with the greatest bytes.
+    one with a checksum; then the one with the greatest bytes.
     """
     valid = []
     for line in lines:
@@ -186,138 +259,16 @@ def best_of(
     if len(valid) < 2:  # as nearly always
         return valid[0][0] if valid else None
     written = stamp(mtime)
-    return max(valid, key=lambda one: (one[1] == written, not one[2], one[1], raw(one[0])))[0]
+
+    def rank(one: tuple[Kept, str, bool]) -> tuple[bool, bool, str, bool, bytes]:
+        line, stored, recovered = one
+        data = raw(line)
+        return stored == written, not recovered, stored, _has_checksum(data), data
+
+    return max(valid, key=rank)[0]
 
 
 def _stamp_in(line: Line, key: str) -> str:
     # Stamps have one form (``root.stamp``), so that the order of the text is that of time.
     value = line.get(key)
     return value if isinstance(value, str) else ""
-
-
-class ManifestWriter:
-    """Appends lines to the manifests of one node. Thread-safe.
-
-    Keeps the last used manifests open; ``flush`` makes what was appended durable.
-    """
-
-    def __init__(self, publisher: Publisher, *, sync: bool = True) -> None:
-        self._publisher = publisher
-        self._sync = sync
-        self._open: OrderedDict[str, _Manifest] = OrderedDict()
-        self._looked = 0.0
-        self._lock = threading.Lock()
-
-    def append(self, path: str, line: bytes) -> None:
-        """Adds ``line`` to the manifest at ``path`` in one write. Raises OSError.
-
-        A short write is not continued: the next line begins on a line of its own.
-        """
-        self._append(path, line)
-
-    def append_durably(self, path: str, lines: bytes) -> None:
-        """As ``append``, and when this returns they outlive a power loss. Raises OSError."""
-        self._append(path, lines).sync()
-
-    def _append(self, path: str, line: bytes) -> _Manifest:
-        for last in (False, True):
-            manifest = self._manifest(path)
-            try:
-                manifest.append(line)
-            except _Vanished:
-                with self._lock:
-                    if self._open.get(path) is manifest:
-                        del self._open[path]
-                self._publisher.forget(path.rpartition("/")[0])
-                if last:
-                    raise OSError(errno.ESTALE, "the manifest keeps vanishing", path) from None
-            else:
-                return manifest
-        raise AssertionError("the last turn returns or raises")
-
-    def _manifest(self, path: str) -> _Manifest:
-        where, _, name = path.rpartition("/")
-        folder = self._publisher.folder(where)
-        with self._lock:
-            manifest = self._open.get(path)
-            # The folder was opened anew: what was open may lie in one that was moved away.
-            if manifest is None or manifest.folder is not folder:
-                manifest = _Manifest(folder, name)
-                self._open[path] = manifest
-            self._open.move_to_end(path)
-            old = self._open.popitem(last=False)[1] if len(self._open) > _OPEN_MANIFESTS else None
-        if old and self._sync:
-            old.flush()
-        return manifest
-
-    def flush(self) -> None:
-        """Syncs what was appended since the last flush; a failure is logged, never raised."""
-        with self._lock:
-            manifests = list(self._open.values()) if self._sync else []
-        for manifest in manifests:
-            manifest.flush()
-        now = time.monotonic()
-        if now - self._looked > _LOOK_EVERY:
-            self._looked = now
-            self._let_go()
-
-    def _let_go(self) -> None:
-        """Closes what a purge replaced: as long as it is open, what was purged is on the disk."""
-        with self._lock:
-            for path in [path for path, one in self._open.items() if one.vanished()]:
-                del self._open[path]
-
-    def close(self) -> None:
-        self.flush()
-        with self._lock:
-            self._open.clear()
-
-
-class _Vanished(Exception):
-    """The open manifest has no name in the tree any more."""
-
-
-class _Manifest:
-    def __init__(self, folder: Folder, name: str) -> None:
-        self.folder = folder
-        self._name = name
-        self._lock = threading.Lock()
-        self._unsynced = False
-        self._fd = durable.open_to_append(name, folder=folder.fd)
-        self._torn = not durable.ends_with_newline(self._fd)
-
-    def vanished(self) -> bool:
-        try:
-            return os.fstat(self._fd).st_nlink == 0
-        except OSError:  # ESTALE: gone from the server of a network file system
-            return True
-
-    def append(self, line: bytes) -> None:
-        with self._lock:
-            if self.vanished():
-                raise _Vanished
-            data = b"\n" + line if self._torn else line
-            self._torn = True
-            self._unsynced = True
-            if durable.write(self._fd, [data]) != len(data):
-                raise OSError(errno.ENOSPC, "short write")
-            self._torn = False
-
-    def flush(self) -> None:
-        try:
-            self.sync()
-        except OSError as error:
-            log.warning("cannot sync manifest %s: %s", self._name, error.strerror)
-
-    def sync(self) -> None:
-        with self._lock:
-            if not self._unsynced:
-                return
-            self._unsynced = False
-            durable.sync_file(self._fd)
-            durable.sync_folder(self.folder.fd)
-
-    def __del__(self) -> None:
-        fd = getattr(self, "_fd", None)
-        if fd is not None:
-            os.close(fd)

@@ -27,7 +27,8 @@ from plainpacs.archive.dicom import part10
 from plainpacs.archive.dicom.header import Attributes
 from plainpacs.archive.errors import StorageUnavailable, UnreadableDataSet
 from plainpacs.archive.store import manifest, set_aside
-from plainpacs.archive.store.manifest import FileFacts, Line, ManifestWriter, Provenance
+from plainpacs.archive.store.manifest import FileFacts, Line, Provenance
+from plainpacs.archive.store.manifest_writer import ManifestWriter
 from plainpacs.archive.store.set_aside import SetAside
 from plainpacs.archive.store.temporary import Temporary, mapped
 from plainpacs.archive.store.writer import Writer

@@ -14,10 +14,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from plainpacs.archive.store.forbidden import Forbidden
+from plainpacs.archive.store.manifest import digest_of
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.identity import InstanceKey
 from plainpacs.archive.tree.listing import months, studies_in
-from plainpacs.archive.verify.instance import Reader, digest_of, open_instance
+from plainpacs.archive.verify.instance import Reader, open_instance
 from plainpacs.archive.verify.study import Sound, look, sorted_out
 from plainpacs.archive.verify.verify import Options, wanted
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from plainpacs.archive.dicom import part10
@@ -13,14 +12,21 @@ from plainpacs.archive.dicom.part10 import Part10
 from plainpacs.archive.errors import RefusedInstance, UnreadableDataSet
 from plainpacs.archive.store import manifest
 from plainpacs.archive.store.forbidden import Forbidden
-from plainpacs.archive.store.manifest import DIGESTS, ORIGIN_C_STORE, Line
+from plainpacs.archive.store.manifest import DIGESTS, ORIGIN_C_STORE, Line, digest_of
 from plainpacs.archive.store.reread_facts import read_facts
 from plainpacs.archive.store.temporary import PATIENCE, new_digest
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.identity import InstanceKey
 from plainpacs.archive.tree.listing import InstanceFile
 from plainpacs.archive.verify.finding import Finding, FindingKind
-from plainpacs.archive.verify.study import belongs, is_expected, promised, stored_line
+from plainpacs.archive.verify.study import (
+    Subject,
+    belongs,
+    is_expected,
+    is_sound,
+    promised,
+    stored_line,
+)
 
 _PIECE = 256 << 10  # bytes read and hashed at once: they stay in the processor's cache
 
@@ -82,27 +88,10 @@ class Reader:
             time.sleep(pause)
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """An instance to be looked at: its place, its file if it has one, its lines."""
-
-    key: InstanceKey
-    file: InstanceFile | None
-    lines: list[Line]
-
-
 def open_instance(root: str, key: InstanceKey) -> int:
     """Raises OSError."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(os.path.join(root, layout.instance_path(key)), flags)
-
-
-def digest_of(line: Line) -> tuple[str, str]:
-    """The name of the digest in ``line`` and its value; both empty when it has none."""
-    for name in DIGESTS:
-        if isinstance(value := line.get(name), str):
-            return name, value
-    return "", ""
 
 
 def examine(
@@ -114,7 +103,7 @@ def examine(
     """
     key, file, lines = subject.key, subject.file, subject.lines
     if file is None:
-        return _missing(root, key, lines)
+        return _missing(root, subject)
     if forbidden.covers(key.study, key.series, key.instance):
         words = "it is forbidden, and here; `plainpacs rm` it, or `plainpacs repair`"
         return Finding.of_instance(FindingKind.REMOVED_REAPPEARED, key, words)
@@ -122,8 +111,8 @@ def examine(
         words = f"removed at {stamp}, and here; `plainpacs rm` it again, or `plainpacs restore` it"
         return Finding.of_instance(FindingKind.REMOVED_REAPPEARED, key, words)
     line = stored_line(file, lines)
-    if line is not None and not thorough:
-        return _wrong_place(key, belongs(line))
+    if line is not None and not thorough and is_sound(line, key):
+        return None
     try:
         fd = open_instance(root, key)
     except FileNotFoundError:
@@ -131,7 +120,7 @@ def examine(
     except OSError as error:
         return _read_error(key, error)
     try:
-        found = _judge(fd, key, line, lines, reader)
+        found = _judge(fd, subject, line, reader)
     except OSError as error:
         return _read_error(key, error)
     finally:
@@ -141,7 +130,14 @@ def examine(
     return None if waits and _is_being_received(file) else found
 
 
-def _missing(root: str, key: InstanceKey, lines: list[Line]) -> Finding | None:
+def _missing(root: str, subject: Subject) -> Finding | None:
+    key, lines = subject.key, subject.lines
+    if not lines and subject.damaged:
+        words = (
+            "a damaged manifest line names it, and it is not here; bring it back from a backup or "
+            "have it sent again; `plainpacs rm` it if it is gone for good"
+        )
+        return Finding.of_instance(FindingKind.MISSING_FILE, key, words)
     if not is_expected(lines):
         return None
     last = [line for line in lines if "bytes" in line][-1]
@@ -178,41 +174,60 @@ def _wrong_place(key: InstanceKey, place: InstanceKey | None) -> Finding | None:
     return Finding.of_instance(FindingKind.WRONG_PLACE, key, words)
 
 
-def _judge(
-    fd: int, key: InstanceKey, line: Line | None, lines: list[Line], reader: Reader
-) -> Finding | None:
+def _judge(fd: int, subject: Subject, line: Line | None, reader: Reader) -> Finding | None:
     """``line``: the one that says what was stored, if the file has its length. Raises OSError."""
-    if line is not None:
-        name, wanted = digest_of(line)
-        if not name or reader.digest(fd, name) == wanted:
-            found = _wrong_place(key, belongs(line))
-            if found is None and (wrong := meta_fault(fd, key, line)):
-                found = _wrong_meta(key, wrong)
-            return found
+    key, lines = subject.key, subject.lines
+    if line is not None and (not digest_of(line)[0] or _has_digest(fd, line, reader)):
+        if digest_of(line)[0] and belongs(line) == key:
+            wrong = meta_fault(fd, key, line)
+            return _wrong_meta(key, wrong) if wrong else None
+        place = belongs(header_of(fd, key)[0])
+        return _damaged_line(key) if place == key else _wrong_place(key, place or belongs(line))
     stored = promised(lines)
     attributes, fault = header_of(fd, key)
+    place = belongs(attributes)
+    if place == key and any(_has_digest(fd, one, reader) for one in subject.damaged):
+        return _damaged_line(key)
     if restored_meta(fd, stored, key, reader):
         return _wrong_meta(key, "its File Meta Information was changed; the data set is unharmed")
     readable = f"it cannot be read: {fault}" if fault else "it can still be read"
-    if line is not None:
-        words = f"it is not what was stored at {line.get('stored')}; {readable}"
-        return Finding.of_instance(FindingKind.DIGEST_DIFFERS, key, words)
-    if stored:
-        words = (
-            f"{os.fstat(fd).st_size} bytes, {stored[-1]['bytes']} were stored at "
-            f"{stored[-1].get('stored')}; {readable}"
-        )
-        return Finding.of_instance(FindingKind.SIZE_DIFFERS, key, words)
+    if line is not None or stored:
+        last = line or stored[-1]
+        differs = f"it is not what was stored at {last['stored']}"
+        if line is None:
+            size = os.fstat(fd).st_size
+            differs = f"{size} bytes, {last['bytes']} were stored at {last['stored']}"
+        # A line without a checksum may be what is damaged, where the file is an instance in its
+        # place; so may those be that were left out, where other lines of it are damaged.
+        if place == key and (subject.damaged or "crc32" not in last):
+            words = (
+                f"{differs}, but the line or the file may be damaged; look at the instance, then "
+                "`plainpacs repair --apply --trust file` (or line) with its UID"
+            )
+            return Finding.of_instance(FindingKind.LINE_DISAGREES, key, words)
+        kind = FindingKind.DIGEST_DIFFERS if line is not None else FindingKind.SIZE_DIFFERS
+        return Finding.of_instance(kind, key, f"{differs}; {readable}")
     if fault:
         words = f"no manifest has a line for it, and {readable}"
         return Finding.of_instance(FindingKind.UNREADABLE, key, words)
-    place = belongs(attributes)
     if found := _wrong_place(key, place):
         return found
     if wrong := meta_fault(fd, key, attributes):
         return _wrong_meta(key, wrong)
+    if subject.damaged:
+        return _damaged_line(key)
     words = "no manifest has a line for it; it can be made again from the file"
     return Finding.of_instance(FindingKind.FILE_WITHOUT_LINE, key, words)
+
+
+def _has_digest(fd: int, line: Line, reader: Reader) -> bool:
+    name, wanted = digest_of(line)
+    return bool(name) and reader.digest(fd, name) == wanted
+
+
+def _damaged_line(key: InstanceKey) -> Finding:
+    words = "its manifest line is damaged; `plainpacs repair --apply` makes it again from the file"
+    return Finding.of_instance(FindingKind.DAMAGED_LINE, key, words)
 
 
 def _wrong_meta(key: InstanceKey, words: str) -> Finding:

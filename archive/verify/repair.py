@@ -7,6 +7,7 @@ left alone.
 
 from __future__ import annotations
 
+import enum
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -22,17 +23,19 @@ from plainpacs.archive.tree.identity import InstanceKey
 from plainpacs.archive.tree.listing import instance_file, studies_in
 from plainpacs.archive.tree.targets import Target, identity, present
 from plainpacs.archive.verify.finding import Finding, FindingKind
-from plainpacs.archive.verify.instance import Reader, Subject, examine
+from plainpacs.archive.verify.instance import Reader, examine
 from plainpacs.archive.verify.repair_instance import InstanceMender, Mended, Opened
 from plainpacs.archive.verify.study import StudyLook, look, stored_line
 
 _ASIDE = "move it to conflicts, so that it can be stored again"
+_LINE = "make its line again from the file"
 _INDEX = "index it again"
 _PLANS = {
     FindingKind.SIZE_DIFFERS: _ASIDE,
     FindingKind.DIGEST_DIFFERS: _ASIDE,
     FindingKind.UNREADABLE: "move it to conflicts",
-    FindingKind.FILE_WITHOUT_LINE: "make its line again from the file",
+    FindingKind.FILE_WITHOUT_LINE: _LINE,
+    FindingKind.DAMAGED_LINE: _LINE,
     FindingKind.WRONG_PLACE: "move it there; to conflicts, if another instance is there",
     FindingKind.WRONG_FILE_META: "write it anew with right File Meta, and this one to conflicts",
     FindingKind.STALE_INDEX: _INDEX,
@@ -44,8 +47,20 @@ LEFT = "left as it is"
 _NO_LONGER = "it is no longer so"
 
 
-def plan(finding: Finding, forbidden: Forbidden) -> str:
+class Trust(enum.Enum):
+    """What the user says is right where a file and its manifest line disagree and neither tells."""
+
+    FILE = "file"
+    LINE = "line"
+
+
+_TRUSTING = {Trust.FILE: _LINE, Trust.LINE: _ASIDE}
+
+
+def plan(finding: Finding, forbidden: Forbidden, trust: Trust | None = None) -> str:
     """What ``repair`` would do about it; empty when that is for the user."""
+    if finding.kind is FindingKind.LINE_DISAGREES and trust:
+        return _TRUSTING[trust]
     if finding.kind is FindingKind.REMOVED_REAPPEARED and forbidden.covers(
         finding.study, finding.series, finding.instance
     ):
@@ -56,19 +71,27 @@ def plan(finding: Finding, forbidden: Forbidden) -> str:
 class Mender:
     """Mends an archive it is open on for writing. Made by ``Mender.open``; a context manager."""
 
-    def __init__(self, writer: Writer, digest: str) -> None:
+    def __init__(self, writer: Writer, digest: str, trust: Trust | None) -> None:
         self._writer = writer
+        self._trust = trust
         self._digest = digest
         self._reader = Reader()
         self._forbidden = Forbidden.load(writer.root)
         self._instances = InstanceMender(writer, self._reader, digest)
 
     @classmethod
-    def open(cls, path: str, *, node: str | None = None, digest: str = "blake3") -> Mender:
+    def open(
+        cls,
+        path: str,
+        *,
+        node: str | None = None,
+        digest: str = "blake3",
+        trust: Trust | None = None,
+    ) -> Mender:
         """Raises NotAnArchive, UnsuitableFileSystem, InUse, StorageUnavailable."""
         writer = Writer.open(path, node, mark_published)
         try:
-            return cls(writer, digest)
+            return cls(writer, digest, trust)
         except BaseException:
             writer.close()
             raise
@@ -88,10 +111,10 @@ class Mender:
         Raises StorageUnavailable when the archive takes no more.
         """
         ordered = sorted(findings, key=_order)
-        for_us = [one for one in ordered if plan(one, self._forbidden)]
+        for_us = [one for one in ordered if plan(one, self._forbidden, self._trust)]
         yield from self._mend_all(for_us)
         # After that: some may have gone with what was mended.
-        yield from self._left([one for one in ordered if not plan(one, self._forbidden)])
+        yield from self._left([one for one in ordered if one not in for_us])
 
     def _mend_all(self, findings: list[Finding]) -> Iterator[tuple[Finding, Mended]]:
         for (month, study), some in groupby(findings, key=_study):
@@ -113,7 +136,7 @@ class Mender:
                 if one.kind is FindingKind.TWO_PLACES:
                     still = places[one.instance] > 1
                 elif one.kind is FindingKind.MISSING_FILE and seen:
-                    subject = Subject(one.key, seen.file(one.key), seen.lines_for(one.key))
+                    subject = seen.subject(one.key)
                     again = examine(self._writer.path, subject, self._reader, self._forbidden)
                     still = again is not None and again.kind is one.kind
                 else:
@@ -158,13 +181,13 @@ class Mender:
             fd = os.open(layout.instance_name(key.instance), flags, dir_fd=folder)
             try:
                 facts = os.fstat(fd)
-                file, lines = instance_file(facts), seen.lines_for(key)
-                subject = Subject(key, file, lines)
+                file = instance_file(facts)
+                subject = seen.subject(key, file)
                 again = examine(self._writer.path, subject, self._reader, self._forbidden)
                 if again is None or again.kind is not finding.kind:
                     return Mended(_NO_LONGER, left=again is not None)
-                line = stored_line(file, lines)
-                one = Opened(key, folder, fd, identity(facts), lines, line)
+                line = stored_line(file, subject.lines)
+                one = Opened(key, folder, fd, identity(facts), subject.lines, line)
                 return self._by_kind(finding.kind, one)
             finally:
                 os.close(fd)
@@ -172,6 +195,10 @@ class Mender:
             os.close(folder)
 
     def _by_kind(self, kind: FindingKind, one: Opened) -> Mended:
+        if kind is FindingKind.DAMAGED_LINE or (
+            kind is FindingKind.LINE_DISAGREES and self._trust is Trust.FILE
+        ):
+            return self._instances.write_line(one)
         if kind is FindingKind.FILE_WITHOUT_LINE:
             self._instances.mark(one.key.month, one.key.study)
             return Mended("marked to be indexed, which makes its line")

@@ -10,18 +10,18 @@ import os
 from dataclasses import dataclass
 from datetime import datetime
 
-import orjson
-
 from plainpacs.archive.dicom import part10
 from plainpacs.archive.errors import RefusedInstance, StorageUnavailable, UnreadableDataSet
 from plainpacs.archive.store.manifest import (
     ORIGIN_RECOVERED,
     FileFacts,
     Line,
-    ManifestWriter,
     Provenance,
+    encoded,
     line_of,
+    provenance_of,
 )
+from plainpacs.archive.store.manifest_writer import ManifestWriter
 from plainpacs.archive.store.reread_facts import read_facts
 from plainpacs.archive.store.temporary import TemporaryFile
 from plainpacs.archive.store.writer import Writer
@@ -105,14 +105,23 @@ class InstanceMender:
         path = f"{layout.PENDING}/{layout.pending_name(month, study)}"
         durable.touch(path, folder=self._writer.root)
 
+    def write_line(self, one: Opened) -> Mended:
+        """Its manifest line anew, from the file; who sent it as in the line it has."""
+        told = one.line or next(reversed(promised(one.lines)), {})
+        facts, attributes = self._read(one, one.name)
+        line = line_of(facts, provenance_of(told), attributes)
+        self._append(layout.study_folder(one.key.month, one.key.study), one.key.series, line)
+        self.mark(one.key.month, one.key.study)
+        return Mended("its line was made again from the file")
+
     # --- to its place ---------------------------------------------------------------------------
 
     def move(self, one: Opened) -> Mended:
         """To where it belongs by its own header; aside, when another instance is there."""
         attributes, fault = header_of(one.fd, one.key)
         place = belongs(attributes)
-        if place is None:
-            return Mended(f"could not be mended: {fault}", left=True)
+        if place in (None, one.key):
+            return Mended(f"could not be mended: {fault or 'it lies where it belongs'}", left=True)
         path = layout.instance_path(place)
         left = False
         if self._publisher.publish(one.name, one.folder, path):
@@ -130,7 +139,7 @@ class InstanceMender:
     def _append_at(self, place: InstanceKey, one: Opened) -> None:
         name = layout.instance_name(place.instance)
         if one.line is not None:
-            line = orjson.dumps({**one.line, "file": name}, option=orjson.OPT_APPEND_NEWLINE)
+            line = encoded({**one.line, "file": name})
         else:
             facts, attributes = self._read(one, name)
             line = line_of(facts, Provenance(origin=ORIGIN_RECOVERED), attributes)
@@ -153,7 +162,7 @@ class InstanceMender:
             self._take_away(one)
             return Mended(f"nothing tells its transfer syntax; moved to {kept}", left=True)
         line = one.line or {"transfer_syntax": found.transfer_syntax}
-        sender = _provenance(line)
+        sender = provenance_of(line)
         meta = part10.file_meta(
             str(attributes.get("SOPClassUID") or found.sop_class),
             one.key.instance,
@@ -189,7 +198,7 @@ class InstanceMender:
                         now,
                         anew.line["transfer_syntax"],
                     )
-                    added = line_of(facts, _provenance(anew.line), attributes)
+                    added = line_of(facts, provenance_of(anew.line), attributes)
                     folder = layout.study_folder(one.key.month, one.key.study)
                     self._append(folder, one.key.series, added)
                 path = layout.instance_path(one.key)
@@ -234,8 +243,8 @@ class InstanceMender:
                 "stored": stamp(facts_of_file.st_mtime_ns),
                 "reason": reason.value,
             }
-            return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
-        return line_of(facts, _provenance(sender), {"reason": reason.value, **attributes})
+            return encoded(line)
+        return line_of(facts, provenance_of(sender), {"reason": reason.value, **attributes})
 
     def _take_away(self, one: Opened) -> None:
         """The old name, of what has another by now."""
@@ -283,10 +292,3 @@ class InstanceMender:
 def _nanoseconds(line: Line) -> int:
     moment = datetime.fromisoformat(line["stored"])
     return round(moment.timestamp() * 1000) * 1_000_000
-
-
-def _provenance(line: Line) -> Provenance:
-    calling_ae, called_ae, peer, origin = (
-        str(line.get(name) or "") for name in ("calling_ae", "called_ae", "peer", "origin")
-    )
-    return Provenance(calling_ae, called_ae, peer, origin or ORIGIN_RECOVERED)

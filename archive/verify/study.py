@@ -7,14 +7,14 @@ attributes in its place. What is not is looked at closely, one by one (``verify_
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from plainpacs.archive.errors import RefusedInstance
 from plainpacs.archive.store import manifest
 from plainpacs.archive.store.forbidden import Forbidden
-from plainpacs.archive.store.manifest import ORIGIN_RECOVERED, Line, best_line, lines_in
+from plainpacs.archive.store.manifest import ORIGIN_RECOVERED, Line, best_line, digest_of, lines_in
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.identity import InstanceKey
 from plainpacs.archive.tree.listing import InstanceFile, StudyFiles, study_files
@@ -23,11 +23,22 @@ Lines = dict[str, list[Line]]
 """The lines of a series, from the manifests of all nodes, by file."""
 
 
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """An instance to be looked at: its place, its file if it has one, its lines."""
+
+    key: InstanceKey
+    file: InstanceFile | None
+    lines: list[Line]
+    damaged: Sequence[Line] = ()
+
+
 @dataclass(slots=True)
 class StudyLook:
     """The part of a study that lies in one month, as it was when it was looked at.
 
     ``best``: by series and file, the line that counts of each instance that has a valid one.
+    ``damaged``: by series and file, lines that name it and are not what was written.
     """
 
     month: str
@@ -35,6 +46,7 @@ class StudyLook:
     files: StudyFiles
     lines: dict[str, Lines] = field(default_factory=dict)
     best: dict[str, dict[str, Line]] = field(default_factory=dict)
+    damaged: dict[str, Lines] = field(default_factory=dict)
 
     def key(self, series: str, name: str) -> InstanceKey:
         """Of the instance whose file is ``name``."""
@@ -45,8 +57,11 @@ class StudyLook:
         name = layout.instance_name(key.instance)
         return self.files.instances.get(key.series, {}).get(name)
 
-    def lines_for(self, key: InstanceKey) -> list[Line]:
-        return self.lines.get(key.series, {}).get(layout.instance_name(key.instance), [])
+    def subject(self, key: InstanceKey, file: InstanceFile | None = None) -> Subject:
+        """``file``: where it is known better than by this look."""
+        name = layout.instance_name(key.instance)
+        lines, damaged = (of.get(key.series, {}).get(name, []) for of in (self.lines, self.damaged))
+        return Subject(key, file or self.file(key), lines, damaged)
 
 
 def look(root: str, month: str, study: str) -> StudyLook:
@@ -55,6 +70,7 @@ def look(root: str, month: str, study: str) -> StudyLook:
     found = StudyLook(month, study, study_files(root, month, study))
     for series, names in found.files.manifests.items():
         lines = found.lines[series] = {}
+        damaged: list[Line] = []
         for name in sorted(names):
             try:
                 with open(
@@ -63,8 +79,11 @@ def look(root: str, month: str, study: str) -> StudyLook:
                     data = manifest_file.read()
             except FileNotFoundError:  # a purge is at work
                 continue
-            for line, _ in lines_in(data):
+            for line, _ in lines_in(data, damaged):
                 lines.setdefault(line["file"], []).append(line)
+        of_series_damaged = found.damaged[series] = {}
+        for line in damaged:
+            of_series_damaged.setdefault(line["file"], []).append(line)
     for series, present in found.files.instances.items():
         of_series = found.lines.get(series, {})
         best = found.best[series] = {}
@@ -115,6 +134,11 @@ def belongs(line: Line) -> InstanceKey | None:
         return None
 
 
+def is_sound(line: Line, key: InstanceKey) -> bool:
+    """Whether it has a digest, and by its own attributes is of the instance at ``key``."""
+    return digest_of(line)[0] != "" and belongs(line) == key
+
+
 class Sound(NamedTuple):
     """An instance with which nothing is wrong by its folder and lines; ``line`` says what was
     stored."""
@@ -134,9 +158,12 @@ def sorted_out(seen: StudyLook, forbidden: Forbidden) -> tuple[list[Sound], list
         for name, file in present.items():
             several = lines.get(name, [])
             line = stored_line(file, several)
-            key = belongs(line) if line else None
             where = seen.key(series, name)
-            if line is None or key != where or _may_not_be_here(where, several, forbidden):
+            if (
+                line is None
+                or not is_sound(line, where)
+                or _may_not_be_here(where, several, forbidden)
+            ):
                 suspect.append(where)
             else:
                 sound.append(Sound(where, file, line))
@@ -146,6 +173,11 @@ def sorted_out(seen: StudyLook, forbidden: Forbidden) -> tuple[list[Sound], list
             seen.key(series, name)
             for name, several in lines.items()
             if name not in present and layout.instance_of(name) and is_expected(several)
+        ]
+        suspect += [
+            seen.key(series, name)
+            for name in seen.damaged.get(series, {})
+            if name not in present and layout.instance_of(name) and name not in lines
         ]
     return sound, suspect
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from plainpacs.archive.errors import StorageUnavailable
 from plainpacs.archive.store.forbidden import Forbidden
+from plainpacs.archive.store.manifest import digest_of
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.identity import InstanceKey
 from plainpacs.archive.tree.listing import months, studies_in
@@ -24,8 +25,6 @@ from plainpacs.archive.tree.targets import Target
 from plainpacs.archive.verify.finding import Finding, FindingKind
 from plainpacs.archive.verify.instance import (
     Reader,
-    Subject,
-    digest_of,
     examine,
     meta_fault,
     open_instance,
@@ -197,7 +196,7 @@ class Verification:
         return [finding for finding in found if finding is not None]
 
     def _examine_one(self, seen: StudyLook, key: InstanceKey) -> Finding | None:
-        subject = Subject(key, seen.file(key), seen.lines_for(key))
+        subject = seen.subject(key)
         if subject.file and not wanted(self._options, key, subject.file.mtime):
             return None
         fast, reader = self._options.fast, self.progress.reader

@@ -11,7 +11,7 @@ from plainpacs.archive.app import settings
 from plainpacs.archive.app.context import Context
 from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.verify.finding import Finding
-from plainpacs.archive.verify.repair import INDEXES, LEFT, Mender, plan
+from plainpacs.archive.verify.repair import INDEXES, LEFT, Mender, Trust, plan
 from plainpacs.archive.verify.verify import Options, Verification
 from plainpacs.indexer.commands.verify import (
     checks,
@@ -31,6 +31,11 @@ from plainpacs.indexer.service.refresh import index_all
 @naming.optional
 @click.option("--apply", "apply_", is_flag=True, help="Do it; else only say what would be.")
 @click.option("--fast", is_flag=True, help="Leave the digests out: names, sizes, lines, indexes.")
+@click.option(
+    "--trust",
+    type=click.Choice([one.value for one in Trust]),
+    help="Where a file and its line disagree and nothing tells why: which is right.",
+)
 @format_option
 @settings.options("node", "digest", "default_charset")
 @click.pass_obj
@@ -42,6 +47,7 @@ def repair(
     last: bool,
     apply_: bool,
     fast: bool,
+    trust: str | None,
     format_: str | None,
     config: str | None,
     **flags: str | None,
@@ -62,6 +68,7 @@ def repair(
     chosen = settings.in_force(flags, config)
     root = context.archive_path()
     form = formats.chosen(format_)
+    trusted = Trust(trust) if trust else None
     options = Options(targets_of(root, named, last=last), fast=fast, threads=os.cpu_count() or 1)
     verification = Verification(root, options, checks(root, options))
     findings: list[Finding] = []
@@ -70,20 +77,23 @@ def repair(
             findings.append(finding)
             if not apply_:
                 with pausing():
-                    print_finding(finding, form, plan(finding, verification.forbidden) or LEFT)
+                    planned = plan(finding, verification.forbidden, trusted)
+                    print_finding(finding, form, planned or LEFT)
     note(summary(verification.progress))
     if apply_ and findings:
-        sys.exit(1 if _apply(root, chosen, findings, form) else 0)
+        sys.exit(1 if _apply(root, chosen, findings, form, trusted) else 0)
     if findings:
         note("nothing was changed; --apply does it")
     sys.exit(1 if findings else 0)
 
 
-def _apply(root: str, chosen: Settings, findings: list[Finding], form: str) -> int:
+def _apply(
+    root: str, chosen: Settings, findings: list[Finding], form: str, trust: Trust | None
+) -> int:
     """Mends and indexes; returns how much is left to be done."""
     mended = left = 0
     rebuild = False
-    with Mender.open(root, node=chosen.node, digest=chosen.digest) as mender:
+    with Mender.open(root, node=chosen.node, digest=chosen.digest, trust=trust) as mender:
         for finding, done in mender.mend(findings):
             print_finding(finding, form, done.words)
             mended += done.words != LEFT

@@ -11,7 +11,8 @@ import logging
 import os
 
 from plainpacs.archive.errors import RefusedInstance, UnreadableDataSet
-from plainpacs.archive.store.manifest import ORIGIN_RECOVERED, ManifestWriter, Provenance, line_of
+from plainpacs.archive.store.manifest import ORIGIN_RECOVERED, Provenance, line_of
+from plainpacs.archive.store.manifest_writer import ManifestWriter
 from plainpacs.archive.store.reread_facts import read_facts
 from plainpacs.archive.store.temporary import PATIENCE
 from plainpacs.archive.tree import layout

@@ -18,7 +18,7 @@ from plainpacs.archive.dicom import part10
 from plainpacs.archive.errors import PlainpacsError, UnreadableDataSet
 from plainpacs.archive.store import set_aside
 from plainpacs.archive.store.forbidden import Forbidden
-from plainpacs.archive.store.manifest import Line
+from plainpacs.archive.store.manifest import Line, digest_of
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.identity import InstanceKey, is_month, is_name, strip_padding
 from plainpacs.archive.tree.listing import instance_file
@@ -26,13 +26,11 @@ from plainpacs.archive.tree.root import open_root
 from plainpacs.archive.tree.targets import Target
 from plainpacs.archive.verify.instance import (
     Reader,
-    Subject,
-    digest_of,
     examine,
     head_of,
     open_instance,
 )
-from plainpacs.archive.verify.study import stored_line
+from plainpacs.archive.verify.study import Subject, stored_line
 from plainpacs.indexer.index import instance_shards
 
 _FEW_UIDS = 8

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plainpacs.archive.store.manifest import ManifestWriter, lines_in
+from plainpacs.archive.store.manifest import encoded, lines_in
+from plainpacs.archive.store.manifest_writer import ManifestWriter
 from plainpacs.archive.tree import durable
 from plainpacs.archive.tree.publisher import Publisher
 
@@ -55,9 +56,10 @@ def test_a_short_write_is_not_continued(
         with pytest.raises(OSError, match="short write") as caught:
             writer.append(PATH, b'{"file":"1.dcm"}\n')
         assert caught.value.errno == errno.ENOSPC
-    writer.append(PATH, b'{"file":"2.dcm"}\n')
+    whole = encoded({"file": "2.dcm"})
+    writer.append(PATH, whole)
     data = (tmp_path / PATH).read_bytes()
-    assert data == b'{"fil\n{"file":"2.dcm"}\n'
+    assert data == b'{"fil\n' + whole
     assert [line["file"] for line, _ in lines_in(data)] == ["2.dcm"]
 
 
@@ -102,7 +104,10 @@ GARBAGE = st.one_of(
 @given(st.lists(st.one_of(GARBAGE, st.integers(0, 99))))
 def test_every_line_that_parses_is_read_and_nothing_else(items: list[bytes | int]) -> None:
     raw = b"\n".join(
-        b'{"file":"%d.dcm"}' % item if isinstance(item, int) else item for item in items
+        b'{"file":"%d.dcm","removed":"2024-02-28T02:38:10.123Z"}' % item
+        if isinstance(item, int)
+        else item
+        for item in items
     )
     wanted = [f"{item}.dcm" for item in items if isinstance(item, int)]
     assert [line["file"] for line, _ in lines_in(raw)] == wanted

@@ -143,7 +143,9 @@ def test_nothing_of_a_study_stays(path: str) -> None:
     for folder in ("trash", "conflicts"):
         assert os.listdir(Path(path, ".plainpacs", folder)) == []
     lines = [orjson.loads(raw) for p in Path(path).glob(f"*/{STUDY}/*") for raw in _lines(p)]
-    assert {frozenset(line) for line in lines} == {frozenset({"file", "removed", "purged"})}
+    assert {frozenset(line) for line in lines} == {
+        frozenset({"file", "removed", "purged", "crc32"})
+    }
     assert len(lines) == 5
     assert all(removal_in_force([line]) for line in lines)
     assert instance_shards.find(path, SERIES) == instance_shards.find(path, "1.2.3.4.5") == []
@@ -170,7 +172,7 @@ def test_nothing_of_an_instance_stays(path: str, serving: bool) -> None:
     for name in others:
         [line] = [line for line in lines_for(path, Path(name).name) if "bytes" in line]
         assert line["origin"] == "c-store"
-    assert list(lines_for(path, "1.2.3.4.7.dcm")[0]) == ["file", "removed", "purged"]
+    assert list(lines_for(path, "1.2.3.4.7.dcm")[0]) == ["file", "removed", "purged", "crc32"]
     assert [p.name for p in Path(path, ".plainpacs/conflicts").rglob("*~*")] != []
     assert [p.name for p in Path(path, ".plainpacs/trash").rglob("*~*")] != []
     check_indexes(path)
@@ -358,7 +360,7 @@ def test_a_receiver_lets_go_of_what_was_replaced(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As long as it holds the old manifest open, its blocks are on the disk."""
-    monkeypatch.setattr("plainpacs.archive.store.manifest._LOOK_EVERY", 0.0)
+    monkeypatch.setattr("plainpacs.archive.store.manifest_writer._LOOK_EVERY", 0.0)
     with Archive.open(path) as archive:
         store(archive, **SECRET, SOPInstanceUID="1.2.3.4.8")
         erase(path, STUDY)

@@ -21,7 +21,7 @@ from plainpacs.archive.app import cli
 from plainpacs.archive.errors import InUse, PlainpacsError, StorageUnavailable
 from plainpacs.archive.removal import trash
 from plainpacs.archive.removal.remove import Removal
-from plainpacs.archive.store.manifest import best_line, later_than, removal_in_force
+from plainpacs.archive.store.manifest import best_line, encoded, later_than, removal_in_force
 from plainpacs.archive.store.store import Archive, StoreOutcome
 from plainpacs.archive.tree import durable
 from plainpacs.archive.tree.identity import InstanceKey
@@ -155,6 +155,7 @@ def test_what_came_back_keeps_its_provenance(path: str) -> None:
     removal.restore(path, ["1.2.3.4.5"])
     [now] = lines_for(path)
     assert now.pop("restored") > was["stored"]
+    assert now.pop("crc32") != was.pop("crc32")
     assert now == was
     assert Path(path, FILE).stat().st_nlink == 1
 
@@ -233,7 +234,7 @@ def test_a_clock_that_was_ahead(path: str) -> None:
     [manifest] = Path(path, "202401", STUDY).glob(f"{SERIES}.*.jsonl")
     line = lines_for(path)[0] | {"stored": ahead}
     with manifest.open("ab") as file:
-        file.write(orjson.dumps(line) + b"\n")
+        file.write(encoded(line))
     remove(path, "1.2.3.4.5")
     assert in_force(path)
     assert "30000101T000000.000Z" in in_trash(path)["1.2.3.4.5"]

@@ -21,7 +21,7 @@ from plainpacs.archive.store.store import Archive
 from plainpacs.archive.tree.layout import key_of
 from plainpacs.archive.tree.targets import Target
 from plainpacs.archive.verify.finding import FindingKind
-from plainpacs.archive.verify.instance import Reader, Subject, examine
+from plainpacs.archive.verify.instance import Reader, examine
 from plainpacs.archive.verify.study import look, promised, stored_line
 from plainpacs.archive.verify.verify import Options, Verification
 from plainpacs.indexer.commands.verify import checks
@@ -328,12 +328,12 @@ def test_what_was_stored_is_told_from_what_was_read_again(path: Path) -> None:
     Path(path, ".plainpacs/pending/202401~1.0").touch()
     index(path)
     seen = look(str(path), key.month, key.study)
-    file, lines = seen.file(key), seen.lines_for(key)
+    subject = seen.subject(key)
+    file, lines = subject.file, subject.lines
     assert file
     assert [line["origin"] for line in lines] == ["c-store", "recovered"]
     assert [line["origin"] for line in promised(lines)] == ["c-store"]
     assert stored_line(file, lines) is None
-    subject = Subject(key, file, lines)
     finding = examine(str(path), subject, Reader(), Forbidden(), thorough=False)
     assert finding
     assert finding.kind is FindingKind.SIZE_DIFFERS

@@ -170,7 +170,7 @@ def test_manifests_are_made_again_from_the_instances(
     assert {line["origin"] for line in again} == {"recovered"}
 
     def by_file(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        own = ("origin", "calling_ae", "called_ae", "peer")
+        own = ("origin", "calling_ae", "called_ae", "peer", "crc32")
         return {
             line["file"]: {key: value for key, value in line.items() if key not in own}
             for line in lines

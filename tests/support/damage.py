@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -170,6 +171,102 @@ def a_manifest_is_gone(path: Path) -> None:
 def a_line_is_torn(path: Path) -> None:
     manifest = Path(path, STUDY, f"1.0.0.{node(path)}.jsonl")
     manifest.write_bytes(manifest.read_bytes()[:-100])
+
+
+def _edit_line(path: Path, edit: Callable[[bytes], bytes], *, checked: bool = True) -> None:
+    """Edits the line of ``VICTIM``; not ``checked``: those of its series have no checksums then,
+    as those of earlier versions."""
+    manifest = Path(path, STUDY, f"1.0.0.{node(path)}.jsonl")
+    lines = manifest.read_bytes().splitlines()
+    if not checked:
+        lines = [re.sub(rb',"crc32":"[0-9a-f]{8}"', b"", line) for line in lines]
+    own = f'"{Path(VICTIM).name}"'.encode()
+    edited = [edit(line) if own in line else line for line in lines]
+    assert edited != lines
+    manifest.write_bytes(b"".join(line + b"\n" for line in edited))
+
+
+def _flip_digest(line: bytes) -> bytes:
+    return re.sub(rb'("blake3":"[0-9a-f]{20})(.)', lambda m: m[1] + flipped_digit(m[2]), line)
+
+
+def flipped_digit(digit: bytes) -> bytes:
+    return b"0" if digit != b"0" else b"1"
+
+
+@damage("damaged-line", STALE)
+def a_digit_of_the_digest_in_its_line_is_another(path: Path) -> None:
+    _edit_line(path, _flip_digest)
+
+
+@damage("damaged-line", STALE)
+def a_key_of_its_line_is_misspelt(path: Path) -> None:
+    _edit_line(path, lambda line: line.replace(b'"stored"', b'"storde"'))
+
+
+@damage("damaged-line", STALE)
+def a_date_in_its_line_is_a_number(path: Path) -> None:
+    _edit_line(path, lambda line: re.sub(rb'"StudyDate":"[^"]*"', b'"StudyDate":5', line))
+
+
+@damage("damaged-line", STALE)
+def a_letter_of_a_name_in_its_line_is_another(path: Path) -> None:
+    _edit_line(path, lambda line: line.replace(b'"PatientName":"', b'"PatientName":"X'))
+
+
+@damage("damaged-line", STALE)
+def an_older_line_has_its_size_as_text(path: Path) -> None:
+    _edit_line(
+        path, lambda line: re.sub(rb'"bytes":([0-9]+)', rb'"bytes":"\1"', line), checked=False
+    )
+
+
+@damage("damaged-line", STALE)
+def an_older_line_has_values_of_other_types(path: Path) -> None:
+    edits = {rb'"StudyDate":"[^"]*"': b'"StudyDate":5', rb'"Modality":"[^"]*"': b'"Modality":[{}]'}
+
+    def edit(line: bytes) -> bytes:
+        for pattern, value in edits.items():
+            line = re.sub(pattern, value, line)
+        return line
+
+    _edit_line(path, edit, checked=False)
+
+
+@damage("damaged-line", STALE)
+def an_older_line_lacks_when_it_was_stored(path: Path) -> None:
+    _edit_line(path, lambda line: line.replace(b'"stored"', b'"storde"'), checked=False)
+
+
+@damage("damaged-line")
+def an_older_line_has_no_digest(path: Path) -> None:
+    _edit_line(path, lambda line: line.replace(b'"blake3"', b'"blake4"'), checked=False)
+
+
+@damage("damaged-line", STALE)
+def an_older_line_has_another_date(path: Path) -> None:
+    _edit_line(
+        path, lambda line: line.replace(b'"StudyDate":"2024', b'"StudyDate":"2023'), checked=False
+    )
+
+
+@damage("line-disagrees", left=("line-disagrees",), fast=())
+def an_older_line_has_another_digest(path: Path) -> None:
+    _edit_line(path, _flip_digest, checked=False)
+
+
+@damage("line-disagrees", STALE, left=("line-disagrees",))
+def an_older_line_has_an_absurd_size(path: Path) -> None:
+    def edit(line: bytes) -> bytes:
+        return re.sub(rb'"bytes":[0-9]+', b'"bytes":999999999999999999', line)
+
+    _edit_line(path, edit, checked=False)
+
+
+@damage("missing-file", STALE, left=("missing-file",))
+def its_line_is_damaged_and_it_is_gone(path: Path) -> None:
+    Path(path, VICTIM).unlink()
+    _edit_line(path, lambda line: line.replace(b'"stored"', b'"storde"'))
 
 
 @damage("file-without-line")
