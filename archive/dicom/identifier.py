@@ -147,7 +147,7 @@ def of_pydicom(found: Dataset, outer: CharacterSet = DEFAULT, depth: int = 0) ->
 
 
 def read_until(
-    data: Buffer, transfer_syntax: str, last: int, outer: CharacterSet
+    data: Buffer, transfer_syntax: str, last: int, outer: CharacterSet = DEFAULT
 ) -> tuple[DataSet, bool]:
     """The elements of a data set up to the tag ``last``, as far as they can be read; and whether
     that is all of them. ``data`` may be only the beginning of it."""
@@ -158,10 +158,9 @@ def read_until(
     try:
         while at < end and next(reversed(elements), 0) <= last:
             at = reader.element(at, end, elements, outer, depth=0, explicit=explicit)
-        return _finished(elements, outer), True
     except BadIdentifier:
-        elements.pop(CHARACTER_SET, None)  # perhaps it is that which is wrong
         return _finished(elements, outer), False
+    return _finished(elements, outer), True
 
 
 class _Reader:
@@ -218,6 +217,8 @@ class _Reader:
             raise BadIdentifier("an element is longer than what it lies in", tag)
         # Nobody needs the length of a group; and Orthanc sends elements of File Meta Information.
         if number and group > 0x0002:
+            if tag == CHARACTER_SET and self._data.count(b"\\", value, at) >= _MOST_CHARACTER_SETS:
+                raise BadIdentifier(f"more than {_MOST_CHARACTER_SETS} character sets", tag)
             elements[tag] = Element(vr, self._data[value:at])
         return at
 
@@ -275,8 +276,6 @@ def _finished(elements: Mapping[int, Element], outer: CharacterSet) -> DataSet:
 
 def _character_set(elements: Mapping[int, Element], outer: CharacterSet) -> CharacterSet:
     named = elements.get(CHARACTER_SET)
-    if named and named.value.count(b"\\") >= _MOST_CHARACTER_SETS:
-        raise BadIdentifier(f"more than {_MOST_CHARACTER_SETS} character sets", CHARACTER_SET)
     return outer.declared(terms_of(named.value)) if named else outer
 
 
