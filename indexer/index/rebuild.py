@@ -34,6 +34,11 @@ Study = tuple[str, str]
 """(month, StudyInstanceUID): the part of a study that lies in one month."""
 
 _REMEMBERED = 200_000  # instances of the studies kept in memory between rebuilds
+_SMALL_CATALOGUE = 4 << 20
+_SMALL_SHARD = 256 << 10
+"""Bytes below which tidying costs so little that it is always done: there are 256 shards."""
+_REWRITTEN_AT_STOP = 64 << 20
+"""Bytes of larger files that are rewritten all the same when all is to be tidy: below a second."""
 
 
 class Rebuilt(NamedTuple):
@@ -78,6 +83,7 @@ class Rebuilder:
         self.touched_months: dict[str, int] = {}
         self.touched_shards: dict[str, int] = {}
         self.gone: set[bytes] = set()
+        self._wanted: set[str] = set()
 
     def rebuild(self, study: Study) -> Rebuilt:
         """Makes the study's derived files true. Raises OSError."""
@@ -254,7 +260,7 @@ class Rebuilder:
 
     def want_compacted(self, month: str) -> None:
         """Has the next ``compact(everything=True)`` tidy the month's catalogue, whatever it is."""
-        self._touch_month(month, 0)
+        self._wanted.add(month)
 
     def appended(self) -> int:
         """Bytes appended to derived files that were not compacted since."""
@@ -263,15 +269,36 @@ class Rebuilder:
     def compact(self, *, everything: bool = False) -> float:
         """Tidies what was touched: small files always, large ones when much was appended.
 
-        ``everything``: all that was touched. Returns the seconds it took. Raises OSError.
+        ``everything``: of the others as many as are rewritten in a moment, and what was appended
+        to the rest is on disk; however large an archive is, a stop does not wait for it. Returns
+        the seconds it took. Raises OSError.
         """
         began = time.monotonic()
         self.several.settle()
-        for month, added in list(self.touched_months.items()):
-            path = f"{month}/{layout.CATALOGUE}"
-            if everything or self._worth_it(path, added):
+        left = _REWRITTEN_AT_STOP if everything else 0
+
+        def is_tidied(path: str, added: int, small: int) -> bool:
+            nonlocal left
+            try:
+                size = os.stat(path, dir_fd=self.root).st_size
+            except FileNotFoundError:
+                return True
+            if size < small or added * 2 > size:
+                return True
+            if size <= left:
+                left -= size
+                return True
+            if everything:
+                durable.settle(self.root, path)
+            return False
+
+        for month in sorted(self.touched_months.keys() | self._wanted):
+            added = self.touched_months.get(month, 0)
+            wanted = everything and month in self._wanted
+            if wanted or is_tidied(f"{month}/{layout.CATALOGUE}", added, _SMALL_CATALOGUE):
                 catalogue.compact(self.root, month)
-                del self.touched_months[month]
+                self.touched_months.pop(month, None)
+                self._wanted.discard(month)
         if self.gone:
             gone = set(self.gone)
             for shard in instance_shards.SHARDS:
@@ -279,17 +306,10 @@ class Rebuilder:
                 self.touched_shards.pop(shard, None)
             self.gone -= gone  # not before: a full disk may have come in between
         for shard, added in list(self.touched_shards.items()):
-            if everything or self._worth_it(f"{layout.INSTANCES}/{shard}", added):
+            if is_tidied(f"{layout.INSTANCES}/{shard}", added, _SMALL_SHARD):
                 instance_shards.compact(self.root, shard)
                 del self.touched_shards[shard]
         return time.monotonic() - began
-
-    def _worth_it(self, path: str, added: int) -> bool:
-        try:
-            size = os.stat(path, dir_fd=self.root).st_size
-        except FileNotFoundError:
-            return True
-        return size < 4 << 20 or added * 2 > size
 
 
 def _places(lines: dict[str, dict[str, InstanceFacts]]) -> set[tuple[str, str]]:
