@@ -39,6 +39,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "plainpacs.indexer.commands.conflicts:conflicts_",
         "What is kept aside, and deciding it.",
     ),
+    "correct": (
+        "plainpacs.indexer.commands.correct:correct",
+        "Correct patient and study attributes.",
+    ),
     "echo": ("plainpacs.scp.commands.echo:echo", "Ask a node whether it is there."),
     "find": ("plainpacs.scp.commands.find:find", "Search another archive."),
     "pull": ("plainpacs.scp.commands.pull:pull", "Fetch from another archive what is missing."),

@@ -42,7 +42,6 @@ WIDTHS = {
 }
 """Bytes of one number, in the VRs whose byte order counts (PS3.5 7.3)."""
 _ARRAYS = {2: "H", 4: "I", 8: "Q"}
-_TAG_AND_LENGTH = struct.Struct("<HHL")
 
 
 def spell(tag: int) -> str:
@@ -61,8 +60,10 @@ def swapped(value: bytes, width: int) -> bytes:
     return numbers.tobytes() + value[whole:]
 
 
-def encode_element(tag: int, vr: str, value: bytes, *, explicit: bool = True) -> bytes:
-    """An element in little endian, its value padded to even length.
+def encode_element(
+    tag: int, vr: str, value: bytes, *, explicit: bool = True, order: str = "<"
+) -> bytes:
+    """An element, its value padded to even length; its header in little endian (``<``) or big.
 
     Raises ValueError when the value is too long for its VR.
     """
@@ -70,19 +71,19 @@ def encode_element(tag: int, vr: str, value: bytes, *, explicit: bool = True) ->
         value += b"\0" if vr in ("UI", "OB", "UN") else b" "
     if len(value) > LONGEST_SHORT and vr not in LONG_VRS:
         raise ValueError("the value is too long for its VR")
-    return head(tag, vr, len(value), explicit=explicit) + value
+    return head(tag, vr, len(value), explicit=explicit, order=order) + value
 
 
-def head(tag: int, vr: str, length: int, *, explicit: bool) -> bytes:
+def head(tag: int, vr: str, length: int, *, explicit: bool, order: str = "<") -> bytes:
     """What comes before a value of so many bytes. An item, and a delimiter, have no VR."""
     group, number = tag >> 16, tag & 0xFFFF
     if not explicit or group == 0xFFFE:
-        return _TAG_AND_LENGTH.pack(group, number, length)
+        return struct.pack(f"{order}HHL", group, number, length)
     if vr in LONG_VRS:
-        return struct.pack("<HH2sHL", group, number, vr.encode(), 0, length)
-    return struct.pack("<HH2sH", group, number, vr.encode(), length)
+        return struct.pack(f"{order}HH2sHL", group, number, vr.encode(), 0, length)
+    return struct.pack(f"{order}HH2sH", group, number, vr.encode(), length)
 
 
-def encode_item(content: bytes) -> bytes:
+def encode_item(content: bytes, *, order: str = "<") -> bytes:
     """``content``, encoded elements, as an item of a sequence."""
-    return _TAG_AND_LENGTH.pack(0xFFFE, 0xE000, len(content)) + content
+    return head(ITEM, "", len(content), explicit=False, order=order) + content

@@ -45,7 +45,7 @@ class Leaf(NamedTuple):
     order of the paths. ``vr`` is empty where the encoding does not tell, and ``item`` for an item.
     The value is ``data[start:end]``; of an ``encapsulated`` one, its fragments with their item
     headers. An element that holds items has no value; they follow it. ``little_endian``: the order
-    of the bytes in the value.
+    of the bytes in the value. The element's header is at ``at`` (0 for an item).
     """
 
     path: tuple[int, ...]
@@ -54,18 +54,29 @@ class Leaf(NamedTuple):
     end: int
     encapsulated: bool = False
     little_endian: bool = True
+    at: int = 0
 
 
 class DataSet:
     """A data set to be read from ``data``: the bytes as encoded, inflated when they are deflated.
 
     ``header_only``: the last element is the first of pixel data (group 7FE0), whose value need not
-    be there; ``end`` is what its length says, and ``start`` when it has none.
-    Raises UnreadableDataSet when it inflates to more than ``MOST_INFLATED``.
+    be there; ``end`` is what its length says, and ``start`` when it has none. ``every``: elements
+    that are about the encoding alone (group lengths), too. ``end``: where the elements ended, known
+    after them. Raises UnreadableDataSet when it inflates to more than ``MOST_INFLATED``.
     """
 
-    def __init__(self, data: Buffer, transfer_syntax: str, *, header_only: bool = False) -> None:
+    def __init__(
+        self,
+        data: Buffer,
+        transfer_syntax: str,
+        *,
+        header_only: bool = False,
+        every: bool = False,
+    ) -> None:
         self._header_only = header_only
+        self._every = every
+        self.end = 0
         self.transfer_syntax = transfer_syntax.rstrip("\0 ")
         if self.transfer_syntax in DEFLATED:
             inflated = Inflated(data)
@@ -76,13 +87,20 @@ class DataSet:
         self.data = memoryview(data)
         self.little_endian = self.transfer_syntax != EXPLICIT_BIG_ENDIAN
 
+    @property
+    def implicit(self) -> bool:
+        """Whether it is in implicit VR."""
+        return _looks_implicit(self.data, 0)
+
     def __iter__(self) -> Iterator[Leaf]:
-        """The elements, but for those that are about the encoding alone (group lengths).
+        """The elements, but for those that are about the encoding alone, unless ``every``.
 
         Raises UnreadableDataSet, at the latest at the end, when it cannot be followed.
         """
         try:
-            yield from _Walk(self.data, self.little_endian, self._header_only).leaves()
+            walk = _Walk(self.data, self.little_endian, self._header_only, self._every)
+            yield from walk.leaves()
+            self.end = walk.stopped
         except struct.error:
             raise CutShort("the data set is cut short in an element's header") from None
 
@@ -127,15 +145,18 @@ class _Frame:
 
 
 class _Walk:
-    def __init__(self, data: memoryview, little_endian: bool, header_only: bool) -> None:
+    def __init__(
+        self, data: memoryview, little_endian: bool, header_only: bool, every: bool
+    ) -> None:
         self._data = data
         self._header_only = header_only
-        self._end = len(data)
+        self._every = every
+        self._end = self.stopped = len(data)
         self._little_endian = little_endian
         self._left = MOST_ELEMENTS
 
     def leaves(self) -> Iterator[Leaf]:
-        form = _FORMS[self._little_endian, self._looks_implicit(0)]
+        form = _FORMS[self._little_endian, _looks_implicit(self._data, 0)]
         stack = [_Frame(False, self._end, True, form, ())]
         pos = 0
         while stack:
@@ -147,6 +168,7 @@ class _Walk:
             if len(stack) == 1 and not any(self._data[pos : pos + 8]):
                 if _NOT_ZERO.search(self._data, pos):
                     raise UnreadableDataSet("there are NULs where an element belongs")
+                self.stopped = pos
                 return  # padding
             if frame.limit - pos < 8:
                 raise CutShort("the data set is cut short in an element's header")
@@ -157,6 +179,7 @@ class _Walk:
                 if len(stack) > depth:
                     yield Leaf(stack[-1].path, _NO_VALUE, pos, pos)
                 continue
+            at = pos
             tag, vr, length, value = self._header(pos, form)
             if tag in (ITEM_DELIMITER, SEQUENCE_DELIMITER) and not length:
                 # In an item of a defined length it is one too many, which some writers leave.
@@ -178,17 +201,17 @@ class _Walk:
             inner = _IN_UNKNOWN if vr == "UN" else form
             if length == UNDEFINED and (vr in ("OB", "OW") or (not vr and tag == PIXEL_DATA)):
                 end, pos = self._fragments(tag, value, frame.limit, form)
-                yield Leaf(path, vr, value, end, True)
+                yield Leaf(path, vr, value, end, True, at=at)
             elif self._holds_items(vr, value, length, after, inner):
-                yield Leaf(path, "SQ", value, value)
+                yield Leaf(path, "SQ", value, value, at=at)
                 self._push(stack, _Frame(True, after, length != UNDEFINED, inner, path), tag)
                 pos = value
             elif length == UNDEFINED:
                 raise UnreadableDataSet(f"{spell(tag)} has no length")
             else:
                 pos = after
-                if tag & 0xFFFF and tag not in _ENCODING:
-                    yield Leaf(path, vr, value, after, False, form.little_endian)
+                if self._every or (tag & 0xFFFF and tag not in _ENCODING):
+                    yield Leaf(path, vr, value, after, False, form.little_endian, at)
 
     def _item(self, stack: list[_Frame], frame: _Frame, pos: int) -> int:
         """Opens the item at ``pos``, or closes the sequence; where to go on."""
@@ -204,7 +227,7 @@ class _Walk:
         after = frame.limit if length == UNDEFINED else value + length
         if after > frame.limit:
             raise CutShort.within(tag, length, frame.limit - value)
-        if not form.implicit and self._looks_implicit(value):
+        if not form.implicit and _looks_implicit(self._data, value):
             form = _FORMS[form.little_endian, True]
         path = (*frame.path, frame.count)
         frame.count += 1
@@ -234,10 +257,6 @@ class _Walk:
         if vr.isalpha() and vr.isupper():  # one nobody knows yet has the long form too
             return tag, vr.decode(), form.long(data, pos + 8)[0], pos + 12
         return tag, "", length, pos + 8  # some writers do so in private groups
-
-    def _looks_implicit(self, pos: int) -> bool:
-        vr = bytes(self._data[pos + 4 : pos + 6])
-        return len(vr) == 2 and not (vr.isalpha() and vr.isupper())
 
     def _holds_items(self, vr: str, value: int, length: int, after: int, form: _Form) -> bool:
         """SQ does; what has no VR of its own, when its value is made of items to its end."""
@@ -270,6 +289,11 @@ class _Walk:
             self._count()
             pos += 8 + length
         raise CutShort(f"the fragments of {spell(tag)} are cut short")
+
+
+def _looks_implicit(data: memoryview, pos: int) -> bool:
+    vr = bytes(data[pos + 4 : pos + 6])
+    return len(vr) == 2 and not (vr.isalpha() and vr.isupper())
 
 
 def fragments(data: memoryview, leaf: Leaf) -> Iterator[memoryview]:

@@ -27,6 +27,7 @@ Kept = TypeVar("Kept")
 ORIGIN_C_STORE = "c-store"
 ORIGIN_IMPORT = "import"
 ORIGIN_RECOVERED = "recovered"
+ORIGIN_CORRECTED = "corrected"
 DIGESTS = ("blake3", "sha256")
 
 # What a line says that is no attribute of the instance.

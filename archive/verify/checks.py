@@ -11,11 +11,12 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 
 from plainpacs.archive.store import set_aside
+from plainpacs.archive.store.manifest import ORIGIN_CORRECTED, best_line
 from plainpacs.archive.store.temporary import PATIENCE
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.identity import InstanceKey
 from plainpacs.archive.tree.listing import instances_in_tree
-from plainpacs.archive.tree.root import is_locked
+from plainpacs.archive.tree.root import is_locked, stamp
 from plainpacs.archive.tree.targets import Target
 from plainpacs.archive.verify.finding import Finding, FindingKind
 from plainpacs.archive.verify.study import StudyLook
@@ -82,7 +83,8 @@ class TwoPlaces(Check):
 
 
 class SetAside(Check):
-    """Nothing under ``conflicts`` waits to be decided."""
+    """Nothing under ``conflicts`` waits to be decided. What was corrected (``origin`` "corrected")
+    was decided by whoever did it."""
 
     def __init__(self, root: str, options: Options, note: Note) -> None:
         self._root = root
@@ -107,11 +109,31 @@ class SetAside(Check):
                 folder = f"{layout.CONFLICTS}/{study.path}"
                 for name, lines in set_aside.lines_of(root, folder, "").items():
                     reasons[name] = str(lines[-1].get("reason", ""))
+            if self._was_corrected(root, one):
+                continue
             why = reasons.get(one.name) or "other bytes came under a stored UID"
             words = f"kept aside: {why}; `plainpacs conflicts` decides"
             key = one.key
             yield Finding(key.month, key.study, key.series, key.instance, one.path,
                           FindingKind.CONFLICT_WAITING, words)  # fmt: skip
+
+    def _was_corrected(self, root: int, one: set_aside.SetAside) -> bool:
+        """Whether ``one`` is what was published before a correction: then it has a line there."""
+        key, name = one.key, layout.instance_name(one.key.instance)
+        try:
+            before, now = (
+                os.stat(path, dir_fd=root, follow_symlinks=False)
+                for path in (one.path, layout.instance_path(key))
+            )
+            folder = layout.study_folder(key.month, key.study)
+            lines = set_aside.lines_of_file(root, folder, key.series, name)
+        except FileNotFoundError:
+            return False
+        published = best_line(lines, now.st_size, now.st_mtime_ns) or {}
+        facts = (before.st_size, stamp(before.st_mtime_ns))
+        return published.get("origin") == ORIGIN_CORRECTED and any(
+            (line.get("bytes"), line.get("stored")) == facts for line in lines
+        )
 
 
 class Rubbish(Check):
