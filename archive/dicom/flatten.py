@@ -189,7 +189,12 @@ class _Walk:
                 continue
             if tag >> 16 == 0xFFFE:
                 raise UnreadableDataSet(f"{spell(tag)} stands where an element belongs")
-            if self._header_only and tag >= FIRST_OF_PIXELS and len(stack) == 1:
+            if (
+                self._header_only
+                and tag >= FIRST_OF_PIXELS
+                and tag & 0xFFFF  # some have the length of the group before it
+                and len(stack) == 1
+            ):
                 open_end = length == UNDEFINED
                 end = value + (0 if open_end else length)
                 yield Leaf((tag,), vr, value, end, open_end, form.little_endian)
