@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from plainpacs.archive.app import logs
-from plainpacs.archive.app.ae_address import Address
 from plainpacs.archive.app.open_archive import open_archive
 from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.app.signals import waiting_for_stop
@@ -25,11 +23,10 @@ from plainpacs.scp.daemon import systemd
 from plainpacs.scp.daemon.child import Child, document
 from plainpacs.scp.daemon.metrics import MetricsServer
 from plainpacs.scp.daemon.workers import Receivers, number_of_receivers
+from plainpacs.scp.receiver.greeting import greeting
 from plainpacs.scp.receiver.receiver import Receiver
 
 _LOG = logging.getLogger("plainpacs.scp")
-
-_NAMES_SHOWN = 5
 
 
 def serve(
@@ -132,52 +129,3 @@ def _reload(receiver: Receiver | Receivers, reread: Callable[[], Settings]) -> N
         return
     wanting = f"; a restart is needed for {', '.join(others)}" if others else ""
     _LOG.info("SIGHUP: access rules, limits and certificates read again%s", wanting)
-
-
-def greeting(root: str, settings: Settings, port: int) -> str:
-    """What is said on start: where, as whom, to whom, and a client's command line that works."""
-    reach = settings.bind or "127.0.0.1"
-    listening = f"{settings.bind or 'all addresses'}, port {port}"
-    called = "any called AE title" if settings.called_ae == "any" else "or called ANY-SCP"
-    caller = f" -aet {settings.calling_ae[0]}" if settings.calling_ae else ""
-    if settings.tls_cert:  # DCMTK's storescu; pynetdicom's speaks no TLS
-        shown = " +tls KEY.pem CERTIFICATE.pem" if settings.tls_verify == "on" else " +tla"
-        caller = f"{shown} +cf CA.pem{caller}"
-    return "\n".join(
-        (
-            f"plainpacs serves {root}",
-            f"as {', '.join(settings.aet)} ({called}) on {listening} of {socket.gethostname()}",
-            f"may send: {_senders(settings)}",
-            f"may query and retrieve: {_queriers(settings)}",
-            # So spelled, it works with DCMTK's storescu and with pynetdicom's, which is beside us.
-            f"try: storescu{caller} -aec {settings.aet[0]} {reach} {port} FILE",
-        )
-    )
-
-
-def _senders(settings: Settings) -> str:
-    who = f"AE title {_few(settings.calling_ae)}" if settings.calling_ae else "any application"
-    if settings.allow_peers:
-        who += f" at {_few(settings.allow_peers)}"
-    if settings.tls_verify == "on":
-        who += " with a trusted certificate"
-    if settings.ae_addresses:
-        bound = dict.fromkeys(one.rpartition("=")[0] for one in settings.ae_addresses)
-        who += f"; {_few(tuple(bound))} from the addresses of --ae-addresses alone"
-    return who if who != "any application" else f"{who} (restrict it: --calling-ae, --allow-peers)"
-
-
-def _queriers(settings: Settings) -> str:
-    if settings.query_retrieve == "off":
-        return "nobody (--query-retrieve off)"
-    if settings.query_retrieve == "any":
-        return "whoever may send (--query-retrieve any)"
-    if settings.nodes:
-        titles = [Address.parse(node).ae_title for node in settings.nodes]
-        return f"this machine and the nodes {_few(titles)}"
-    return "this machine only (allow others: --nodes AET@HOST:PORT)"
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMES_SHOWN} more" * (len(names) > _NAMES_SHOWN)
-    return ", ".join(names[:_NAMES_SHOWN]) + more

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from plainpacs.archive.app.settings import Settings
-from plainpacs.scp.daemon.serve import greeting
+from plainpacs.scp.receiver.greeting import greeting
 from tests.support.archives import eventually, instances_in, left_behind, new_archive, part10
 from tests.support.peer import ABORT, DATA, SOP, STUDY, Peer, command, data_set, dcmtk, message, us
 from tests.support.serve import COMMAND, Serve, is_alive
