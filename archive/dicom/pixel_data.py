@@ -32,6 +32,8 @@ _FLOAT, _DOUBLE = 0x7FE00008, 0x7FE00009
 _PIXELS = {PIXEL_DATA: 0, _FLOAT: 32, _DOUBLE: 64}
 """The elements that hold pixels, and the bits of one where only the element tells."""
 _LONGEST_TABLE = 64 << 20
+_ITEM = b"\xfe\xff\x00\xe0"
+_MOST_FRAGMENTS = 1 << 20
 _WIDTHS = {8: 1, 16: 2, 32: 4, 64: 8}
 
 
@@ -205,9 +207,21 @@ class Frames:
             raise UnreadableDataSet("the pixel data is not as long as the header says")
         return bits
 
-    def size(self, frame: int) -> int | None:
-        """Bytes of a frame, as ``read`` returns them; None when only reading tells."""
-        return None if self.pixels.encapsulated else -(-self._frame_bits // 8)
+    def fragments(self) -> list[tuple[int, int]]:
+        """Where the fragments of encapsulated pixel data start and end in the file, without the
+        Basic Offset Table: of a video, which has frames of its own kind, all there is to know.
+
+        Raises OSError, UnreadableDataSet.
+        """
+        found: list[tuple[int, int]] = []
+        at = self.pixels.start
+        while (head := self._read(at, 8))[:4] == _ITEM:
+            end = at + 8 + int.from_bytes(head[4:], "little")
+            if end > self._size or len(found) > _MOST_FRAGMENTS:
+                raise UnreadableDataSet("the fragments of the pixel data are cut short")
+            found.append((at + 8, end))
+            at = end
+        return found[1:]
 
     def read(self, frame: int) -> bytes:
         """A frame as it is encoded; one that is not compressed in little endian.

@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -29,6 +30,7 @@ from plainpacs.indexer.images.presentation import (
     of_frame,
     pixel_aspect,
     shown,
+    window_of,
 )
 from plainpacs.indexer.images.render import BOUNDS, Picture, Wanted
 
@@ -86,7 +88,8 @@ def draw(path: str, wanted: Wanted) -> Picture:
         pixels = shown(frame, attributes) if pixels is None else pixels
     except NotShown as error:
         return Picture(why=str(error), frames=count)
-    return _finished(pixels, pixel_aspect(attributes), wanted, count)
+    picture = _finished(pixels, pixel_aspect(attributes), wanted, count)
+    return replace(picture, window=window_of(frame, attributes)) if wanted.tells else picture
 
 
 def _plain_frame(file: BinaryIO, header: FileDataset, index: int) -> Array | None:
@@ -229,6 +232,7 @@ def _main() -> None:
             "why": picture.why,
             "frames": picture.frames,
             "bytes": len(picture.data),
+            "window": picture.window,
         }
         answers.write(json.dumps(facts).encode() + b"\n" + picture.data)
         answers.flush()

@@ -116,6 +116,18 @@ def _by_voi_lut(values: Array, header: Dataset) -> Array | None:
     return None
 
 
+def window_of(frame: Array, header: Dataset) -> tuple[float, float] | None:
+    """Centre and width of the window by which a grey frame is shown, or of one much like it; None
+    for one in colours."""
+    if str(header.get("PhotometricInterpretation", "")) not in ("MONOCHROME1", "MONOCHROME2"):
+        return None
+    centre, width = (_first(header.get(key)) for key in ("WindowCenter", "WindowWidth"))
+    if centre is not None and width is not None:
+        return centre, width
+    low, high = _limits(apply_modality_lut(frame, header), frame, header)
+    return (low + high) / 2, max(1.0, high - low)
+
+
 def _words(data: Any, order: str) -> list[int]:
     if isinstance(data, bytes):
         return list(np.frombuffer(data, dtype=f"{order}u2"))
@@ -156,18 +168,24 @@ def _by_content(values: Array, frame: Array, header: Dataset) -> Array:
         return np.clip(values / most, 0, 1)
     if frame.dtype == np.uint8 and int(header.get("BitsStored", 8)) == 8:
         return frame / 255
+    low, high = _limits(values, frame, header)
+    return np.clip((values.astype(np.float64) - low) / ((high - low) or 1), 0, 1)
+
+
+def _limits(values: Array, frame: Array, header: Dataset) -> tuple[float, float]:
+    """From where to where the values go that matter."""
     seen = values[np.isfinite(values)]
     padding = header.get("PixelPaddingValue")
     if isinstance(padding, int) and (real := values[frame != padding]).size:
         seen = real[np.isfinite(real)]
     if not seen.size:
-        return np.zeros(values.shape)
+        return 0.0, 0.0
     # A few odd pixels of a large image do not decide.
     part = (0.1, 99.9) if seen.size >= 10_000 else (0, 100)
     low, high = (float(value) for value in np.percentile(seen, part))
     if low == high:
         low, high = float(seen.min()), float(seen.max())
-    return np.clip((values.astype(np.float64) - low) / ((high - low) or 1), 0, 1)
+    return low, high
 
 
 # --- colour ---------------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ class Wanted:
     ``jpeg``, ``png``, or ``raw``: the frame decoded and not made for a screen. ``box``: at most so
     wide and high, in true proportions; ``fill``: and no less. ``region`` (x, y, width,
     height; a negative one is mirrored) of the frame alone. ``window``: centre, width and function
-    in place of the image's own (PS3.3 C.11.2.1.2).
+    in place of the image's own (PS3.3 C.11.2.1.2). ``tells``: whether the picture is to say by
+    which window it is shown.
     """
 
     frame: int | None = None
@@ -42,18 +43,21 @@ class Wanted:
     region: tuple[float, float, float, float] | None = None
     window: tuple[float, float, str] | None = None
     quality: int = 85
+    tells: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
     """``data``: row by row, or the file that it is; empty when there is no picture, and then
-    ``why`` says why, in words without anything from the image. ``frames``: of the image."""
+    ``why`` says why, in words without anything from the image. ``frames``: of the image.
+    ``window``: centre and width, of what is grey, when that was asked for."""
 
     width: int = 0
     height: int = 0
     data: bytes = b""
     why: str = ""
     frames: int = 1
+    window: tuple[float, float] | None = None
 
 
 class Renderer:
@@ -97,7 +101,9 @@ class Renderer:
             if not 0 <= length <= _LONGEST_ANSWER:
                 raise ValueError("a length that no picture has")
             data = rest + _read(child.stdout.fileno(), length - len(rest), deadline)
-            return Picture(width, height, data, str(answer["why"]), int(answer["frames"]))
+            centre, across = answer["window"] or (0, 0)
+            window = (float(centre), float(across)) if across else None
+            return Picture(width, height, data, str(answer["why"]), int(answer["frames"]), window)
         except (OSError, ValueError, LookupError, TypeError):
             self.end()
             return Picture(why=BOUNDS)

@@ -7,6 +7,7 @@ listed, and what changes something must come from a page of ours.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -71,6 +72,7 @@ class Users:
         self._key = secrets.token_bytes(32)
         self._verified: OrderedDict[bytes, float] = OrderedDict()
         self._failed: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._checking: dict[bytes, asyncio.Future[bool]] = {}
         self._facts = (0, 0)
         self._known: dict[str, bytes] = {}
         self._read()
@@ -120,22 +122,34 @@ class Users:
         until = self._verified.get(key)
         if until is not None and time.monotonic() < until:
             return name
-        # For a name that is not there, too, it takes as long as for one that is.
-        hashed = self._known.get(name, _NOBODY)
-        good = await to_thread.run_sync(_matches, password, hashed)
-        if good and name in self._known:
-            self._verified[key] = time.monotonic() + _VERIFIED_SECONDS
-            self._failed.pop(peer, None)
-            while len(self._verified) > 1000:
-                self._verified.popitem(last=False)
-            return name
+        checking = self._checking.get(key)
+        if checking is None:  # of the many requests that a browser makes at once, the first
+            if self.is_barred(peer):
+                return ""
+            self._count(peer)  # before it is judged, so that many at once are not all judged
+            checking = asyncio.ensure_future(self._check(name, password, key, peer))
+            self._checking[key] = checking
+            checking.add_done_callback(lambda _: self._checking.pop(key, None))
+        return name if await asyncio.shield(checking) else ""
+
+    def _count(self, peer: str) -> None:
         count, since = self._failed.pop(peer, (0, 0.0))
         fresh = time.monotonic() - since < _FAILURE_SECONDS
         self._failed[peer] = (count + 1 if fresh else 1, time.monotonic())
         while len(self._failed) > _MOST_ADDRESSES:
             self._failed.popitem(last=False)
-        log.warning("refused: a wrong user name or password from %s", peer)
-        return ""
+
+    async def _check(self, name: str, password: str, key: bytes, peer: str) -> bool:
+        # For a name that is not there, too, it takes as long as for one that is.
+        hashed = self._known.get(name) or next(iter(self._known.values()), _NOBODY)
+        if not await to_thread.run_sync(_matches, password, hashed) or name not in self._known:
+            log.warning("refused: a wrong user name or password from %s", peer)
+            return False
+        self._verified[key] = time.monotonic() + _VERIFIED_SECONDS
+        self._failed.pop(peer, None)
+        while len(self._verified) > 1000:
+            self._verified.popitem(last=False)
+        return True
 
 
 _NOBODY = bcrypt.hashpw(secrets.token_bytes(16), bcrypt.gensalt(5))
@@ -210,7 +224,7 @@ class Access:
             hosts.append(headers["x-forwarded-host"])
         for host in hosts:
             if not is_ours(host, self.rules.hosts):
-                return _words(421, "this server has another name; add this one with --web-host")
+                return _words(421, "this server has another name; add this one with --web-hosts")
         if scope["method"] not in _SAFE and not self._from_our_page(headers, hosts[-1]):
             return _words(403, "a page of another site may change nothing here")
         if _is_preflight(scope, headers):
@@ -230,8 +244,6 @@ class Access:
         if self.rules.user_header and self._is_proxy(peer):
             return headers.get(self.rules.user_header) or None
         if self.users is not None:
-            if self.users.is_barred(peer):
-                return None
             return await self.users.name_of(headers.get("authorization", ""), peer) or None
         return None if self.rules.user_header else ""
 
@@ -259,7 +271,7 @@ class Access:
 
     def _preflight(self, headers: Headers) -> Response:
         if headers.get("origin") not in self.rules.origins:
-            return _words(403, "pages of that site may not read here; see --cors-origin")
+            return _words(403, "pages of that site may not read here; see --web-origins")
         allowed = {
             "Access-Control-Allow-Methods": "GET, HEAD, POST, OPTIONS",
             "Access-Control-Allow-Headers": "Authorization, Accept, Content-Type, Range",

@@ -60,8 +60,10 @@ class Site:
         access: Access,
         archive: Archive | None = None,
         ohif: Ohif | None = None,
+        storescu: str = "",
     ) -> None:
-        """``archive``: what is stored into, if anything may be."""
+        """``archive``: what is stored into, if anything may be. ``storescu``: a command that sends
+        to its receiver."""
         self._archive = archive
         self._ohif = ohif
         self.tree = tree
@@ -69,7 +71,7 @@ class Site:
         self.metadata = Metadata(tree)
         self.renderers = Renderers(_RENDERERS)
         self.rendered = Rendered(tree, self.renderers)
-        self.pages = Pages(tree, has_ohif=ohif is not None)
+        self.pages = Pages(tree, has_ohif=ohif is not None, storescu=storescu)
         self._readers = Readers(tree)
         self._threads = CapacityLimiter(_THREADS)
         self._drawing = CapacityLimiter(_RENDERERS)
@@ -88,7 +90,12 @@ class Site:
 
         app = Starlette(
             routes=[*self._dicomweb(), *self._people()],
-            exception_handlers={HTTPException: _problem, Exception: _unforeseen},
+            exception_handlers={
+                HTTPException: self._problem,
+                PlainpacsError: self._problem,
+                OSError: self._problem,
+                Exception: _unforeseen,
+            },
             lifespan=lifespan,
         )
         return self.access.around(app)
@@ -115,13 +122,24 @@ class Site:
         if self._ohif is not None:
             answer = self._in_thread(self._ohif.answer)
             viewer = [_get(ohif.BASE + path, answer) for path in ("", "/", "/{path:path}")]
-        return [
-            *viewer,
-            _get("/", self._in_thread(self.pages.studies)),
-            _get("/studies/{study}", self._in_thread(self._seen(self.pages.study))),
-            _get("/studies/{study}/series/{series}", self._in_thread(self.pages.series)),
-            _get("/static/{name}", self._in_thread(self.pages.static)),
-        ]
+        pages: dict[str, Handler] = {
+            "/": self.pages.studies,
+            _OF_STUDY: self._seen(self.pages.study),
+            _OF_SERIES: self.pages.series,
+            "/static/{name}": self.pages.static,
+        }
+        return [*viewer, *(_get(path, self._in_thread(one)) for path, one in pages.items())]
+
+    async def _problem(self, request: Request, error: Exception) -> Response:
+        """For programs a line, for a person a page."""
+        found = error if isinstance(error, HTTPException) else unavailable(error)
+        headers = {"Cache-Control": "no-store", **(found.headers or {})}
+        by_program = request.url.path.startswith((BASE, "/wado"))
+        if by_program or "text/html" not in request.headers.get("accept", ""):
+            return PlainTextResponse(f"{found.detail}\n", found.status_code, headers)
+        page = self.pages.problem(found)
+        page.headers.update(headers)
+        return page
 
     def _dicomweb(self) -> list[BaseRoute]:
         found: list[BaseRoute] = []
@@ -219,14 +237,6 @@ async def _capabilities(request: Request) -> Response:
     return PlainTextResponse(words, headers={"Allow": "GET, HEAD, OPTIONS"})
 
 
-async def _problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    headers = {"Cache-Control": "no-store", **(error.headers or {})}
-    return PlainTextResponse(f"{error.detail}\n", error.status_code, headers)
-
-
 async def _unforeseen(request: Request, error: Exception) -> Response:
-    if isinstance(error, (PlainpacsError, OSError)):
-        return await _problem(request, unavailable(error))
     log.error("unforeseen: %s %s", request.method, type(error).__name__, exc_info=error)
     return PlainTextResponse("something went wrong here; the log of the server has it\n", 500)

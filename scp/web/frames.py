@@ -6,7 +6,8 @@ uncompressed is decoded in a confined process.
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from contextlib import ExitStack
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -15,7 +16,7 @@ from starlette.responses import Response
 from plainpacs.archive.dicom.element_tree import Element, Elements
 from plainpacs.archive.dicom.elements import WIDTHS, swapped
 from plainpacs.archive.dicom.flatten import DataSet
-from plainpacs.archive.dicom.pixel_data import FRAMES_NEED, TABLES, Frames, Pixels
+from plainpacs.archive.dicom.pixel_data import FRAMES_NEED, TABLES, Frames
 from plainpacs.archive.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN
 from plainpacs.archive.errors import UnreadableDataSet
 from plainpacs.indexer.images.render import Renderers, Wanted
@@ -25,10 +26,10 @@ from plainpacs.scp.web.media import (
     Accepted,
     Part,
     accepted,
-    length_of,
     multipart,
 )
 from plainpacs.scp.web.places import Opened, Tree, log, place_of
+from plainpacs.scp.web.ranges import Held, Value, single_or_multipart
 
 MOST_FRAMES = 1000
 """In one request."""
@@ -62,35 +63,36 @@ def answer(tree: Tree, renderers: Renderers, request: Request, base: str) -> Res
     """Answers a request for frames. Raises HTTPException."""
     place = place_of(request)
     numbers = read_numbers(request.path_params["frames"])
-    opened = tree.open(place)
-    try:
-        frames = frames_of(opened)
-        if any(number > frames.count for number in numbers):
-            raise HTTPException(404, f"the instance has frames 1 to {frames.count}")
-        syntax = frames.transfer_syntax if frames.pixels.encapsulated else EXPLICIT_VR_LITTLE_ENDIAN
-        kind = media_type_of(syntax)
-        chosen, decode = _choice(request, kind, syntax)
-        if decode:
-            kind, syntax = OCTETS, EXPLICIT_VR_LITTLE_ENDIAN
-        if decode:
+    with ExitStack() as stack:
+        opened = tree.open(place)
+        stack.callback(opened.close)
+        try:
+            frames = frames_of(opened)
+            if any(number > frames.count for number in numbers):
+                raise HTTPException(404, f"the instance has frames 1 to {frames.count}")
+            encapsulated = frames.pixels.encapsulated
+            syntax = frames.transfer_syntax if encapsulated else EXPLICIT_VR_LITTLE_ENDIAN
+            kind = media_type_of(syntax)
+            chosen, decode = _choice(request, kind, syntax)
             path = f"{tree.path}/{opened.path}"
-            data = [_decoded(renderers, path, number - 1) for number in numbers]
-        else:
-            data = [frames.read(number - 1) for number in numbers]
-    except UnreadableDataSet as error:
-        log.warning("%s: %s", opened.path, error)
-        raise HTTPException(406, "the frames of the stored instance cannot be read") from None
-    finally:
-        opened.close()
-    whole = kind if syntax == "" else f"{kind}; transfer-syntax={syntax}"
-    headers = {"Cache-Control": "private, no-cache"}
-    if not chosen.is_multipart and chosen.type != "*/*":
-        return Response(data[0], 200, headers, whole)
-    parts = [
-        Part(whole, (one,), len(one), f"{base}{place.url}/frames/{number}")
-        for number, one in zip(numbers, data, strict=True)
-    ]
-    return multipart(parts, kind, length=sum(map(length_of, parts)))
+            if decode:
+                kind, syntax = OCTETS, EXPLICIT_VR_LITTLE_ENDIAN
+            whole = f"{kind}; transfer-syntax={syntax}"
+            bodies: Iterator[bytes] = (
+                _decoded(renderers, path, number - 1) if decode else frames.read(number - 1)
+                for number in numbers
+            )
+            if not chosen.is_multipart and chosen.type != "*/*":
+                headers = {"Cache-Control": "private, no-cache"}
+                return Response(next(bodies), 200, headers, whole)
+            parts = (
+                Part(whole, (one,), len(one), f"{base}{place.url}/frames/{number}")
+                for number, one in zip(numbers, bodies, strict=True)
+            )
+            return multipart(parts, kind, closing=stack.pop_all().close)
+        except UnreadableDataSet as error:
+            log.warning("%s: %s", opened.path, error)
+            raise HTTPException(406, "the frames of the instance cannot be read") from None
 
 
 def read_numbers(text: str) -> list[int]:
@@ -147,32 +149,41 @@ def bulk_data(tree: Tree, request: Request, base: str) -> Response:
     """Answers a request for the value of one element. Raises HTTPException."""
     place = place_of(request)
     path = request.path_params["tags"]
-    opened = tree.open(place)
-    try:
-        header = opened.header()
-        if header.pixels is not None and path in ("7FE00010", "7FE00008", "7FE00009"):
-            if header.pixels.encapsulated or header.pixels.tag in TABLES:
-                return _all_frames(opened, request, f"{base}{place.url}")
-            data = _native(opened, header.pixels, header.data)
-            return single_or_multipart(request, data, OCTETS, f"{base}{place.url}/bulkdata/{path}")
-        data = value_at(opened, header.elements, path)
-    except UnreadableDataSet as error:
-        log.warning("%s: %s", opened.path, error)
-        raise HTTPException(406, "the stored instance cannot be read") from None
-    finally:
-        opened.close()
-    return single_or_multipart(request, data, OCTETS, f"{base}{place.url}/bulkdata/{path}")
+    url = f"{base}{place.url}"
+    with ExitStack() as stack:
+        opened = tree.open(place)
+        stack.callback(opened.close)
+        try:
+            header = opened.header()
+            pixels = header.pixels
+            value: Value | Held
+            if pixels is None or path not in ("7FE00010", "7FE00008", "7FE00009"):
+                value = value_at(opened, header.elements, path)
+            elif pixels.encapsulated or pixels.tag in TABLES:
+                parts = _all_frames(opened, url)
+                kind = media_type_of(header.part10.transfer_syntax)
+                return multipart(parts, kind, closing=stack.pop_all().close)
+            elif header.data is not None:
+                value = Held(header.data[pixels.start : pixels.end])
+            else:
+                width = 1 if pixels.little_endian else WIDTHS.get(pixels.vr, 1)
+                value = Value(opened.fd, [(pixels.start, pixels.end)], width)
+        except UnreadableDataSet as error:
+            log.warning("%s: %s", opened.path, error)
+            raise HTTPException(406, "the stored instance cannot be read") from None
+        answer = single_or_multipart(request, value, OCTETS, f"{url}/bulkdata/{path}", opened.close)
+        stack.pop_all()
+        return answer
 
 
-def value_at(opened: Opened, elements: Elements, path: str) -> bytes:
+def value_at(opened: Opened, elements: Elements, path: str) -> Value | Held:
     """The value of an element, in little endian. ``path``: its tag, after those of the sequences it
     lies in, each with the number of the item. Raises HTTPException 404."""
     element = _element(elements, path)
-    long = element.value is None or isinstance(element.value, list)
-    data = _long_value(opened, path) if long else element.value
-    assert isinstance(data, bytes)
-    width = WIDTHS.get(element.vr, 1)
-    return data if element.little_endian else swapped(data, width)
+    width = 1 if element.little_endian else WIDTHS.get(element.vr, 1)
+    if isinstance(element.value, bytes):
+        return Held(swapped(element.value, width) if width > 1 else element.value)
+    return _long_value(opened, path, width)
 
 
 def _element(elements: Elements, path: str) -> Element:
@@ -189,11 +200,11 @@ def _element(elements: Elements, path: str) -> Element:
         raise HTTPException(404, "the instance has no such element") from None
 
 
-def _long_value(opened: Opened, path: str) -> bytes:
+def _long_value(opened: Opened, path: str, width: int) -> Value | Held:
     """A value that is too long to be kept with the header: its place is looked for again."""
     from mmap import ACCESS_READ, mmap  # noqa: PLC0415 - of long values alone
 
-    header = opened.header()
+    header = opened.header(())
     wanted = tuple(
         int(part, 16) if at % 2 == 0 else int(part) for at, part in enumerate(path.split("/"))
     )
@@ -204,74 +215,20 @@ def _long_value(opened: Opened, path: str) -> bytes:
             data_set = DataSet(view[offset:], header.part10.transfer_syntax, header_only=True)
             for leaf in data_set:
                 if leaf.path == wanted and leaf.vr != "SQ":
-                    return bytes(data_set.data[leaf.start : leaf.end])
+                    if header.data is not None:  # it was deflated
+                        return Held(bytes(data_set.data[leaf.start : leaf.end]))
+                    return Value(opened.fd, [(leaf.start + offset, leaf.end + offset)], width)
         finally:
             del data_set
             view.release()
     raise HTTPException(404, "the instance has no such value")
 
 
-def _all_frames(opened: Opened, request: Request, url: str) -> Response:
+def _all_frames(opened: Opened, url: str) -> Iterator[Part]:
     """The frames of encapsulated pixel data, each a part."""
     frames = frames_of(opened)
-    kind, syntax = media_type_of(frames.transfer_syntax), frames.transfer_syntax
-    data = [frames.read(number) for number in range(min(frames.count, MOST_FRAMES))]
-    parts = [
-        Part(f"{kind}; transfer-syntax={syntax}", (one,), len(one), f"{url}/frames/{number}")
-        for number, one in enumerate(data, 1)
-    ]
-    return multipart(parts, kind, length=sum(map(length_of, parts)))
-
-
-def _native(opened: Opened, pixels: Pixels, inflated: memoryview | None) -> bytes:
-    if inflated is not None:
-        data = bytes(inflated[pixels.start : pixels.end])
-    else:
-        data = os.pread(opened.fd, pixels.end - pixels.start, pixels.start)
-    return data if pixels.little_endian else swapped(data, WIDTHS.get(pixels.vr, 1))
-
-
-def single_or_multipart(request: Request, data: bytes, kind: str, url: str) -> Response:
-    """``data`` as the client wants it, and the part of it that it wants (RFC 9110 14.2)."""
-    for one in accepted(request):
-        if one.takes(kind):
-            break
-    else:
-        raise HTTPException(406, f"this is to be had as {kind}")
-    if one.is_multipart:
-        part = Part(kind, (data,), len(data), url)
-        return multipart([part], kind, length=length_of(part))
-    return ranged(request, data, kind)
-
-
-def ranged(request: Request, data: bytes, kind: str) -> Response:
-    """The part of ``data`` that the Range header names, else all of it."""
-    headers = {"Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"}
-    wanted = read_range(request.headers.get("range", ""), len(data))
-    if wanted is None:
-        return Response(data, 200, headers, kind)
-    first, last = wanted
-    headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
-    return Response(data[first : last + 1], 206, headers, kind)
-
-
-def read_range(text: str, size: int) -> tuple[int, int] | None:
-    """First and last byte of a Range header of one range; None for none, or several.
-
-    Raises HTTPException 416.
-    """
-    unit, _, span = text.partition("=")
-    low, dash, high = span.strip().partition("-")
-    if unit.strip() != "bytes" or not dash or "," in span:
-        return None
-    if not all(
-        one == "" or (one.isascii() and one.isdecimal() and len(one) < 19) for one in (low, high)
-    ):
-        return None
-    if low:
-        first, last = int(low), min(int(high), size - 1) if high else size - 1
-    else:
-        first, last = max(0, size - int(high or 0)), size - 1
-    if first > last or first >= size:
-        raise HTTPException(416, "there are no such bytes", {"Content-Range": f"bytes */{size}"})
-    return first, last
+    syntax = frames.transfer_syntax
+    for number in range(1, frames.count + 1):
+        data = frames.read(number - 1)
+        kind = f"{media_type_of(syntax)}; transfer-syntax={syntax}"
+        yield Part(kind, (data,), len(data), f"{url}/frames/{number}")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import NamedTuple
 
 from starlette.concurrency import run_in_threadpool
@@ -19,6 +21,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from plainpacs.archive.errors import PlainpacsError
+
+log = logging.getLogger("plainpacs.scp")
+
 DICOM = "application/dicom"
 DICOM_JSON = "application/dicom+json"
 OCTETS = "application/octet-stream"
@@ -26,12 +32,13 @@ ANY_SYNTAX = "*"
 """``transfer-syntax=*``: as it is stored (PS3.18 8.7.3.5.2)."""
 
 PIECE = 256 << 10
-_AT_ONCE = 2 << 20
+_AT_ONCE = 1 << 20
 _SLOWEST = 60.0
 """Seconds a client may take for a piece before the connection is given up."""
 _LONGEST_ACCEPT = 4096
 
 _PARAMETER = re.compile(r'\s*;\s*([^\s=;,"]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^\s;,"]*)')
+_WEIGHT = re.compile(r"[01](?:\.[0-9]{0,9})?", re.ASCII)
 _TYPE = re.compile(r"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+)")
 
 
@@ -95,12 +102,11 @@ def accepted(request: Request) -> list[Accepted]:
         rest = text[at:].lstrip(" \t;")
         if rest and not rest.startswith(","):
             raise HTTPException(400, "the Accept header is not a list of media types")
-        try:
-            weight = float(parameters.pop("q", "1"))
-        except ValueError:
-            raise HTTPException(400, "a weight (q) in the Accept header is not a number") from None
-        if weight > 0:
-            found.append((weight, Accepted(matched[1].lower(), parameters)))
+        weight = parameters.pop("q", "1")
+        if not _WEIGHT.fullmatch(weight):
+            raise HTTPException(400, "a weight (q) in the Accept header is not a number")
+        if float(weight) > 0:
+            found.append((float(weight), Accepted(matched[1].lower(), parameters)))
         at = len(text) - len(rest)
     found.sort(key=lambda pair: -pair[0])
     return [one for _, one in found] if text.strip() else [Accepted("*/*", {})]
@@ -134,17 +140,34 @@ class Part(NamedTuple):
     location: str = ""
 
 
-def multipart(parts: Iterable[Part], kind: str, *, length: int | None = None) -> Response:
+def multipart(
+    parts: Iterable[Part],
+    kind: str,
+    *,
+    length: int | None = None,
+    closing: Callable[[], None] | None = None,
+) -> Response:
     """The answer with these parts (PS3.18 8.6.1.2), of which ``kind`` is the media type.
 
-    ``length``: of all bodies and heads together, as ``length_of`` counts them.
+    ``length``: of all bodies and heads together, as ``length_of`` counts them. What is short is
+    read before the answer begins, so that what is wrong with it has its status. ``closing``: see
+    ``Pieces``.
     """
     boundary = secrets.token_hex(16)
     media_type = f'multipart/related; type="{kind}"; boundary={boundary}'
-    if length is None or length > _AT_ONCE:
-        whole = None if length is None else length + len(_end(boundary))
-        return Pieces(_joined(parts, boundary), media_type=media_type, length=whole)
-    return Response(b"".join(_joined(parts, boundary)), media_type=media_type)
+    body = _joined(parts, boundary)
+    held: list[bytes] = []
+    if length is None or length <= _AT_ONCE:
+        size = 0
+        while size <= _AT_ONCE and (piece := next(body, None)) is not None:
+            held.append(piece)
+            size += len(piece)
+        if size <= _AT_ONCE:
+            if closing is not None:
+                closing()
+            return Response(b"".join(held), media_type=media_type)
+    whole = None if length is None else length + len(_end(boundary))
+    return Pieces(chain(held, body), media_type=media_type, length=whole, closing=closing)
 
 
 def length_of(part: Part) -> int:
@@ -198,6 +221,7 @@ class Pieces(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gone = asyncio.ensure_future(_disconnected(receive))
+        begun = False
         try:
             first = b"" if scope["method"] == "HEAD" else await run_in_threadpool(self._next)
             await send(
@@ -207,6 +231,7 @@ class Pieces(Response):
                     "headers": self.raw_headers,
                 }
             )
+            begun = True
             piece = first
             while piece and not gone.done():
                 reading = asyncio.ensure_future(run_in_threadpool(self._next))
@@ -217,6 +242,11 @@ class Pieces(Response):
                     piece = await reading
             if not gone.done():
                 await send({"type": "http.response.body", "body": b""})
+        except (OSError, PlainpacsError, HTTPException) as error:
+            if not begun:
+                raise
+            # The connection is closed before the answer's end, which the client sees.
+            log.warning("an answer broke off: %s", error or "the client takes no more of it")
         finally:
             gone.cancel()
             await run_in_threadpool(self._close)

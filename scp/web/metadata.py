@@ -37,8 +37,8 @@ class Metadata:
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self._files = SeriesMetadata(tree.path, tree.root)
-        self._sent = _Kept(_MEMORY)
-        self._made = _Kept(_MEMORY)
+        self._sent = Kept(_MEMORY)
+        self._made = Kept(_MEMORY)
         self._making = threading.Lock()
 
     def answer(self, request: Request, base: str) -> Response:
@@ -120,7 +120,7 @@ class Metadata:
         return True
 
 
-class _Kept:
+class Kept:
     """Documents in memory, those used last, up to so many bytes. Thread-safe."""
 
     def __init__(self, most: int) -> None:

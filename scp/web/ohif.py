@@ -76,9 +76,6 @@ class Ohif:
             b"PUBLIC_URL = '/'", f"PUBLIC_URL = '{BASE}/'".encode()
         )
         self._policy = _policy(self._index)
-        # A worker has the policy of its own script, not the page's; the decoders in OHIF's make
-        # functions out of text.
-        self._of_workers = self._policy.replace("'self' 'wasm", "'self' 'unsafe-eval' 'wasm")
 
     def answer(self, request: Request) -> Response:
         """A file of the package; for an address within the viewer, its page."""
@@ -103,7 +100,7 @@ class Ohif:
         kind = _TYPES.get(ending) or mimetypes.guess_type(name)[0] or "application/octet-stream"
         lasting = "max-age=31536000, immutable" if _HASHED.search(name) else "no-cache"
         headers = {**_ISOLATED, "Cache-Control": lasting}
-        headers["Content-Security-Policy"] = self._of_workers
+        headers["Content-Security-Policy"] = self._policy
         if ending not in _COMPRESSED:
             return FileResponse(self._files[name], 200, headers, kind)
         packed = self._packed(name, ending)
@@ -147,7 +144,8 @@ def _policy(index: bytes) -> str:
         for one in _INLINE.findall(index)
     )
     return (
-        f"default-src 'none'; script-src 'self' 'wasm-unsafe-eval' {hashes}; "
+        # Its decoders, and what reads a SEG, make functions out of text.
+        f"default-src 'none'; script-src 'self' 'unsafe-eval' 'wasm-unsafe-eval' {hashes}; "
         "worker-src 'self' blob:; connect-src 'self' blob: data:; img-src 'self' blob: data:; "
         "style-src 'self' 'unsafe-inline'; font-src 'self' data:; manifest-src 'self'; "
         "media-src 'self' blob:; frame-src 'self' blob:; object-src 'self' blob:; "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from starlette.responses import Response
 from plainpacs.archive.dicom.attributes import Level
 from plainpacs.archive.errors import BadQuery, PlainpacsError
 from plainpacs.archive.tree import layout
+from plainpacs.archive.tree.root import is_locked
 from plainpacs.indexer.index import lookup
 from plainpacs.indexer.index.merge import Record
 from plainpacs.indexer.output import humanize
@@ -28,13 +30,26 @@ from plainpacs.indexer.output.printable import visible
 from plainpacs.indexer.query.find import by_number, find, record_of
 from plainpacs.indexer.query.query import parse
 from plainpacs.indexer.query.search import studies
-from plainpacs.scp.web.places import Place, Tree, missing, place_of, unavailable
+from plainpacs.indexer.service.status import count_pending
+from plainpacs.scp.web.places import Place, Tree, missing, place_of
 
 A_PAGE = 50
 _MOST_PAGES = 1_000_000
+_MOST_FRAMES = 100_000
+"""Of an instance; one that says it has more is shown by its middle one."""
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _BASE = "/dicom-web"
 _STATIC = {"page.css": "text/css", "viewer.js": "text/javascript", "icon.svg": "image/svg+xml"}
+_PROBLEMS = {
+    404: (
+        "Nothing is here",
+        "No such study or series is in the archive. It may have been removed.",
+    ),
+    503: (
+        "The archive cannot be read",
+        "Its disk may not be mounted, or the folder was moved. The log of the server says more.",
+    ),
+}
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; img-src 'self' blob:; style-src 'self'; script-src 'self'; "
@@ -65,7 +80,8 @@ class Row(NamedTuple):
 class Pages:
     """The pages of a tree. Thread-safe."""
 
-    def __init__(self, tree: Tree, *, has_ohif: bool) -> None:
+    def __init__(self, tree: Tree, *, has_ohif: bool, storescu: str) -> None:
+        """``storescu``: a command that sends to the receiver of this archive."""
         self._tree = tree
         loader = PackageLoader("plainpacs.scp.web", "templates")
         self._templates = Environment(
@@ -73,6 +89,13 @@ class Pages:
             lstrip_blocks=True,
         )  # fmt: skip
         self._templates.globals["has_ohif"] = has_ohif
+        self._storescu = storescu
+
+    def problem(self, error: HTTPException) -> Response:
+        """What is wrong, as a page."""
+        said = f"{error.detail[:1].upper()}{error.detail[1:]}."
+        title, words = _PROBLEMS.get(error.status_code, ("This cannot be shown", said))
+        return self._page("problem.html", error.status_code, title=title, words=words)
 
     def static(self, request: Request) -> Response:
         """A file of the page's own."""
@@ -81,7 +104,7 @@ class Pages:
             raise HTTPException(404, "there is no such file")
         with open(os.path.join(os.path.dirname(__file__), "static", name), "rb") as file:
             data = file.read()
-        return Response(data, 200, {"Cache-Control": "max-age=3600"}, _STATIC[name])
+        return Response(data, 200, {"Cache-Control": "no-cache"}, _STATIC[name])
 
     def studies(self, request: Request) -> Response:
         """The list, searched with the words of ``ls``."""
@@ -94,12 +117,13 @@ class Pages:
         page = max(1, min(page, _MOST_PAGES))
         problem = ""
         found: list[Record] = []
+        unindexed: list[str] = []
+        self._tree.check()
         try:
-            self._tree.check()
             wanted = parse(_terms(asked))
             start = (page - 1) * A_PAGE
             hits = islice(
-                studies(self._tree.path, wanted, self._tree.note), start, start + A_PAGE + 1
+                studies(self._tree.path, wanted, unindexed.append), start, start + A_PAGE + 1
             )
             found = [record_of(one) for one in hits]
         except BadQuery as error:
@@ -108,11 +132,6 @@ class Pages:
                 .replace("`plainpacs ls --help` lists them", "")
                 .replace(" ()", "")
             )
-        except (PlainpacsError, OSError) as error:
-            unavailable(error)
-            return self._page("problem.html", 503, title="The archive is not there", words=(
-                "The archive cannot be read. Its disk may not be mounted, or the folder was moved. "
-                "The log of the server says more."))  # fmt: skip
         rows = [_row(one) for one in found[:A_PAGE]]
         filtered = any(asked.values())
         return self._page(
@@ -127,8 +146,22 @@ class Pages:
             earlier=_address(asked, page - 1) if page > 1 else "",
             later=_address(asked, page + 1) if len(found) > A_PAGE else "",
             first=(page - 1) * A_PAGE + 1,
-            storescu="storescu -aec DRDCM 127.0.0.1 11112 FILE",
+            storescu=self._storescu,
+            waiting=self._waiting(months_unindexed=bool(unindexed)),
         )
+
+    def _waiting(self, *, months_unindexed: bool) -> str:
+        """What to do about studies that are not indexed, where nothing indexes them."""
+        pending = count_pending(self._tree.path) or 0
+        if not pending and not months_unindexed:
+            return ""
+        if is_locked(self._tree.root, layout.INDEXER_LOCK):
+            return f"{_counted(pending, 'study')} are being indexed." if pending else ""
+        what = (
+            f"{_counted(pending, 'study')} may be missing here" if pending else "this list is slow"
+        )
+        command = f"plainpacs index --once -a {shlex.quote(self._tree.path)}"
+        return f"Not all of this archive is indexed, so {what}. Run: {command}"
 
     def study(self, request: Request) -> Response:
         """A study with its series."""
@@ -148,12 +181,13 @@ class Pages:
                   level=Level.INSTANCE),
             self._tree.note,
         )  # fmt: skip
-        images = [frame for one in query for frame in _frames(place, one)]
+        images = [_image(one) for one in query]
         if not images:
             raise missing(place)
+        count = sum(frames for _, frames in images)
         number = request.query_params.get("image", "1")
-        at = int(number) if number.isdecimal() and len(number) < 8 else 1
-        at = max(1, min(at, len(images)))
+        at = int(number) if number.isdecimal() and len(number) < 10 else 1
+        at = max(1, min(at, count))
         same = [one for one in record["series"] if one.get("SeriesInstanceUID") == place.series]
         own: Record = same[0] if same else {"SeriesInstanceUID": place.series}
         return self._page(
@@ -161,8 +195,11 @@ class Pages:
             title=_series(place, own)["title"],
             study=_row(record),
             series=_series(place, own),
+            base=quote(f"{_BASE}{place.url}/instances/"),
             images=images,
+            count=count,
             at=at,
+            picture=_picture_of(images, at),
         )
 
     def _record(self, place: Place) -> Record:
@@ -196,6 +233,14 @@ def _address(asked: Mapping[str, str], page: int) -> str:
     return "/?" + urlencode({**given, "page": page})
 
 
+def _counted(count: object, thing: str) -> str:
+    """``1 instance``, ``800 instances``; empty for what is no number."""
+    if not isinstance(count, int):
+        return ""
+    plural = f"{thing[:-1]}ies" if thing.endswith("y") else f"{thing}s"
+    return f"{count:,} {thing if count == 1 else plural}"
+
+
 def _shown(record: Mapping[str, Any], keyword: str) -> str:
     return visible(humanize.text(record, keyword))
 
@@ -223,7 +268,6 @@ def _row(record: Record) -> Row:
 
 def _series(place: Place, record: Record) -> dict[str, str]:
     uid = quote(str(record.get("SeriesInstanceUID", "")))
-    count = record.get("NumberOfSeriesRelatedInstances")
     words = [_shown(record, key) for key in ("SeriesDescription", "ProtocolName")]
     number = _shown(record, "SeriesNumber")
     description = next(filter(None, words), "")
@@ -234,7 +278,7 @@ def _series(place: Place, record: Record) -> dict[str, str]:
         "modality": _shown(record, "Modality"),
         "description": description,
         "title": description or f"Series {number}".strip(),
-        "count": f"{count:,}" if isinstance(count, int) else "",
+        "count": _counted(record.get("NumberOfSeriesRelatedInstances"), "instance"),
         "body_part": _shown(record, "BodyPartExamined"),
     }
 
@@ -257,12 +301,17 @@ def _facts(record: Record) -> list[tuple[str, str]]:
     return found
 
 
-def _frames(place: Place, record: Record) -> list[dict[str, str]]:
-    """The addresses of an instance's pictures, one a frame."""
-    uid = layout.instance_of(str(record.get("file", ""))) or ""
-    base = quote(f"{_BASE}{Place(place.study, place.series, uid).url}")
+def _image(record: Record) -> tuple[str, int]:
+    """The UID of an instance, and how many frames it has."""
     count = record.get("NumberOfFrames")
-    count = count if isinstance(count, int) and 1 < count <= 20_000 else 1
-    if count == 1:
-        return [{"url": f"{base}/rendered"}]
-    return [{"url": f"{base}/frames/{number}/rendered"} for number in range(1, count + 1)]
+    frames = count if isinstance(count, int) and 1 < count <= _MOST_FRAMES else 1
+    return quote(layout.instance_of(str(record.get("file", ""))) or ""), frames
+
+
+def _picture_of(images: list[tuple[str, int]], at: int) -> str:
+    """The address, below the instances of the series, of the picture ``at``, from 1 on."""
+    for uid, frames in images:
+        if at <= frames:
+            return f"{uid}/frames/{at}/rendered" if frames > 1 else f"{uid}/rendered"
+        at -= frames
+    raise IndexError(at)

@@ -8,11 +8,11 @@ is a grey one, with the reason in the header ``X-No-Image``, so that no page sho
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import struct
-import threading
 import zlib
-from collections import OrderedDict
+from contextlib import ExitStack
 from dataclasses import replace
 
 from starlette.exceptions import HTTPException
@@ -20,12 +20,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from plainpacs.archive.dicom.element_tree import Element, Elements
+from plainpacs.archive.dicom.pixel_data import FRAMES_NEED, Frames
 from plainpacs.archive.errors import UnreadableDataSet
 from plainpacs.indexer.images.render import Picture, Renderers, Wanted
 from plainpacs.indexer.images.representative import representative
-from plainpacs.scp.web.frames import MEDIA_TYPES, frames_of, ranged, read_numbers, value_at
+from plainpacs.scp.web.frames import media_type_of, read_numbers, value_at
 from plainpacs.scp.web.media import Accepted, accepted
+from plainpacs.scp.web.metadata import Kept
 from plainpacs.scp.web.places import Opened, Place, Tree, place_of
+from plainpacs.scp.web.ranges import Held, Value, ranged
 
 THUMBNAIL = 128
 """Pixels, where the client does not say."""
@@ -49,7 +52,7 @@ class Rendered:
     def __init__(self, tree: Tree, renderers: Renderers) -> None:
         self._tree = tree
         self._renderers = renderers
-        self._thumbnails = _Thumbnails()
+        self._thumbnails = Kept(_MEMORY)
 
     def answer(self, request: Request) -> Response:
         """Answers a request for what an instance, frame, series or study looks like.
@@ -64,19 +67,22 @@ class Rendered:
     def of_place(self, request: Request, place: Place, kind: str = "") -> Response:
         """The same for an instance; ``kind``: whatever the Accept header says."""
         wanted = read_wanted(request)
-        opened = self._tree.open(place)
-        try:
+        with ExitStack() as stack:
+            opened = self._tree.open(place)
+            stack.callback(opened.close)
             other = _document(opened, request, kind)
             if other is not None:
+                stack.pop_all()
                 return other
             kind = _kind([Accepted(kind, {})] if kind else accepted(request))
-            picture = self._picture(opened, replace(wanted, kind=_KINDS[kind]))
-        finally:
-            opened.close()
+            picture = self._picture(opened, replace(wanted, kind=_KINDS[kind], tells=True))
         if not picture.data:
             status = 404 if picture.frames <= (wanted.frame or 0) else 406
             raise HTTPException(status, f"there is no picture of it: {picture.why}")
-        return Response(picture.data, 200, {"Cache-Control": "private, no-cache"}, kind)
+        headers = {"Cache-Control": "private, no-cache"}
+        if picture.window is not None and all(map(math.isfinite, picture.window)):
+            headers["X-Window"] = f"{picture.window[0]:g},{picture.window[1]:g}"
+        return Response(picture.data, 200, headers, kind)
 
     def thumbnail(self, request: Request) -> Response:
         """Answers a request for a small picture, always with one. Raises HTTPException."""
@@ -93,7 +99,9 @@ class Rendered:
                 raise
             return _no_image("nothing of it is here any more", status=404)
         try:
-            tag, data = self._thumbnails.find(opened, wanted)
+            facts = f"{opened.path} {opened.size} {opened.mtime} {wanted}"
+            tag = f'"{hashlib.blake2b(facts.encode(), digest_size=12).hexdigest()}"'
+            data = self._thumbnails.get(tag)
             headers = {"Cache-Control": "private, max-age=60", "ETag": tag}
             if tag == request.headers.get("if-none-match"):
                 return Response(status_code=304, headers=headers)
@@ -175,66 +183,34 @@ def _kind(wanted: list[Accepted]) -> str:
 
 
 def _document(opened: Opened, request: Request, asked: str) -> Response | None:
-    """A document or video that is shown as it is; None for what is drawn."""
-    header = opened.header((_ENCAPSULATED, _MIME_TYPE))
-    kind = MEDIA_TYPES.get(header.part10.transfer_syntax.removeprefix("1.2.840.10008.1.2."), "")
+    """A document or video that is shown as it is, and then ``opened`` is closed by the answer; None
+    for what is drawn."""
+    header = opened.header((_ENCAPSULATED, _MIME_TYPE, *FRAMES_NEED))
+    kind = media_type_of(header.part10.transfer_syntax)
+    value: Value | Held
     if kind.startswith("video/"):
-        _need(request, kind, asked)
         try:
-            data = frames_of(opened).read(0)
-        except (UnreadableDataSet, IndexError):
+            value = Value(opened.fd, Frames(opened.fd, opened.size, header).fragments())
+        except (UnreadableDataSet, OSError):
             raise HTTPException(406, "the video of the stored instance cannot be read") from None
-        return ranged(request, data, kind)
-    if _ENCAPSULATED not in header.elements:
+    elif _ENCAPSULATED in header.elements:
+        kind = _text(header.elements, _MIME_TYPE).lower()
+        # What is not known to be harmless in a browser is handed out as octets by bulk data alone.
+        if kind not in _SAFE_DOCUMENTS:
+            raise HTTPException(406, "a document of this kind is not shown")
+        value = value_at(opened, header.elements, f"{_ENCAPSULATED:08X}")
+    else:
         return None
-    kind = _text(header.elements, _MIME_TYPE).lower()
-    # What is not known to be harmless in a browser is handed out as octets by bulk data alone.
-    if kind not in _SAFE_DOCUMENTS:
-        raise HTTPException(406, "a document of this kind is not shown")
-    _need(request, kind, asked)
-    return ranged(request, value_at(opened, header.elements, f"{_ENCAPSULATED:08X}"), kind)
-
-
-def _need(request: Request, kind: str, asked: str) -> None:
     takes = [Accepted(asked, {})] if asked else accepted(request)
     if not any(one.takes(kind) for one in takes):
         raise HTTPException(406, f"this is to be had as {kind}")
+    return ranged(request, value, kind, opened.close)
 
 
 def _text(elements: Elements, tag: int) -> str:
     element: Element | None = elements.get(tag)
     value = element.value if element is not None else None
     return value.decode("latin-1").strip(" \0") if isinstance(value, bytes) else ""
-
-
-# --- thumbnails -----------------------------------------------------------------------------------
-
-
-class _Thumbnails:
-    """Small pictures in memory, those used last. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._room = _MEMORY
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def find(self, opened: Opened, wanted: Wanted) -> tuple[str, bytes | None]:
-        """The name of the picture, as an ETag, and the picture when it is known."""
-        facts = f"{opened.path} {opened.size} {opened.mtime} {wanted}"
-        tag = f'"{hashlib.blake2b(facts.encode(), digest_size=12).hexdigest()}"'
-        with self._lock:
-            data = self._kept.get(tag)
-            if data is not None:
-                self._kept.move_to_end(tag)
-        return tag, data
-
-    def put(self, tag: str, data: bytes) -> None:
-        with self._lock:
-            self._room += len(self._kept.pop(tag, b""))
-            self._kept[tag] = data
-            self._room -= len(data)
-            while self._room < 0 and len(self._kept) > 1:
-                self._room += len(self._kept.popitem(last=False)[1])
 
 
 def _no_image(why: str, *, status: int = 200) -> Response:

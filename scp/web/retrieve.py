@@ -21,11 +21,9 @@ from plainpacs.archive.errors import UnreadableDataSet
 from plainpacs.archive.tree.identity import is_name
 from plainpacs.scp.storage.convert import CannotConvert, Converter, can_become
 from plainpacs.scp.storage.instance_file import File, Outgoing
-from plainpacs.scp.web.frames import read_range
 from plainpacs.scp.web.media import (
     ANY_SYNTAX,
     DICOM,
-    PIECE,
     Accepted,
     Part,
     Pieces,
@@ -34,6 +32,7 @@ from plainpacs.scp.web.media import (
     multipart,
 )
 from plainpacs.scp.web.places import Opened, Place, Tree, log, place_of
+from plainpacs.scp.web.ranges import Value, ranged
 
 
 def answer(tree: Tree, request: Request, base: str) -> Response:
@@ -90,41 +89,20 @@ def _after(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _file(opened: Opened, request: Request, syntax: str) -> Response:
-    tag = f'"{opened.mtime:x}-{opened.size:x}"'
     headers = {
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "private, no-cache",
-        "ETag": tag,
+        "ETag": f'"{opened.mtime:x}-{opened.size:x}"',
         "Last-Modified": formatdate(opened.mtime / 1e9, usegmt=True),
     }
     try:
-        if tag == request.headers.get("if-none-match"):
+        if headers["ETag"] == request.headers.get("if-none-match"):
             opened.close()
             return Response(status_code=304, headers=headers)
-        span = read_range(request.headers.get("range", ""), opened.size)
+        value = Value(opened.fd, [(0, opened.size)])
+        kind = f"{DICOM}; transfer-syntax={syntax}"
+        return ranged(request, value, kind, opened.close, headers)
     except HTTPException:
         opened.close()
         raise
-    first, last = span or (0, opened.size - 1)
-    if span is not None:
-        headers["Content-Range"] = f"bytes {first}-{last}/{opened.size}"
-    return Pieces(
-        _between(opened.fd, first, last + 1),
-        200 if span is None else 206,
-        headers,
-        f"{DICOM}; transfer-syntax={syntax}",
-        length=last + 1 - first,
-        closing=opened.close,
-    )
-
-
-def _between(fd: int, at: int, end: int) -> Iterator[bytes]:
-    while at < end:
-        piece = os.pread(fd, min(PIECE, end - at), at)
-        if not piece:
-            raise OSError("the file became shorter")
-        at += len(piece)
-        yield piece
 
 
 def _stored(wanted: list[Outgoing], base: str) -> Iterator[Part]:
@@ -137,7 +115,7 @@ def _stored(wanted: list[Outgoing], base: str) -> Iterator[Part]:
 def _whole(path: str, size: int) -> Iterator[bytes]:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        yield from _between(fd, 0, size)
+        yield from Value(fd, [(0, size)]).pieces()
     finally:
         os.close(fd)
 

@@ -28,6 +28,7 @@ from plainpacs.archive.dicom.charset import use_defaults
 from plainpacs.archive.errors import BadSettings, InUse
 from plainpacs.indexer.index import catalogue
 from plainpacs.scp.network.tls import server_context
+from plainpacs.scp.receiver.greeting import storescu_line
 from plainpacs.scp.web.access import Access, Rules
 from plainpacs.scp.web.app import Site
 from plainpacs.scp.web.ohif import Ohif
@@ -170,7 +171,7 @@ def serve(root: str, settings: Settings, parent: Iterator[object] | None = None)
     archive = open_archive(tree.path, settings) if settings.web_stow == "on" else None
     catalogue.remember()
     config = uvicorn.Config(
-        Site(tree, access, archive, ohif).application(),
+        Site(tree, access, archive, ohif, storescu_line(settings, settings.port)).application(),
         http=BoundedProtocol,
         ws="none",
         loop="asyncio",

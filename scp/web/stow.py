@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # where alone it is
 ORIGIN = "stow-rs"
 MOST_PARTS = 10_000
 LONGEST_PART = 16 << 30
+LONGEST_BODY = 256 << 30
 _HELD = 256 << 10
 """Bytes of a part that are held before its file is begun."""
 _SILENCE = 60.0
@@ -246,12 +247,15 @@ async def _fed(request: Request, feed: Callable[[bytes], None]) -> None:
     """Takes the body in while what came before is written."""
     stream = request.stream().__aiter__()
     held: list[bytes] = []
-    size = 0
+    size = total = 0
     writing: asyncio.Future[None] | None = None
     try:
         while (chunk := await asyncio.wait_for(anext(stream, None), _SILENCE)) is not None:
             held.append(chunk)
             size += len(chunk)
+            total += len(chunk)
+            if total > LONGEST_BODY:
+                raise HTTPException(413, "the body is too long")
             if writing is not None and (writing.done() or size >= PIECE):
                 await writing
                 writing = None
@@ -269,6 +273,9 @@ async def _fed(request: Request, feed: Callable[[bytes], None]) -> None:
 def _feeder(request: Request, reading: _Reading) -> Callable[[bytes], None]:
     if request.headers.get("content-encoding", "identity") != "identity":
         raise HTTPException(415, "the body is not to be compressed")
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal() or int(length[:20]) > LONGEST_BODY:
+        raise HTTPException(413, "the body is too long")
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind == DICOM.encode():
         reading.whole()

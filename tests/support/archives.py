@@ -36,6 +36,7 @@ _TAGS = {
     "SeriesInstanceUID": (0x0020, 0x000E, "UI"),
     "SeriesNumber": (0x0020, 0x0011, "IS"),
     "InstanceNumber": (0x0020, 0x0013, "IS"),
+    "NumberOfFrames": (0x0028, 0x0008, "IS"),
     "PixelData": (0x7FE0, 0x0010, "OW"),
 }
 

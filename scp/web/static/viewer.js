@@ -6,15 +6,29 @@
   const position = document.getElementById("position");
   const shownWindow = document.getElementById("window");
   const presets = document.getElementById("presets");
-  const urls = [...document.querySelectorAll("#images li")].map((one) => one.dataset.url);
+  const select = presets.querySelector("select");
+  const instances = [...document.querySelectorAll("#images li")].map((one) => one.dataset);
+  const last = instances.reduce((sum, one) => sum + Number(one.frames || 1), 0) - 1;
   let at = Number(viewer.dataset.at) - 1;
-  let level = null;
+  let level = null;   // centre and width that were chosen
+  let own = null;     // those of the image
   let loading = false;
   let again = false;
   presets.hidden = false;
 
-  const address = (index) =>
-    urls[index] + (level ? `?window=${level[0]},${level[1]},linear` : "");
+  function address(index) {
+    let left = index;
+    for (const one of instances) {
+      const frames = Number(one.frames || 1);
+      if (left < frames) {
+        const frame = frames > 1 ? `/frames/${left + 1}` : "";
+        const chosen = level ? `?window=${level[0]},${level[1]},linear` : "";
+        return `${viewer.dataset.base}${one.uid}${frame}/rendered${chosen}`;
+      }
+      left -= frames;
+    }
+    return "";
+  }
 
   async function show() {
     if (loading) { again = true; return; }
@@ -23,25 +37,29 @@
     try {
       const answer = await fetch(address(index), { headers: { Accept: "image/jpeg" } });
       if (!answer.ok) throw new Error((await answer.text()).trim());
+      own = (answer.headers.get("X-Window") || "").split(",").map(Number);
       const before = image.src;
       image.src = URL.createObjectURL(await answer.blob());
       if (before.startsWith("blob:")) URL.revokeObjectURL(before);
       refusal.hidden = true;
       image.hidden = false;
     } catch (error) {
-      refusal.textContent = error.message;
+      own = null;
+      refusal.textContent = error instanceof TypeError ? "the server does not answer" : error.message;
       refusal.hidden = false;
       image.hidden = true;
     }
-    image.alt = `Image ${index + 1} of ${urls.length}`;
-    position.textContent = `${index + 1} / ${urls.length}`;
-    shownWindow.textContent = level ? `centre ${level[0]}, width ${level[1]}` : "";
+    image.alt = `Image ${index + 1} of ${last + 1}`;
+    position.textContent = `${index + 1} / ${last + 1}`;
+    const shown = level || own;
+    shownWindow.textContent = shown && shown.length === 2
+      ? `centre ${Math.round(shown[0])}, width ${Math.round(shown[1])}` : "";
     loading = false;
     if (again) { again = false; show(); }
   }
 
   function go(index) {
-    const next = Math.min(urls.length - 1, Math.max(0, index));
+    const next = Math.min(last, Math.max(0, index));
     if (next === at) return;
     at = next;
     history.replaceState(null, "", `?image=${at + 1}`);
@@ -49,11 +67,11 @@
   }
 
   document.addEventListener("keydown", (event) => {
-    if (event.target.matches("input, select") || event.ctrlKey || event.metaKey) return;
+    if (event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
     const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, PageDown: 10, PageUp: -10 };
     if (event.key in steps) { event.preventDefault(); go(at + steps[event.key]); }
     if (event.key === "Home") { event.preventDefault(); go(0); }
-    if (event.key === "End") { event.preventDefault(); go(urls.length - 1); }
+    if (event.key === "End") { event.preventDefault(); go(last); }
   });
   image.addEventListener("wheel", (event) => {
     event.preventDefault();
@@ -65,13 +83,15 @@
       go(at + step);
     });
   }
-  presets.querySelector("select").addEventListener("change", (event) => {
-    level = event.target.value ? event.target.value.split(",").map(Number) : null;
+  select.addEventListener("change", () => {
+    level = select.value ? select.value.split(",").map(Number) : null;
     show();
   });
   let dragged = null;
   image.addEventListener("pointerdown", (event) => {
-    dragged = { x: event.clientX, y: event.clientY, from: level || [128, 256] };
+    const from = level || own;
+    if (!from || from.length !== 2) return;
+    dragged = { x: event.clientX, y: event.clientY, from };
     image.setPointerCapture(event.pointerId);
   });
   image.addEventListener("pointermove", (event) => {
@@ -80,9 +100,11 @@
     const step = Math.max(1, width / 256);
     level = [Math.round(centre + (event.clientY - dragged.y) * step),
       Math.max(1, Math.round(width + (event.clientX - dragged.x) * step))];
+    select.value = "drawn";
     show();
   });
-  image.addEventListener("pointerup", () => { dragged = null; });
-  image.addEventListener("error", () => { if (!image.src.startsWith("blob:")) show(); });
-  if (image.complete && !image.naturalWidth) show();
+  for (const end of ["pointerup", "pointercancel"]) {
+    image.addEventListener(end, () => { dragged = null; });
+  }
+  show();
 })();
