@@ -9,8 +9,9 @@ from tests.support import pausing
 from tests.support.archives import folders_of_real_files
 from tests.support.receiver import start
 from tests.support.serve import serve
+from tests.support.steps import memory
 
-__all__ = ["serve", "start"]
+__all__ = ["memory", "serve", "start"]
 
 QUICK = {
     "archive": "archive attributes charset identity layout manifest settings",

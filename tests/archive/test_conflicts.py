@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from plainpacs.archive.tree.root import open_root
 from plainpacs.archive.tree.targets import Target
 from plainpacs.indexer.service.indexer import Indexer
 from tests.support.archives import data_set, instances_in, left_behind, new_archive, store, tree
+from tests.support.steps import killed_at
 
 PATH = "202401/1.2.3/1.2.3.4/1.2.3.4.5.dcm"
 FIRST = data_set()
@@ -42,9 +44,9 @@ CORRECTING = Provenance("QC9", "DRDCM", "10.0.0.9")
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> str:
+def path(memory: Path) -> str:
     """An archive with one instance and two variants of it, and another instance."""
-    path = new_archive(tmp_path / "a")
+    path = new_archive(memory / "a")
     with Archive.open(path) as archive:
         archive.store(FIRST, EXPLICIT_LITTLE_ENDIAN, MODALITY)
         time.sleep(TICK)
@@ -382,47 +384,26 @@ PRIMITIVES = (
     *("touch", "open_to_append", "make_folder", "remove_folder"),
 )
 
-KILLED = """
-import os, sys
-from plainpacs.archive.store import set_aside as aside
-from plainpacs.archive.tree import durable, layout
-from plainpacs.archive.conflicts.pending_conflicts import variants
-from plainpacs.archive.conflicts.resolve import Decider
-from plainpacs.archive.removal.remove import Removal
-from plainpacs.archive.tree.targets import Target
-path, count, keep = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-with Removal.open(path) as removal:
-    def dying(real):
-        def primitive(*args, **kwargs):
-            global count
-            if not count:
-                os.kill(os.getpid(), 9)
-            count -= 1
-            return real(*args, **kwargs)
-        return primitive
-    for name in sys.argv[4].split(","):
-        setattr(durable, name, dying(getattr(durable, name)))
-    waiting = variants(removal.root, [Target("202401", "1.2.3")])
-    [some] = waiting.values()
-    with Decider(removal) as decider:
-        decider.keep_first(waiting) if keep == "first" else decider.keep_second(some)
-    print("done", flush=True)
-    count = 10_000
-"""
+
+def decide(path: str, keep: str) -> None:
+    with Removal.open(path) as removal:
+        waiting = variants(removal.root, [Target("202401", "1.2.3")])
+        [some] = waiting.values()
+        with Decider(removal) as decider:
+            decider.keep_first(waiting) if keep == "first" else decider.keep_second(some)
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("keep", "wanted"), [("first", FIRST), ("second", THIRD)])
 def test_killed_at_every_step_the_same_command_finishes(
-    path: str, tmp_path: Path, keep: str, wanted: bytes
+    path: str, memory: Path, keep: str, wanted: bytes
 ) -> None:
     everything = {FIRST, SECOND, THIRD}
     stops = 0
     for step in range(1000):
-        copy = str(tmp_path / "copy")
+        copy = str(memory / "copy")
         subprocess.run(["cp", "-a", path, copy], check=True)
-        command = [sys.executable, "-c", KILLED, copy, str(step), keep, ",".join(PRIMITIVES)]
-        done = subprocess.run(command, capture_output=True, check=False)
+        killed = killed_at(step, partial(decide, copy, keep))
         assert published(copy) in (FIRST, wanted)
         assert {published(copy), *aside(copy), *trashed(copy)} == everything, f"killed at {step}"
         index(copy)
@@ -439,17 +420,16 @@ def test_killed_at_every_step_the_same_command_finishes(
         assert left_behind(copy) == []
         assert Path(copy, PATH).stat().st_nlink == 1
         shutil.rmtree(copy)
-        if b"done" in done.stdout:
+        if not killed:
             break
-        assert done.returncode == -9, done.stderr
         stops += 1
     assert stops >= (8 if keep == "first" else 25)
 
 
-def test_a_failure_at_every_step_is_finished_by_the_same_again(path: str, tmp_path: Path) -> None:
+def test_a_failure_at_every_step_is_finished_by_the_same_again(path: str, memory: Path) -> None:
     step = 0
     while True:
-        copy = str(tmp_path / "copy")
+        copy = str(memory / "copy")
         subprocess.run(["cp", "-a", path, copy], check=True)
         left = step
 

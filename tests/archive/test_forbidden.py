@@ -31,9 +31,6 @@ from tests.support.archives import (
     store,
 )
 from tests.support.receiver import Start
-from tests.support.steps import memory
-
-__all__ = ["memory"]
 
 KEY = InstanceKey("202401", "1.2.3", "1.2.3.4", "1.2.3.4.5")
 

@@ -35,9 +35,7 @@ from tests.support.archives import (
     tree,
 )
 from tests.support.promises import delete_derived, derived
-from tests.support.steps import at_step, killed_at, memory
-
-__all__ = ["memory"]
+from tests.support.steps import at_step, killed_at
 
 STUDY, SERIES = "1.2.3", "1.2.3.4"
 SECRET = {"PatientName": "Planted^Name", "PatientID": "PLANTED-ID-7"}

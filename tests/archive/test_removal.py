@@ -41,9 +41,7 @@ from tests.support.archives import (
     tree,
 )
 from tests.support.promises import data_set_of, delete_derived, derived
-from tests.support.steps import at_step, killed_at, memory
-
-__all__ = ["memory"]
+from tests.support.steps import at_step, killed_at
 
 STUDY, SERIES = "1.2.3", "1.2.3.4"
 FILE = f"202401/{STUDY}/{SERIES}/1.2.3.4.5.dcm"

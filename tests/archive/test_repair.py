@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,10 +14,10 @@ import orjson
 import pytest
 
 from plainpacs.archive.app.cli import root as plainpacs
-from plainpacs.archive.tree import durable
 from plainpacs.indexer.service.indexer import Indexer
 from tests.support.archives import instances_in, left_behind, tree
 from tests.support.damage import DAMAGES, SERIES, VICTIM, Damage, change, flipped, index, make, node
+from tests.support.steps import killed_at
 
 PLAINPACS = (sys.executable, "-m", "plainpacs")
 each = pytest.mark.parametrize("name", DAMAGES)
@@ -30,9 +29,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def path(template: Path, tmp_path: Path) -> Path:
+def path(template: Path, memory: Path) -> Path:
     """A fresh copy of the archive, times kept."""
-    return copied(template, tmp_path / "a")
+    return copied(template, memory / "a")
 
 
 def copied(source: Path, to: Path) -> Path:
@@ -207,39 +206,11 @@ def test_a_read_only_copy_is_not_repaired(path: Path, tmp_path: Path) -> None:
 
 # --- killed anywhere ----------------------------------------------------------------------------
 
-PRIMITIVES = (
-    *("sync_file", "sync_folder", "link", "rename", "unlink", "make_folder", "remove_folder"),
-    *("create", "open_to_append", "touch", "write", "set_time"),
-)
 
-
-def killed_at(path: Path, step: int) -> bool:
-    """Repairs in a process of its own that is killed before primitive number ``step``; whether it
-    came to that."""
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        assert status in (0, signal.SIGKILL), status
-        return status == signal.SIGKILL
-    try:
-        _die_before(step)
-        click.testing.CliRunner().invoke(plainpacs, ["repair", "--apply", "-a", str(path)])
-        os._exit(0)
-    finally:
-        os._exit(1)
-
-
-def _die_before(step: int) -> None:
-    count = iter(range(100_000))
-    for name in PRIMITIVES:
-        primitive = getattr(durable, name)
-
-        def dying(*args: object, do: object = primitive, **kwargs: object) -> object:
-            if next(count) == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return do(*args, **kwargs)  # type: ignore[operator]  # a function
-
-        setattr(durable, name, dying)
+def killed_in_repair(path: Path, step: int) -> bool:
+    """Whether a repair was killed before ``step``, or came to its end before."""
+    arguments = ["repair", "--apply", "-a", str(path)]
+    return killed_at(step, lambda: click.testing.CliRunner().invoke(plainpacs, arguments))
 
 
 def steps() -> Iterator[int]:
@@ -262,21 +233,21 @@ def steps() -> Iterator[int]:
         "an_import_had_the_file_meta_of_another",
     ],
 )
-def test_killed_anywhere_a_second_repair_finishes(name: str, path: Path, tmp_path: Path) -> None:
+def test_killed_anywhere_a_second_repair_finishes(name: str, path: Path, memory: Path) -> None:
     damage: Damage = DAMAGES[name]
     damage.do(path)
     before = contents(path)
     stops = 0
     for step in steps():
-        copy = copied(path, tmp_path / "copy")
-        if not killed_at(copy, step):
+        copy = copied(path, memory / "copy")
+        if not killed_in_repair(copy, step):
             break
         stops += 1
         assert contents(copy) >= before, f"lost at step {step}"
         run(copy, "repair", "--apply")
         assert kinds(copy) == damage.left, f"killed at step {step}"
         assert contents(copy) >= before
-        assert derived(copy) == rebuilt(copy, tmp_path / "b"), f"killed at step {step}"
+        assert derived(copy) == rebuilt(copy, memory / "b"), f"killed at step {step}"
         shutil.rmtree(copy)
     assert stops >= 60
     print(f"\n{name}: killed {stops} times")

@@ -35,9 +35,9 @@ from tests.support.peer import STUDY as STUDY_SENT
 from tests.support.peer import Peer
 from tests.support.peer import data_set as peer_data_set
 from tests.support.serve import Serve, serve
-from tests.support.steps import at_step, memory
+from tests.support.steps import at_step
 
-__all__ = ["memory", "serve"]
+__all__ = ["serve"]
 STUDY = ("202401", "1.2.3")
 BEFORE = "2000-01-01T00:00:00.000Z"
 

@@ -42,6 +42,7 @@ from tests.support.archives import (
     store,
     tree,
 )
+from tests.support.steps import killed_at
 
 DERIVED = ("study.json", "studies.jsonl")
 
@@ -567,46 +568,27 @@ def test_claims_of_a_dead_indexer_are_pending_again(path: str) -> None:
     assert os.listdir(Path(path, ".plainpacs/indexing")) == []
 
 
-KILLED = """
-import os, sys
-from plainpacs.archive.tree import durable
-from plainpacs.indexer.service.indexer import Indexer
-count = int(sys.argv[2])
-def dying(real):
-    def primitive(*args, **kwargs):
-        global count
-        if not count:
-            os.kill(os.getpid(), 9)
-        count -= 1
-        return real(*args, **kwargs)
-    return primitive
-for name in ("rename", "unlink", "open_to_append", "write", "create", "sync_file", "sync_folder"):
-    setattr(durable, name, dying(getattr(durable, name)))
-Indexer.open(sys.argv[1]).once()
-"""
-
-
 @pytest.mark.timeout(300)
-def test_killed_at_every_step_it_ends_up_the_same(path: str, tmp_path: Path) -> None:
+def test_killed_at_every_step_it_ends_up_the_same(memory: Path) -> None:
+    path = new_archive(memory / "a")
     with Archive.open(path) as archive:
         store(archive)
         store(archive, SOPInstanceUID="1.9", SeriesInstanceUID="1.8")
-    fresh = tmp_path / "fresh"
+    fresh = memory / "fresh"
     subprocess.run(["cp", "-a", path, fresh], check=True)
     once(str(fresh))
     wanted = derived(str(fresh))
     stops = 0
     for step in range(0, 1000, 2):
-        copy = tmp_path / "copy"
+        copy = memory / "copy"
         subprocess.run(["cp", "-a", path, copy], check=True)
-        done = subprocess.run([sys.executable, "-c", KILLED, str(copy), str(step)], check=False)
+        killed = killed_at(step, lambda: once(str(memory / "copy")))
         once(str(copy))
         assert derived(str(copy)) == wanted, f"killed at step {step}"
         assert os.listdir(copy / ".plainpacs/indexing") == []
         shutil.rmtree(copy)
-        if done.returncode == 0:
+        if not killed:
             break
-        assert done.returncode == -9
         stops += 1
     assert stops >= 15
 
