@@ -7,6 +7,7 @@ import sys
 import click
 
 from plainpacs.archive.app.context import Context
+from plainpacs.archive.app.extras import how_to_install
 from plainpacs.archive.errors import PlainpacsError
 from plainpacs.indexer.export.destination import OutputFile, as_unavailable
 from plainpacs.indexer.output import naming
@@ -35,7 +36,7 @@ def sheet(
     as of `ls`. The sheet says no name unless --names; what is burned into an image is shown. A
     series without an image that can be decoded has a tile that says why.
 
-    Needs more than plainpacs itself: pip install 'plainpacs[pixels]'
+    Needs the extra [pixels]; without it, the command says how to install it.
 
     \b
     Example:  plainpacs sheet 1.2.840.113619.2.55.3 ~/chest.png
@@ -49,9 +50,8 @@ def sheet(
 
         from plainpacs.indexer.images.contact_sheet import contact_sheet  # noqa: PLC0415
     except ImportError as error:
-        raise PlainpacsError(
-            f"contact sheets need {error.name}: pip install 'plainpacs[pixels]'"
-        ) from None
+        words = f"contact sheets need {error.name}: {how_to_install('pixels')}"
+        raise PlainpacsError(words) from None
     try:
         with OutputFile(out, force=force) as file:
             made = contact_sheet(root, study, note, names=names)

@@ -202,7 +202,7 @@ def _why(error: BaseException) -> str:
     if isinstance(error, (MemoryError, RecursionError)):
         return BOUNDS
     if "missing dependencies" in words:
-        return "its compression needs more decoders: pip install 'plainpacs[pixels]'"
+        return "its compression needs more decoders: install the extra [pixels]"
     if isinstance(error, NotImplementedError) or "not a transfer syntax" in words:
         return "there is no decoder for its transfer syntax"
     if isinstance(error, AttributeError) and "pixel data" in words.lower():

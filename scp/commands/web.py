@@ -8,6 +8,7 @@ import click
 
 from plainpacs.archive.app import settings
 from plainpacs.archive.app.context import Context
+from plainpacs.archive.app.extras import how_to_install
 from plainpacs.archive.app.parent_pipe import begin
 from plainpacs.archive.errors import PlainpacsError
 
@@ -44,7 +45,7 @@ def web(
     Only this machine can open the page, unless --bind names another address; that takes
     --web-users FILE with names and passwords (htpasswd -B -c FILE NAME), or --web-open.
 
-    Needs more than plainpacs itself: pip install 'plainpacs[web]'
+    Needs the extra [web]; without it, the command says how to install it.
 
     \b
     Example:  plainpacs web -a /srv/dicom
@@ -62,7 +63,6 @@ def web(
     try:
         from plainpacs.scp.web import server  # an extra, and slow to load  # noqa: PLC0415
     except ImportError as error:
-        raise PlainpacsError(
-            f"the web server needs {error.name}: pip install 'plainpacs[web]'"
-        ) from None
+        words = f"the web server needs {error.name}: {how_to_install('web')}"
+        raise PlainpacsError(words) from None
     server.serve(path, chosen, told)

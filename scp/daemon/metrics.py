@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
+from plainpacs.archive.app.extras import how_to_install
 from plainpacs.archive.errors import BadSettings, InUse, PlainpacsError
 from plainpacs.archive.store.store import Archive
 from plainpacs.archive.tree import layout
@@ -138,8 +139,7 @@ class MetricsServer:
     def __init__(self, address: str, port: int) -> None:
         if importlib.util.find_spec("prometheus_client") is None:
             raise BadSettings(
-                "--metrics-port needs the package prometheus-client: "
-                "pip install 'plainpacs[metrics]'"
+                f"--metrics-port needs the package prometheus-client: {how_to_install('metrics')}"
             )
         try:
             self._http = _HTTP(address, port)

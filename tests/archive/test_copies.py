@@ -121,10 +121,10 @@ def stores_going_on(path: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("copier", [["cp", "-a"], ["rsync", "-a"]], ids=["cp", "rsync"])
 def test_a_copy_made_while_stores_go_on_is_whole(
-    path: str, tmp_path: Path, copier: list[str]
+    path: str, memory: Path, copier: list[str]
 ) -> None:
     tool(copier[0])
-    copies = [tmp_path / f"copy{number}" for number in range(4)]
+    copies = [memory / f"copy{number}" for number in range(4)]
     with stores_going_on(path):
         eventually(lambda: len(instances_in(path)) > 60)
         for copy in copies:

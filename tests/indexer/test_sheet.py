@@ -28,6 +28,7 @@ from pydicom.uid import (
 )
 
 from plainpacs.archive.app import cli
+from plainpacs.archive.app.extras import how_to_install
 from plainpacs.indexer.images.draw import draw
 from plainpacs.indexer.images.presentation import of_frame, pixel_aspect, shown
 from plainpacs.indexer.images.render import Picture, Renderer, Wanted
@@ -468,6 +469,4 @@ def test_what_is_not_installed_is_named(root: str, tmp_path: Path, module: str) 
         text=True,
     )
     assert done.returncode == 3
-    assert done.stderr == (
-        f"plainpacs: contact sheets need {module}: pip install 'plainpacs[pixels]'\n"
-    )
+    assert done.stderr == f"plainpacs: contact sheets need {module}: {how_to_install('pixels')}\n"

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from plainpacs.archive.app.extras import how_to_install
 from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.errors import InUse
 from plainpacs.archive.store.free_space import Reserve
@@ -252,7 +253,7 @@ def test_without_the_package_it_says_what_to_install(tmp_path: Path) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "pip install 'plainpacs[metrics]'" in done.stderr
+    assert how_to_install("metrics") in done.stderr
 
 
 def test_a_port_in_use_is_said() -> None:
