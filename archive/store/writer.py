@@ -20,6 +20,7 @@ from plainpacs.archive.store.forbidden import Forbidden
 from plainpacs.archive.store.free_space import NO_RESERVE, UNBOUNDED, Reserve
 from plainpacs.archive.tree import durable, layout
 from plainpacs.archive.tree.root import (
+    identity_of,
     make_internal_folders,
     open_root,
     read_marker_at,
@@ -174,7 +175,7 @@ class Writer:
     @property
     def identity(self) -> str:
         """Tells this root from any other on this machine, until it is unmounted."""
-        return "{}:{}".format(*self._device_and_inode)
+        return identity_of(self.root)
 
     def _claim(self, sweep: Callable[[Writer, int], None]) -> None:
         self._lock = durable.open_to_append(f"{layout.INTERNAL}/node.{self.node}", folder=self.root)
@@ -209,9 +210,9 @@ class Writer:
     def _hold_node(self) -> bool:
         """Locks the node: alone (True), or shared with other processes of this machine.
 
-        The lock's file says which machine has the node. Raises InUse.
+        The lock's file says which machine has the node, and which root. Raises InUse.
         """
-        machine = f"{socket.gethostname()} {boot_id()}\n".encode()
+        machine = f"{socket.gethostname()} {boot_id()} {self.identity}\n".encode()
         deadline = time.monotonic() + _CLAIM_SECONDS
         while True:
             if try_lock(self._lock, fcntl.LOCK_EX):

@@ -279,6 +279,12 @@ def locked(root: int, path: str) -> Iterator[None]:
         os.close(fd)
 
 
+def identity_of(root: int) -> str:
+    """Tells the open root from any other on this machine, until it is unmounted."""
+    facts = os.fstat(root)
+    return f"{facts.st_dev}:{facts.st_ino}"
+
+
 def try_lock(fd: int, kind: int) -> bool:
     """Whether the flock of this ``kind`` could be had at once. Raises OSError."""
     try:

@@ -9,6 +9,15 @@ from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.identity import InstanceKey
 
 
+class Severity(enum.Enum):
+    """What a finding means for whoever watches: ``DAMAGE`` needs somebody now, ``ATTENTION`` a
+    decision or a repair some time, ``NOTE`` nothing."""
+
+    DAMAGE = "damage"
+    ATTENTION = "attention"
+    NOTE = "note"
+
+
 class FindingKind(enum.Enum):
     """The kinds, by the words that stand for them everywhere."""
 
@@ -31,7 +40,9 @@ class FindingKind(enum.Enum):
     WRONG_PLACE = "wrong-place"
     """By its own UIDs and StudyDate the instance belongs elsewhere in the tree."""
     WRONG_FILE_META = "wrong-file-meta"
-    """The File Meta Information is not what was stored, or not of this data set."""
+    """The File Meta Information is not what was stored, or there is none that can be used."""
+    FILE_META_DISAGREES = "file-meta-disagrees"
+    """The File Meta Information came so: it names other UIDs than the data set."""
     TWO_PLACES = "two-places"
     """One SOP Instance UID lies at several places."""
     REMOVED_REAPPEARED = "removed-reappeared"
@@ -44,6 +55,19 @@ class FindingKind(enum.Enum):
     """Something is kept aside and waits to be decided."""
     INCOMING_RUBBISH = "incoming-rubbish"
     """Unfinished work of a process that is gone."""
+
+
+_SEVERITIES = {
+    FindingKind.FILE_WITHOUT_LINE: Severity.ATTENTION,
+    FindingKind.TWO_PLACES: Severity.ATTENTION,
+    FindingKind.REMOVED_REAPPEARED: Severity.ATTENTION,
+    FindingKind.STALE_INDEX: Severity.ATTENTION,
+    FindingKind.MISSING_INDEX: Severity.ATTENTION,
+    FindingKind.CONFLICT_WAITING: Severity.ATTENTION,
+    FindingKind.FILE_META_DISAGREES: Severity.NOTE,
+    FindingKind.INCOMING_RUBBISH: Severity.NOTE,
+}
+"""All others are damage."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -75,12 +99,16 @@ class Finding:
         return cls(month, "", "", "", path, kind, words)
 
     @property
+    def severity(self) -> Severity:
+        return _SEVERITIES.get(self.kind, Severity.DAMAGE)
+
+    @property
     def key(self) -> InstanceKey:
         """Of the instance it is about."""
         return InstanceKey(self.month, self.study, self.series, self.instance)
 
     def as_dict(self) -> dict[str, str]:
-        """The object of ``--format jsonl``: kind, path and words, UIDs by keyword."""
+        """The object of ``--format jsonl``: kind, severity, path and words, UIDs by keyword."""
         named = {
             "month": self.month,
             "StudyInstanceUID": self.study,
@@ -89,6 +117,7 @@ class Finding:
         }
         return {
             "kind": self.kind.value,
+            "severity": self.severity.value,
             "path": self.path,
             **{name: value for name, value in named.items() if value},
             "words": self.words,

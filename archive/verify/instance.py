@@ -180,7 +180,7 @@ def _judge(fd: int, subject: Subject, line: Line | None, reader: Reader) -> Find
     if line is not None and (not digest_of(line)[0] or _has_digest(fd, line, reader)):
         if digest_of(line)[0] and belongs(line) == key:
             wrong = meta_fault(fd, key, line)
-            return _wrong_meta(key, wrong) if wrong else None
+            return _meta_disagrees(key, wrong) if wrong else None
         place = belongs(header_of(fd, key)[0])
         return _damaged_line(key) if place == key else _wrong_place(key, place or belongs(line))
     stored = promised(lines)
@@ -228,6 +228,11 @@ def _has_digest(fd: int, line: Line, reader: Reader) -> bool:
 def _damaged_line(key: InstanceKey) -> Finding:
     words = "its manifest line is damaged; `plainpacs repair --apply` makes it again from the file"
     return Finding.of_instance(FindingKind.DAMAGED_LINE, key, words)
+
+
+def _meta_disagrees(key: InstanceKey, words: str) -> Finding:
+    words = f"{words}; it came so and is kept, and the data set counts: nothing is to be done"
+    return Finding.of_instance(FindingKind.FILE_META_DISAGREES, key, words)
 
 
 def _wrong_meta(key: InstanceKey, words: str) -> Finding:

@@ -22,7 +22,7 @@ from plainpacs.archive.tree import durable, layout
 from plainpacs.archive.tree.identity import InstanceKey
 from plainpacs.archive.tree.listing import instance_file, studies_in
 from plainpacs.archive.tree.targets import Target, identity, present
-from plainpacs.archive.verify.finding import Finding, FindingKind
+from plainpacs.archive.verify.finding import Finding, FindingKind, Severity
 from plainpacs.archive.verify.instance import Reader, examine
 from plainpacs.archive.verify.repair_instance import InstanceMender, Mended, Opened
 from plainpacs.archive.verify.study import StudyLook, look, stored_line
@@ -30,7 +30,7 @@ from plainpacs.archive.verify.study import StudyLook, look, stored_line
 _ASIDE = "move it to conflicts, so that it can be stored again"
 _LINE = "make its line again from the file"
 _INDEX = "index it again"
-_PLANS = {
+PLANNED = {
     FindingKind.SIZE_DIFFERS: _ASIDE,
     FindingKind.DIGEST_DIFFERS: _ASIDE,
     FindingKind.UNREADABLE: "move it to conflicts",
@@ -65,7 +65,7 @@ def plan(finding: Finding, forbidden: Forbidden, trust: Trust | None = None) -> 
         finding.study, finding.series, finding.instance
     ):
         return "move it to the trash, as it is forbidden"
-    return _PLANS.get(finding.kind, "")
+    return PLANNED.get(finding.kind, "")
 
 
 class Mender:
@@ -141,7 +141,8 @@ class Mender:
                     still = again is not None and again.kind is one.kind
                 else:
                     still = True
-                yield one, Mended(LEFT, left=True) if still else Mended(_NO_LONGER)
+                matters = one.severity is not Severity.NOTE
+                yield one, Mended(LEFT, left=matters) if still else Mended(_NO_LONGER)
 
     def _exists(self, path: str) -> bool:
         return os.path.lexists(os.path.join(self._writer.path, path))

@@ -22,7 +22,7 @@ from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.identity import InstanceKey
 from plainpacs.archive.tree.listing import months, studies_in
 from plainpacs.archive.tree.targets import Target
-from plainpacs.archive.verify.finding import Finding, FindingKind
+from plainpacs.archive.verify.finding import Finding, FindingKind, Severity
 from plainpacs.archive.verify.instance import (
     Reader,
     examine,
@@ -58,11 +58,13 @@ class Options:
 
 @dataclass(slots=True)
 class Progress:
-    """How far it is. ``reached``: the last study of which, as of all before it, all is done."""
+    """How far it is. ``damage``: how many of the findings are. ``reached``: the last study of
+    which, as of all before it, all is done."""
 
     studies: int = 0
     instances: int = 0
     findings: int = 0
+    damage: int = 0
     reached: str = ""
     reader: Reader = field(default_factory=Reader)
 
@@ -112,6 +114,7 @@ class Verification:
             try:
                 for finding in self._findings(pool):
                     self.progress.findings += 1
+                    self.progress.damage += finding.severity is Severity.DAMAGE
                     yield finding
             finally:
                 for _, future in self._waiting:

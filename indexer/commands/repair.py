@@ -10,8 +10,8 @@ import click
 from plainpacs.archive.app import settings
 from plainpacs.archive.app.context import Context
 from plainpacs.archive.app.settings import Settings
-from plainpacs.archive.verify.finding import Finding
-from plainpacs.archive.verify.repair import INDEXES, LEFT, Mender, Trust, plan
+from plainpacs.archive.verify.finding import Finding, Severity
+from plainpacs.archive.verify.repair import INDEXES, LEFT, PLANNED, Mender, Trust, plan
 from plainpacs.archive.verify.verify import Options, Verification
 from plainpacs.indexer.commands.verify import (
     checks,
@@ -84,7 +84,8 @@ def repair(
         sys.exit(1 if _apply(root, chosen, findings, form, trusted) else 0)
     if findings:
         note("nothing was changed; --apply does it")
-    sys.exit(1 if findings else 0)
+    open_ = [one for one in findings if one.severity is not Severity.NOTE or one.kind in PLANNED]
+    sys.exit(1 if open_ else 0)
 
 
 def _apply(

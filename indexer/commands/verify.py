@@ -144,8 +144,9 @@ def verify(
     Name studies, series and instances by UID, by the beginning or end of one (4 characters or
     more), or name studies by TERMs as of `ls`.
 
-    Nothing is changed: a copy or a read-only mount will do, and `serve` may be at work. Exit
-    status 1 when something was found; archive/FORMAT.md says what each kind means.
+    Nothing is changed: a copy or a read-only mount will do, and `serve` may be at work. A
+    finding is damage, needs attention, or is a note. Exit status 1 is for damage alone;
+    archive/FORMAT.md says what each kind means, and each says what to do.
 
     With --resume, what was read before is not read again, but all the rest is looked at. With
     --sums, nothing is verified: the digests in the manifests are listed, to check a copy with.
@@ -187,7 +188,7 @@ def verify(
         note("interrupted" + ("; the same command again goes on" if resume else ""))
         sys.exit(130)
     note(summary(progress))
-    sys.exit(1 if progress.findings else 0)
+    sys.exit(1 if progress.damage else 0)
 
 
 def print_finding(finding: Finding, form: str, done: str = "") -> None:
@@ -195,7 +196,8 @@ def print_finding(finding: Finding, form: str, done: str = "") -> None:
     if form == "jsonl":
         formats.write_jsonl([orjson.dumps(finding.as_dict() | ({"repair": done} if done else {}))])
         return
-    lines = [f"{finding.kind.value:<18}  {finding.path}", f"    {finding.words}"]
+    kind = f"{finding.severity.value:<9}  {finding.kind.value:<19}"
+    lines = [f"{kind}  {finding.path}", f"    {finding.words}"]
     formats.write_text(map(visible, [*lines, f"    -> {done}"] if done else lines))
 
 
@@ -203,7 +205,8 @@ def summary(progress: Progress) -> str:
     """One line for the user."""
     return (
         f"{progress.instances:,} instances in {progress.studies:,} studies, "
-        f"{humanize.size(progress.reader.bytes)} read, {progress.findings:,} findings"
+        f"{humanize.size(progress.reader.bytes)} read, {progress.findings:,} findings, "
+        f"{progress.damage:,} of them damage"
     )
 
 

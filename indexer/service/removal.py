@@ -162,11 +162,11 @@ def restore(
             targets = set_aside.find(removal.root, layout.TRASH, uid)
             latest = {one.key: one for one in trash.entries(removal.root, targets)}
             done += removal.restore(latest.values())
-            if not latest:
-                places = lookup.places(path, uid, lambda _: None, walk=False)
-                targets = [target for place in places if (target := Target.at(place))]
-                if not removal.accept(present(removal.root, targets)):
-                    unknown.append(uid)
+            places = lookup.places(path, uid, lambda _: None, walk=False)
+            targets = [*targets, *(target for place in places if (target := Target.at(place)))]
+            # What was there already has no line yet that it may be.
+            if not removal.accept(present(removal.root, targets)) and not latest:
+                unknown.append(uid)
             studies.update(_studies(targets))
         removal.tidy()
         refresh_alone(path, studies, node=node, digest=digest)

@@ -24,6 +24,7 @@ from plainpacs.archive.tree.identity import InstanceKey, is_month, is_name, stri
 from plainpacs.archive.tree.listing import instance_file
 from plainpacs.archive.tree.root import open_root
 from plainpacs.archive.tree.targets import Target
+from plainpacs.archive.verify.finding import Severity
 from plainpacs.archive.verify.instance import (
     Reader,
     examine,
@@ -148,7 +149,7 @@ class _Judge:
             words = "its SOP Class is another"
             return Verdict(FailureReason.CLASS_INSTANCE_CONFLICT, words)
         finding = examine(self._root, Subject(key, file, lines), self._reader, self._forbidden)
-        if finding is not None:
+        if finding is not None and finding.severity is not Severity.NOTE:
             words = f"{finding.kind.value}; see `plainpacs verify`"
             return Verdict(FailureReason.PROCESSING_FAILURE, words)
         if self._is_disputed(key):

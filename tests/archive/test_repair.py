@@ -49,7 +49,7 @@ def run(path: Path, *arguments: str) -> tuple[int, list[dict[str, str]]]:
 
 def kinds(path: Path, *options: str) -> set[str]:
     status, found = run(path, "verify", *options)
-    assert status == bool(found)
+    assert status == any(finding["severity"] == "damage" for finding in found)
     return {finding["kind"] for finding in found}
 
 

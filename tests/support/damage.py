@@ -361,7 +361,7 @@ def the_file_meta_is_longer_and_the_line_made_again(path: Path) -> None:
     index(path)
 
 
-@damage("wrong-file-meta", left=(KEPT,), fast=())
+@damage("file-meta-disagrees", left=("file-meta-disagrees",), fast=())
 def an_import_had_the_file_meta_of_another(path: Path) -> None:
     uids = {"StudyInstanceUID": "1.7", "SeriesInstanceUID": "1.7.0"}
     data = part10(SOPInstanceUID="1.7.9.5", **uids)
