@@ -34,10 +34,13 @@ STUDY = "1.2.840.113619.2.5.1762583153"
 PLAINPACS = f'plainpacs() {{ {shlex.quote(sys.executable)} -m plainpacs "$@"; }}\n'
 
 
+BLOCKS: list[str] = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+
+
 def block_with(words: str) -> str:
     """The shell commands of the block that contains ``words``."""
-    [block] = [one for one in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) if words in one]
-    return str(block)
+    [block] = [one for one in BLOCKS if words in one]
+    return block
 
 
 def run(script: str, home: Path) -> subprocess.CompletedProcess[str]:
@@ -139,9 +142,19 @@ def test_the_first_command(tmp_path: Path) -> None:
     assert (tmp_path / "dicom/plainpacs.json").exists()
 
 
-def test_hooks(archive: Path, tmp_path: Path) -> None:
-    for line in block_with("--on-study-settled").splitlines():
-        starts(line, tmp_path, "try: storescu")
+SERVES = [
+    block
+    for block in BLOCKS
+    if all(line.startswith("plainpacs serve ") for line in block.splitlines())
+]
+
+
+def test_every_way_to_serve(archive: Path, tmp_path: Path) -> None:
+    """Of the blocks that have nothing else: hooks, character sets."""
+    assert len(SERVES) >= 2
+    for block in SERVES:
+        for line in block.splitlines():
+            starts(line, tmp_path, "try: storescu")
 
 
 def test_the_web_page(archive: Path, tmp_path: Path) -> None:
@@ -297,7 +310,7 @@ RUN_HERE = (
     *("python3 -m venv", "pip install . &&", "echoscu"),
     *("plainpacs import", "plainpacs ls doe", "conflicts --keep", "plainpacs restore", "rsync"),
     *("plainpacs verify", "plainpacs links", "~/cd.zip --zip", "--deidentify", "docker build"),
-    *("--on-study-settled", "findscu", "plainpacs echo PACS", "--web 8042", "--ohif ~/package"),
+    *("findscu", "plainpacs echo PACS", "--web 8042", "--ohif ~/package"),
     *("pip install -e",),
 )
 """Of each block of commands that a test of this module runs."""
@@ -305,7 +318,7 @@ RUN_ELSEWHERE = {"--tls-cert": "tests/scp/test_tls.py", "pip install '.[test]' &
 
 
 def test_every_block_of_commands_is_run_by_a_test() -> None:
-    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL):
+    for block in set(BLOCKS) - set(SERVES):
         assert sum(words in block for words in (*RUN_HERE, *RUN_ELSEWHERE)) == 1, block
     for words in RUN_HERE:
         assert block_with(words)
