@@ -189,6 +189,27 @@ def test_deciding_conflicts(archive: Path, tmp_path: Path) -> None:
         assert not run("cd ~/dicom; plainpacs conflicts", tmp_path).stdout
 
 
+def test_correcting(archive: Path, tmp_path: Path) -> None:
+    for number, patient in enumerate(("P-17", "P-0017")):
+        uid = f"1.2.4.{number}"
+        content = part10(
+            StudyInstanceUID=uid,
+            SeriesInstanceUID=f"{uid}.1",
+            SOPInstanceUID=f"{uid}.1.1",
+            PatientID=patient,
+            AccessionNumber="A17" if patient == "P-17" else "B1",
+        )
+        (tmp_path / "FOLDER" / patient).write_bytes(content)
+    run("plainpacs import -a ~/dicom ~/FOLDER; plainpacs index --once -a ~/dicom", tmp_path)
+    for line in block_with("plainpacs correct").replace("STUDY-UID", STUDY).splitlines():
+        command = line.partition(" #")[0]
+        run(f"cd ~/dicom\n{command} --yes\nplainpacs index --once", tmp_path)
+    words = "StudyInstanceUID,PatientID,PatientSex,AccessionNumber"
+    done = run(f"cd ~/dicom; plainpacs ls --format csv --fields {words}", tmp_path)
+    rows = dict(line.split(",", 1) for line in done.stdout.splitlines()[1:])
+    assert rows == {STUDY: "P1,F,", "1.2.4.0": "P-0017,,A18", "1.2.4.1": "P-0017,,B1"}
+
+
 def test_deleting_and_restoring(archive: Path, tmp_path: Path) -> None:
     run("plainpacs import -a ~/dicom ~/FOLDER; plainpacs index --once -a ~/dicom", tmp_path)
     lines = block_with("plainpacs restore").splitlines()
@@ -308,7 +329,14 @@ def test_the_readme_is_short() -> None:
 
 RUN_HERE = (
     *("python3 -m venv", "pip install . &&", "echoscu"),
-    *("plainpacs import", "plainpacs ls doe", "conflicts --keep", "plainpacs restore", "rsync"),
+    *(
+        "plainpacs import",
+        "plainpacs ls doe",
+        "conflicts --keep",
+        "plainpacs correct",
+        "plainpacs restore",
+        "rsync",
+    ),
     *("plainpacs verify", "plainpacs links", "~/cd.zip --zip", "--deidentify", "docker build"),
     *("findscu", "plainpacs echo PACS", "--web 8042", "--ohif ~/package"),
     *("pip install -e",),
