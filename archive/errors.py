@@ -62,7 +62,10 @@ class UnreadableDataSet(RefusedInstance):
 
 
 class NotDICOM(UnreadableDataSet):
-    """Not an instance at all: another kind of file, or a DICOMDIR."""
+    """Not an instance at all: another kind of file, or a DICOMDIR. ``prefixed``: it has the prefix
+    of a Part 10 file all the same."""
+
+    prefixed = False
 
 
 class InvalidUID(RefusedInstance):

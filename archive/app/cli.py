@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("plainpacs.indexer.commands.status:status", "What is there and what runs."),
     "stats": ("plainpacs.indexer.commands.stats:stats", "Count by month, modality or sender."),
     "import": (
-        "plainpacs.archive.commands.import_:import_",
+        "plainpacs.indexer.commands.import_:import_",
         "Take files, folders or an archive in.",
     ),
     "links": ("plainpacs.indexer.commands.links:links", "Keep a tree of links named for people."),
@@ -125,11 +125,13 @@ def root(ctx: click.Context) -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """The console script. Exit status: 0 done, 1 findings or no match, 2 usage, 3 cannot work."""
+    context = Context()
     try:
-        root(args=arguments, prog_name="plainpacs")
+        root(args=arguments, prog_name="plainpacs", obj=context)
     except PlainpacsError as error:
         # One line, whatever a file name or an operating system put into it.
-        words = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(error))
+        text = context.hint(str(error))
+        words = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
         print(f"plainpacs: {words}", file=sys.stderr)
         sys.exit(error.exit_code)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 
 
@@ -36,3 +37,28 @@ def waiting_for_stop(*others: signal.Signals) -> Iterator[Callable[[], int]]:
         signal.set_wakeup_fd(wakeup_before)
         os.close(write_end)  # ends a wait, with an IndexError
         os.close(read_end)
+
+
+@contextlib.contextmanager
+def interruptible(then: Callable[[], object] = bool) -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether Ctrl-C was pressed (SIGINT came): whoever is at work ends
+    when it is at a good place, and ``then`` is called to let it know.
+
+    Pressed again, it is a KeyboardInterrupt. Only in the main thread; elsewhere nothing is changed.
+    """
+    pressed: list[bool] = []
+
+    def take(*_: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(True)
+        then()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, take)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -109,7 +109,7 @@ def read_part10(head: Buffer) -> Part10:
     by its first element. Raises UnreadableDataSet for what is neither.
     """
     view = memoryview(head)
-    if bytes(view[_PREAMBLE : _PREAMBLE + 4]) == b"DICM":
+    if is_prefixed(view):
         values, offset = _read_meta(view, _PREAMBLE + 4)
         transfer_syntax = values.get(0x0010, "")
         whole = bool(transfer_syntax and values.get(0x0002) and values.get(0x0003))
@@ -130,6 +130,11 @@ def read_part10(head: Buffer) -> Part10:
         calling_ae=values.get(0x0016, ""),
         prefixed=False,
     )
+
+
+def is_prefixed(head: Buffer) -> bool:
+    """Whether a file that begins so has the prefix of a Part 10 file (PS3.10 7.1)."""
+    return bytes(head[_PREAMBLE : _PREAMBLE + 4]) == b"DICM"
 
 
 def _read_meta(view: memoryview, offset: int) -> tuple[dict[int, str], int]:

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from plainpacs.archive.buffer import Buffer
 from plainpacs.archive.dicom import part10
@@ -179,37 +179,54 @@ class Archive:
             return Spool(self, file, command, transfer_syntax, provenance)
 
     def import_file(
-        self, source: int, provenance: Provenance, *, may_replace: bool = True
+        self,
+        source: int | Iterable[Buffer],
+        provenance: Provenance,
+        *,
+        may_replace: bool = True,
+        turn: Callable[[InstanceKey], None] = lambda _: None,
     ) -> Stored:
-        """Takes in the DICOM file open as ``source``, copying it (reflinked where possible).
+        """Takes in the DICOM file open as ``source``: a descriptor, of which it is a copy
+        (reflinked where possible), or its bytes.
 
         A valid Part 10 file is kept whole; a bare data set gets File Meta Information of ours.
-        The whole of it is read: one that was cut short is refused.
-        Raises as ``store`` does, and NotDICOM.
+        The whole of it is read: one that was cut short is refused. ``turn`` is called before it is
+        stored, and may wait.
+        Raises as ``store`` does, NotDICOM, and what reading ``source`` raises.
         """
-        with _as_unavailable:
-            self.check(os.fstat(source).st_size)
-            with self._temporary_file() as file:
+        with _as_unavailable, self._temporary_file() as file:
+            if isinstance(source, int):
+                self.check(os.fstat(source).st_size)
                 file.copy(source)
-                view = file.view()
+            else:
+                for data in source:
+                    self.check(len(data))
+                    file.write(data)
+            view = file.view()
+            try:
                 found = part10.read_part10(view[: part10.LONGEST_META])
                 if found.sop_class == part10.MEDIA_STORAGE_DIRECTORY:
                     raise NotDICOM("it is a DICOMDIR, not an instance")
                 data_set = view[found.dataset_offset :]
                 attributes = _header_of_file(data_set, found)
-                if not found.whole:
-                    return self.store(
-                        data_set, found.transfer_syntax, provenance, may_replace=may_replace
-                    )
-                return self._save(
-                    file,
-                    InstanceKey.of_attributes(attributes),
-                    attributes,
-                    offset=found.dataset_offset,
-                    syntax=found.transfer_syntax,
-                    provenance=provenance,
-                    may_replace=may_replace,
+            except NotDICOM as error:
+                error.prefixed = part10.is_prefixed(view)
+                raise
+            key = InstanceKey.of_attributes(attributes)
+            turn(key)
+            if not found.whole:
+                return self.store(
+                    data_set, found.transfer_syntax, provenance, may_replace=may_replace
                 )
+            return self._save(
+                file,
+                key,
+                attributes,
+                offset=found.dataset_offset,
+                syntax=found.transfer_syntax,
+                provenance=provenance,
+                may_replace=may_replace,
+            )
 
     def _temporary_file(self) -> TemporaryFile:
         name = str(next(self._numbers))

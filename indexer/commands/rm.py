@@ -106,7 +106,7 @@ def rm(
         )
     _say_done(path, removed, wanted)
     if forbid:
-        note("blocked from now on; unblock with: plainpacs forbidden --lift UID")
+        note("blocked from now on; unblock with: `plainpacs forbidden --lift UID`")
     sys.exit(1 if unknown and not forbid else 0)
 
 
@@ -171,7 +171,7 @@ def _say_done(path: str, removed: Removed, uids: list[str]) -> None:
         count = len(removed.entries)
         if count:
             note(f"{_instances(count)} moved to the trash, {os.path.join(path, layout.TRASH)}")
-            note(f"restore them with: plainpacs restore {' '.join(uids[:_NAMED])}")
+            note(f"restore them with: `plainpacs restore {' '.join(uids[:_NAMED])}`")
         return
     purged = removed.purged
     note(f"erased: {_instances(purged.instances)}, {purged.variants:,} variants kept aside")

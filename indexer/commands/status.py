@@ -23,7 +23,7 @@ def status(context: Context, /, format_: str) -> None:
     if format_ == "json":
         formats.write_object(found.as_dict())
     else:
-        formats.write_text(_status_lines(found))
+        formats.write_text(context.hint(line) for line in _status_lines(found))
 
 
 _KINDS = {"study": "study-settled", "instance": "instance"}
@@ -55,7 +55,7 @@ def _status_lines(status: Status) -> list[str]:
         lines.append(
             f"failed     {when}  --on-{_KINDS[failed['kind']]} of {failed['month']}/"
             f"{failed['StudyInstanceUID']}, exit status {failed['exit']}; again: "
-            "plainpacs hooks --retry"
+            "`plainpacs hooks --retry`"
         )
     for service in status.services or [{}]:
         lines += _service_lines(service)

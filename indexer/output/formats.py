@@ -25,6 +25,7 @@ from typing import Any, TextIO, TypeVar
 import click
 import orjson
 
+from plainpacs.archive.app.context import Context
 from plainpacs.archive.errors import BadQuery, PlainpacsError
 from plainpacs.indexer.output.printable import visible
 
@@ -220,5 +221,7 @@ def write_table(columns: Sequence[Any], rows: Sequence[Sequence[str]]) -> None:
 
 
 def note(text: str) -> None:
-    """One line to the user on standard error."""
-    click.echo(visible(text), err=True)
+    """One line to the user on standard error; the commands in it name the archive (``hint``)."""
+    running = click.get_current_context(silent=True)
+    known = running.find_object(Context) if running else None
+    click.echo(visible(known.hint(text) if known else text), err=True)

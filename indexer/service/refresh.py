@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Collection
@@ -43,6 +44,13 @@ def refresh_alone(
     except InUse:
         return False
     return True
+
+
+def index_pending(path: str, *, node: str | None = None, digest: str = "blake3") -> None:
+    """Indexes the studies that are marked, those that something was stored in; an indexer at work
+    does it by itself. Raises StorageUnavailable and what ``Indexer.open`` raises, but InUse."""
+    with contextlib.suppress(InUse), Indexer.open(path, node=node, digest=digest) as indexer:
+        indexer.once(reconciling=False)
 
 
 def index_all(

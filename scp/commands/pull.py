@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import click
 from plainpacs.archive.app.ae_address import ae_title
 from plainpacs.archive.app.context import Context
 from plainpacs.archive.app.open_archive import open_archive
-from plainpacs.archive.commands.import_ import say_who_indexes
+from plainpacs.archive.app.signals import interruptible
 from plainpacs.archive.errors import BadSettings, NoMatch
 from plainpacs.archive.store import audit
 from plainpacs.archive.store.audit import COUNTED_AS, StudyCounts
@@ -24,6 +24,7 @@ from plainpacs.archive.store.store import Archive, Provenance
 from plainpacs.indexer.output.formats import note
 from plainpacs.indexer.output.listing import LEVELS
 from plainpacs.indexer.output.progress import Gauge
+from plainpacs.indexer.service.refresh import index_pending
 from plainpacs.scp.commands.find import level_option
 from plainpacs.scp.remote import calling, missing, selection
 from plainpacs.scp.remote import terms as remote_terms
@@ -127,14 +128,18 @@ def pull(
         else:
             open_ = _movers(call, title)
         fetching = Pull(root, wanted, open_, jobs)
+        interrupted = stack.enter_context(interruptible(fetching.stop))
         gauge = stack.enter_context(Gauge(f"from {call.node.ae_title}", plan.instances))
-        interrupted = books.keep(fetching.run(), gauge, call)
-    note(f"{books}; {gauge}")
-    if interrupted:
+        try:
+            books.keep(fetching.run(), gauge, call)
+        finally:
+            note(f"{books}; {gauge}")
+    if interrupted():
         note("interrupted; the same command again goes on")
-        sys.exit(130)
     if books.archive is not None:
-        say_who_indexes(root)
+        index_pending(root, node=call.settings.node, digest=call.settings.digest)
+    if interrupted():
+        sys.exit(130)
     sys.exit(1 if books.failed else 0)
 
 
@@ -210,20 +215,15 @@ class _Books:
     _studies: StudyCounts = field(default_factory=StudyCounts)
     _recorded: float = 0.0
 
-    def keep(self, events: Generator[Event, None, None], gauge: Gauge, call: Calling) -> bool:
-        """Whether the user interrupted it."""
+    def keep(self, events: Iterable[Event], gauge: Gauge, call: Calling) -> None:
         self._recorded = time.monotonic()
         try:
-            with contextlib.closing(events):
-                for event in events:
-                    self._take(event, gauge)
-                    if time.monotonic() - self._recorded > _RECORDED_EVERY:
-                        self._record(call)
-        except KeyboardInterrupt:
-            return True
+            for event in events:
+                self._take(event, gauge)
+                if time.monotonic() - self._recorded > _RECORDED_EVERY:
+                    self._record(call)
         finally:
             self._record(call)
-        return False
 
     def _take(self, event: Event, gauge: Gauge) -> None:
         if isinstance(event, Problem):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from plainpacs.archive.dicom.attributes import Level
 from plainpacs.archive.errors import NotDICOM, StorageUnavailable, UnreadableDataSet
-from plainpacs.archive.store.import_files import sources
+from plainpacs.archive.store.import_sources import sources
 from plainpacs.archive.tree.targets import Target
 from plainpacs.scp.query_retrieve import retrieve_request
 from plainpacs.scp.query_retrieve.retrieve_request import Wanted
@@ -34,6 +34,10 @@ def of_paths(paths: Iterable[str]) -> Iterator[Outgoing | Unreadable]:
     """
     for source in sources(paths):
         if source.variant:
+            continue
+        if source.missing or source.unpack:
+            why = source.missing or "it is in a zip file: unpack it, or import it, first"
+            yield Unreadable(source.path, why)
             continue
         try:
             if not os.path.isfile(source.path):  # opening a pipe would wait for who writes to it

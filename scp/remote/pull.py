@@ -14,7 +14,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from plainpacs.archive.errors import StorageUnavailable
@@ -70,10 +70,16 @@ class Pull:
         self._events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
         self._stopping, self._stop = os.pipe2(os.O_CLOEXEC)
 
-    def run(self) -> Generator[Event, None, None]:
-        """What happens, as it does. Closing it aborts the associations, after the instances in
-        hand. Raises StorageUnavailable when the archive can take no more, and NoAssociation or
-        Failed when no association came about at all."""
+    def stop(self) -> None:
+        """Aborts the associations, after the instances in hand. From a signal handler, too."""
+        stop, self._stop = self._stop, -1
+        if stop >= 0:
+            os.close(stop)  # ``_stopping`` is readable from now on
+
+    def run(self) -> Iterator[Event]:
+        """What happens, as it does, until all came or it is to ``stop``. Raises StorageUnavailable
+        when the archive can take no more, and NoAssociation or Failed when no association came
+        about at all; each after what came of the instances in hand."""
         number = min(self._jobs, len(self._waiting))
         workers = [
             threading.Thread(target=_Worker(self).run, name=f"pull {one}") for one in range(number)
@@ -81,6 +87,7 @@ class Pull:
         for worker in workers:
             worker.start()
         refusals: list[NoAssociation | Failed] = []
+        trouble: BaseException | None = None
         came = False
         try:
             while number:
@@ -90,15 +97,21 @@ class Pull:
                 elif isinstance(event, (NoAssociation, Failed)):
                     refusals.append(event)
                 elif isinstance(event, BaseException):
-                    raise event
+                    trouble = trouble or event
+                    self.stop()
                 else:
                     came = True
                     yield event
         finally:
-            os.close(self._stop)  # readable from now on
+            stopped = self._stop < 0
+            self.stop()
             for worker in workers:
                 worker.join()
             os.close(self._stopping)
+        if trouble:
+            raise trouble
+        if stopped:
+            return
         if self._waiting and refusals and not came:
             raise refusals[0]
         for left in self._waiting:  # nobody was left to fetch it

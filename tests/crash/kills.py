@@ -228,7 +228,7 @@ def importing_files(path: str) -> Iterator[None]:
             archive, import_files.sources([str(Path(path).with_name("source"))])
         ):
             if result.stored:
-                acknowledge(data_set_of(Path(result.path).read_bytes()))
+                acknowledge(data_set_of(Path(result.source.path).read_bytes()))
 
 
 def commanding(*arguments: str) -> Run:

@@ -103,7 +103,7 @@ def test_five_minutes(archive: Path, tmp_path: Path) -> None:
 
 
 def test_verifying(archive: Path, tmp_path: Path) -> None:
-    run("plainpacs import -a ~/dicom ~/FOLDER; plainpacs index --once -a ~/dicom", tmp_path)
+    run("plainpacs import -a ~/dicom ~/FOLDER", tmp_path)
     lists = "plainpacs verify --sums sha256 > ~/sums; sha256sum -c ~/sums"
     assert lists.split(" >", maxsplit=1)[0].replace("sha256", "blake3") in TEXT
     done = run(f"cd ~/dicom\n{block_with('plainpacs verify --fast')}{lists}", tmp_path)
@@ -111,7 +111,7 @@ def test_verifying(archive: Path, tmp_path: Path) -> None:
 
 
 def test_exporting(archive: Path, tmp_path: Path) -> None:
-    run("plainpacs import -a ~/dicom ~/FOLDER; plainpacs index --once -a ~/dicom", tmp_path)
+    run("plainpacs import -a ~/dicom ~/FOLDER", tmp_path)
     run(f"cd ~/dicom\n{block_with('~/cd.zip --zip')}", tmp_path)
     run(f"cd ~/dicom\n{block_with('--deidentify')}", tmp_path)
     assert (tmp_path / "cd/DICOMDIR").is_file()
@@ -181,7 +181,7 @@ def test_deciding_conflicts(archive: Path, tmp_path: Path) -> None:
         )
     )
     for line, names in ((first, "Doe, Jane"), (second, "Doe, Joan")):
-        filled = "plainpacs import -a ~/dicom ~/FOLDER ~/other; plainpacs index --once -a ~/dicom"
+        filled = "plainpacs import -a ~/dicom ~/FOLDER ~/other"
         run(filled, tmp_path)
         run(f"cd ~/dicom\n{line}\nplainpacs index --once", tmp_path)
         shown = run("cd ~/dicom; plainpacs ls --level instance --format csv", tmp_path).stdout
@@ -211,7 +211,7 @@ def test_correcting(archive: Path, tmp_path: Path) -> None:
 
 
 def test_deleting_and_restoring(archive: Path, tmp_path: Path) -> None:
-    run("plainpacs import -a ~/dicom ~/FOLDER; plainpacs index --once -a ~/dicom", tmp_path)
+    run("plainpacs import -a ~/dicom ~/FOLDER", tmp_path)
     lines = block_with("plainpacs restore").splitlines()
     after = []
     for line in lines:
@@ -223,7 +223,7 @@ def test_deleting_and_restoring(archive: Path, tmp_path: Path) -> None:
 
 def test_query_and_retrieve(archive: Path, tmp_path: Path) -> None:
     dcmtk("findscu", "--version")
-    run("plainpacs import -a ~/dicom ~/FOLDER; plainpacs index --once -a ~/dicom", tmp_path)
+    run("plainpacs import -a ~/dicom ~/FOLDER", tmp_path)
     receiver = Receiver(load({"bind": "", "port": "0"}, environ={}))
     with Archive.open(str(archive)) as opened:
         receiver.start(opened)
@@ -264,7 +264,7 @@ def test_the_container() -> None:
 
 
 def test_looking(archive: Path, tmp_path: Path) -> None:
-    run("plainpacs import -a ~/dicom ~/FOLDER; plainpacs index --once -a ~/dicom", tmp_path)
+    run("plainpacs import -a ~/dicom ~/FOLDER", tmp_path)
     run(f"cd ~/dicom\n{block_with('plainpacs links')}", tmp_path)
     assert (tmp_path / "people/Doe, Jane [P1]/2024-01-31 CT/CT").is_dir()
     assert (tmp_path / "sheet.png").read_bytes()[1:4] == b"PNG"
@@ -272,7 +272,7 @@ def test_looking(archive: Path, tmp_path: Path) -> None:
 
 def test_from_python(archive: Path, tmp_path: Path) -> None:
     pytest.importorskip("pandas")
-    run("plainpacs import -a ~/dicom ~/FOLDER; plainpacs index --once -a ~/dicom", tmp_path)
+    run("plainpacs import -a ~/dicom ~/FOLDER", tmp_path)
     [shown] = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     assert shown.count('"/srv/dicom"') == 1
     for modality in ("MR", "CT"):
@@ -296,7 +296,7 @@ def test_import_and_backup(archive: Path, tmp_path: Path) -> None:
 
 
 def test_other_archives(archive: Path, tmp_path: Path) -> None:
-    run("plainpacs import -a ~/dicom ~/FOLDER; plainpacs index --once -a ~/dicom", tmp_path)
+    run("plainpacs import -a ~/dicom ~/FOLDER", tmp_path)
     served = {"bind": "127.0.0.1", "port": "0", "called_ae": "any"}
     receiver = Receiver(load(served, environ={}))
     with Archive.open(str(archive)) as opened:
