@@ -22,8 +22,7 @@ from plainpacs.archive.removal import trash
 from plainpacs.archive.store import manifest, set_aside
 from plainpacs.archive.store.manifest import Line, encoded, lines_in
 from plainpacs.archive.store.set_aside import Lines, SetAside
-from plainpacs.archive.tree import durable, layout
-from plainpacs.archive.tree.root import is_locked
+from plainpacs.archive.tree import durable, layout, machines
 from plainpacs.archive.tree.targets import Identity, Target, files_in, identity, names_in
 
 _SETTLE = 0.1
@@ -241,7 +240,7 @@ def _clear_incoming(root: int, linked: set[Identity]) -> bool:
         for file, facts in files_in(root, path):
             if identity(facts) in linked:
                 found = True
-                if not is_locked(root, f"{path}/lock"):
+                if machines.is_gone(root, f"{path}/lock"):
                     with contextlib.suppress(FileNotFoundError):
                         durable.unlink(f"{path}/{file}", folder=root)
     return found

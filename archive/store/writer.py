@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable
 
 from plainpacs.archive.errors import InUse, OutOfSpace, StorageUnavailable
 from plainpacs.archive.store.forbidden import Forbidden
 from plainpacs.archive.store.free_space import NO_RESERVE, UNBOUNDED, Reserve
-from plainpacs.archive.tree import durable, layout
+from plainpacs.archive.tree import durable, layout, machines
 from plainpacs.archive.tree.root import (
     identity_of,
     make_internal_folders,
@@ -28,90 +28,10 @@ from plainpacs.archive.tree.root import (
     try_lock,
 )
 
-_NETWORK_FILE_SYSTEMS = {
-    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "lustre", "lustre_lite", "glusterfs", "gpfs"),
-    *("beegfs", "9p", "afs", "ocfs2", "gfs2", "pvfs2", "orangefs", "virtiofs", "vboxsf", "prl_fs"),
-}
-_LOCAL_FUSE = {
-    *("fuseblk", "fuse.bindfs", "fuse.mergerfs", "fuse.unionfs", "fuse.unionfs-fuse"),
-    *("fuse.fuse-overlayfs", "fuse.ntfs-3g", "fuse.exfat", "fuse.ext2", "fuse.fuse2fs", "fuse.zfs"),
-    *("fuse.encfs", "fuse.gocryptfs", "fuse.cryfs", "fuse.ecryptfs", "fuse.securefs"),
-}
-"""Every other type of FUSE may be a network's: MooseFS shows as ``fuse`` alone."""
-_NODE_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-_NODE_LENGTH = 16
 _CHECK_SECONDS = 1.0
 _CLAIM_SECONDS = 5.0
 FILES_OF_ONE = 6
 """That storing an instance may make: itself, three folders, a manifest, a marker."""
-
-
-def _on_network(root: int) -> str | None:
-    """The type of the network file system that ``root`` is on; None for a local one."""
-    device = os.fstat(root).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    with contextlib.suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8") as mounts:
-        for line in mounts:
-            left, _, right = line.partition(" - ")
-            if left.split()[2] == wanted and is_network_type(right.split()[0]):
-                return right.split()[0]
-    return None
-
-
-def is_network_type(kind: str) -> bool:
-    """Whether other machines may have what is mounted as ``kind``, too, as mountinfo(5) names it.
-
-    >>> [is_network_type(one) for one in ("nfs4", "fuse", "fuse.ceph-fuse", "fuseblk", "ext4")]
-    [True, True, True, False, False]
-    """
-    return kind in _NETWORK_FILE_SYSTEMS or (kind.startswith("fuse") and kind not in _LOCAL_FUSE)
-
-
-def host_node(name: str) -> str:
-    """The node that a machine called ``name`` is by itself: its name's letters and digits.
-
-    >>> host_node("CT-Archive.example.org"), host_node("radiology-archive-01")
-    ('ctarchive', 'radiologya32104a')
-    """
-    letters = "".join(one for one in name.partition(".")[0].lower() if one in _NODE_LETTERS)
-    if 1 <= len(letters) <= _NODE_LENGTH:
-        return letters
-    return letters[:10] + hashlib.blake2s(name.encode()).hexdigest()[:6]
-
-
-def boot_id() -> str:
-    """Differs after every boot of the machine; empty where the system does not tell."""
-    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read().strip()
-    return ""
-
-
-class DirtyFlag:
-    """``.plainpacs/dirty.<name>``: that a writer is at work, and since which boot.
-
-    Found at a start, its writer did not stop cleanly; with another boot id, the machine went down.
-    """
-
-    def __init__(self, root: int, name: str) -> None:
-        self._root = root
-        self._path = f"{layout.INTERNAL}/dirty.{name}"
-
-    def found(self) -> str | None:
-        """The boot id of an unclean stop; None after a clean one."""
-        try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._root)
-        except FileNotFoundError:
-            return None
-        with open(fd, "rb") as file:
-            return file.read(100).decode("ascii", "replace").strip()
-
-    def set(self) -> None:
-        """Durable when this returns. Raises OSError."""
-        durable.replace_file(self._root, self._path, boot_id().encode() + b"\n")
-
-    def clear(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            durable.unlink(self._path, folder=self._root)
 
 
 class Writer:
@@ -132,6 +52,9 @@ class Writer:
         self._device_and_inode = _identity(os.fstat(root))
         marker = os.stat(layout.MARKER, dir_fd=root)
         self._marker = _identity(marker)
+        self._is_shared = machines.network_type(root) is not None
+        self._heartbeat: machines.Heartbeat | None = None
+        self._mending = threading.Lock()
 
     @classmethod
     def open(
@@ -155,9 +78,10 @@ class Writer:
         root = open_root(path)
         try:
             if not node:
-                shared = _on_network(root)
                 node = (
-                    host_node(socket.gethostname()) if shared else read_marker_at(root, path).node
+                    machines.host_node(socket.gethostname())
+                    if machines.network_type(root)
+                    else read_marker_at(root, path).node
                 )
             writer = cls(path, root, node, reserve)
             if expected not in (None, writer.identity):
@@ -180,7 +104,7 @@ class Writer:
     def _claim(self, sweep: Callable[[Writer, int], None]) -> None:
         self._lock = durable.open_to_append(f"{layout.INTERNAL}/node.{self.node}", folder=self.root)
         try:
-            self.dirty = DirtyFlag(self.root, self.node)
+            self.dirty = machines.DirtyFlag(self.root, self.node)
             alone = self._hold_node()
             try_file_system(self.root, self.path, f"{layout.INCOMING}/{self.node}.try")
             if alone:
@@ -189,39 +113,70 @@ class Writer:
                 self.dirty.set()
                 # After a clean stop, too: a power loss may bring back what that one removed.
                 self._sweep(sweep)
-                if before is not None and before != boot_id():
+                if before is not None and before != machines.boot_id():
                     self._forget_seen()
                 fcntl.flock(self._lock, fcntl.LOCK_SH)
-            self._incoming_name = f"{layout.INCOMING}/{self.node}.{secrets.token_hex(6)}"
-            durable.make_folder(self._incoming_name, folder=self.root)
-            try:
-                self.incoming = durable.open_folder(self._incoming_name, folder=self.root)
-                self._incoming_lock = durable.create("lock", folder=self.incoming)
-                fcntl.flock(self._incoming_lock, fcntl.LOCK_EX)
-            except BaseException:
-                # On a full disk every attempt would leave one.
-                with contextlib.suppress(OSError):
-                    durable.remove_folder(self._incoming_name, folder=self.root)
-                raise
+            self._incoming_name, self.incoming, self._incoming_lock = self._new_incoming()
         except BaseException:
             os.close(self._lock)
             raise
+        if self._is_shared:
+            self._heartbeat = machines.Heartbeat(self.root)
+            self.keep_alive(self._lock)
+            self.keep_alive(self._incoming_lock)
+
+    def _new_incoming(self) -> tuple[str, int, int]:
+        """A folder for unfinished files: its path, it and its lock file open. Raises OSError."""
+        name = f"{layout.INCOMING}/{self.node}.{secrets.token_hex(6)}"
+        durable.make_folder(name, folder=self.root)
+        try:
+            folder = durable.open_folder(name, folder=self.root)
+            lock = durable.create("lock", folder=folder)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            machines.sign(lock, machines.this_process())
+        except BaseException:
+            # On a full disk every attempt would leave one.
+            with contextlib.suppress(OSError):
+                durable.remove_folder(name, folder=self.root)
+            raise
+        return name, folder, lock
+
+    def keep_alive(self, lock: int) -> None:
+        """Touches the open lock file from now on, where other machines look at that."""
+        if self._heartbeat is not None:
+            self._heartbeat.add(lock)
+
+    def let_go(self, lock: int) -> None:
+        """Touches it no more."""
+        if self._heartbeat is not None:
+            self._heartbeat.remove(lock)
+
+    def _signature(self) -> str:
+        """Which machine has the node, and of which root: a copy has the lock's file, too."""
+        return f"{machines.this_machine()} {self.identity}"
 
     def _hold_node(self) -> bool:
         """Locks the node: alone (True), or shared with other processes of this machine.
 
         The lock's file says which machine has the node, and which root. Raises InUse.
         """
-        machine = f"{socket.gethostname()} {boot_id()} {self.identity}\n".encode()
+        machine = self._signature()
         deadline = time.monotonic() + _CLAIM_SECONDS
         while True:
             if try_lock(self._lock, fcntl.LOCK_EX):
-                durable.truncate(self._lock)
-                durable.write_all(self._lock, [machine])
+                if self._is_shared and machines.is_held_elsewhere(self.root, self._lock, machine):
+                    fcntl.flock(self._lock, fcntl.LOCK_UN)
+                    raise InUse(
+                        f"node {self.node} of {self.path} was in use by another machine less than "
+                        "a minute ago, though its lock is free; give this writer another name with "
+                        "--node NAME, or wait a minute if that machine has died"
+                    )
+                machines.sign(self._lock, machine)
                 return True
             if try_lock(self._lock, fcntl.LOCK_SH):
-                if os.pread(self._lock, 500, 0) == machine:
+                if machines.signature(self._lock) == machine:
                     return False
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
                 break
             # Held alone: by another machine, or for a moment by a process starting or stopping.
             if time.monotonic() > deadline:
@@ -248,10 +203,12 @@ class Writer:
             os.close(folder)
 
     def sweep_folder(self, name: str, sweep: Callable[[Writer, int], None]) -> None:
-        """Clears the folder ``name`` (a path) beneath ``incoming``, unless somebody holds its lock.
+        """Clears the folder ``name`` (a path) beneath ``incoming``, unless its process lives.
 
         Raises OSError.
         """
+        if self._is_shared and not machines.is_gone(self.root, f"{name}/lock"):
+            return
         folder = durable.open_folder(name, folder=self.root)
         try:
             lock = durable.open_to_append("lock", folder=folder)
@@ -304,26 +261,80 @@ class Writer:
             there = False
         if not there:
             raise _replaced(self.path)
+        with self._mending:
+            try:
+                self._hold_on()
+            except (OSError, InUse) as error:
+                why = error.strerror if isinstance(error, OSError) else error
+                raise StorageUnavailable(f"cannot write in {self.path}: {why}") from None
         self.forbidden = self.forbidden.anew(self.root)
         self._room = self._reserve.room(os.fstatvfs(self.root))
 
+    def _hold_on(self) -> None:
+        """Takes again what a cut of a network file system, or somebody's hand, took away: the
+        open root, the node, the folder for unfinished files. What is in hand fails; what comes
+        next is stored. Raises OSError, InUse."""
+        if self._is_shared:
+            try:
+                mine = try_lock(self._lock, fcntl.LOCK_SH)
+                mine = mine and machines.signature(self._lock) == self._signature()
+            except OSError:  # ESTALE: the server has forgotten what we had open
+                _replace_fd(self.root, open_root(self.path))
+                name = f"{layout.INTERNAL}/node.{self.node}"
+                _replace_fd(self._lock, durable.open_to_append(name, folder=self.root))
+                mine = False
+            if not mine and self._hold_node():
+                fcntl.flock(self._lock, fcntl.LOCK_SH)
+        if not self._has_incoming():
+            make_internal_folders(self.root, self.path)
+            self._incoming_name, folder, lock = self._new_incoming()
+            _replace_fd(self.incoming, folder)
+            _replace_fd(self._incoming_lock, lock)
+
+    def _has_incoming(self) -> bool:
+        try:
+            there = os.stat(f"{self._incoming_name}/lock", dir_fd=self.root)
+            same = _identity(there) == _identity(os.fstat(self._incoming_lock))
+            return same and (not self._is_shared or try_lock(self._incoming_lock, fcntl.LOCK_EX))
+        except OSError:
+            return False
+
     def close(self) -> None:
         """Leaves nothing behind: the incoming folder, and the dirty flag if nobody else writes."""
-        os.close(self._incoming_lock)
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        _close(self._incoming_lock)
         with contextlib.suppress(OSError):
             durable.unlink("lock", folder=self.incoming)
             durable.remove_folder(self._incoming_name, folder=self.root)
-        os.close(self.incoming)
+        _close(self.incoming)
+        with contextlib.suppress(OSError):
+            self._leave_node()
+        _close(self._lock)
+        _close(self.root)
+
+    def _leave_node(self) -> None:
         for _ in range(3):  # `status` may be looking
             if try_lock(self._lock, fcntl.LOCK_EX):
-                with contextlib.suppress(OSError):
-                    # What a killed process of this node left is to be swept yet.
-                    if not self._left():
-                        self.dirty.clear()
+                # What a killed process of this node left is to be swept yet.
+                if not self._left():
+                    self.dirty.clear()
+                if machines.signature(self._lock) == self._signature():
+                    durable.truncate(self._lock)
                 break
             time.sleep(0.01)
-        os.close(self._lock)
-        os.close(self.root)
+
+
+def _close(fd: int) -> None:
+    """Closes what a network file system may refuse to: it is closed all the same."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+def _replace_fd(fd: int, by: int) -> None:
+    """Has ``fd``, which others know by its number, stand for what ``by`` is."""
+    os.dup2(by, fd, inheritable=False)
+    os.close(by)
 
 
 def _replaced(path: str) -> StorageUnavailable:

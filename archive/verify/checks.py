@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from plainpacs.archive.store import set_aside
 from plainpacs.archive.store.manifest import ORIGIN_CORRECTED, best_line
 from plainpacs.archive.store.temporary import PATIENCE
-from plainpacs.archive.tree import layout
+from plainpacs.archive.tree import layout, machines
 from plainpacs.archive.tree.identity import InstanceKey
 from plainpacs.archive.tree.listing import instances_in_tree
-from plainpacs.archive.tree.root import identity_of, is_locked, stamp
+from plainpacs.archive.tree.root import identity_of, stamp
 from plainpacs.archive.tree.targets import Target
 from plainpacs.archive.verify.finding import Finding, FindingKind
 from plainpacs.archive.verify.study import StudyLook
@@ -170,7 +170,7 @@ def rubbish(root: int) -> Iterator[Finding]:
             continue
         lock = f"{path}/lock"
         if stat.S_ISDIR(facts.st_mode) and _exists(lock, root):
-            if is_locked(root, lock):
+            if not machines.is_gone(root, lock):
                 continue
         elif time.time_ns() - facts.st_ctime_ns < PATIENCE * 1_000_000_000:
             continue  # somebody may be about to lock it

@@ -9,7 +9,6 @@ at most. All times are of the monotonic clock.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import threading
@@ -17,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from plainpacs.archive.errors import InUse, PlainpacsError, StorageUnavailable
+from plainpacs.archive.errors import PlainpacsError, StorageUnavailable
 from plainpacs.archive.store.incoming_cleanup import mark_published
 from plainpacs.archive.store.writer import Writer
 from plainpacs.archive.tree import durable, layout
@@ -25,6 +24,7 @@ from plainpacs.indexer.hooks.scheduler import Hooks, HookSettings
 from plainpacs.indexer.index.rebuild import Rebuilder, Study
 from plainpacs.indexer.index.recover_lines import Healer
 from plainpacs.indexer.service.browser_headers import BrowserHeaders
+from plainpacs.indexer.service.index_lock import has_index_lock, lock_index
 from plainpacs.indexer.service.pending import (
     REQUEST_REBUILD,
     REQUEST_RECONCILE,
@@ -49,7 +49,6 @@ _QUIET = 5.0
 _MUCH_APPENDED = 64 << 20
 _GATHER = 0.05
 _REMEMBERED = 20_000
-_LOCK_PATIENCE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,31 +58,6 @@ class _Last:
     ended: float
     took: float
     facts: Facts | None
-
-
-def lock_index(root: int, path: str, *, wait: Callable[[], bool] | None = None) -> int:
-    """Takes the place of the one indexer of the archive open as ``root``; close to give it up.
-
-    While another has it, waits as long as ``wait()`` is true. Raises InUse.
-    """
-    fd = durable.open_to_append(layout.INDEXER_LOCK, folder=root)
-    said = False
-    patience = time.monotonic() + _LOCK_PATIENCE
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() < patience:  # it may be `status`, looking whether we run
-                time.sleep(0.02)
-                continue
-            if wait is None or not wait():
-                os.close(fd)
-                raise InUse(f"another indexer is at work on {path}; one is enough") from None
-            if not said:
-                log.info("another indexer is at work on %s; waiting for it to end", path)
-                said = True
-        else:
-            return fd
 
 
 class Indexer:
@@ -138,9 +112,11 @@ class Indexer:
         writer = Writer.open(path, node, mark_published, expected=expected)
         try:
             lock = lock_index(writer.root, path, wait=wait)
+            writer.keep_alive(lock)
             try:
                 return cls(writer, lock, digest, hooks, browsers_after)
             except BaseException:
+                writer.let_go(lock)
                 os.close(lock)
                 raise
         except BaseException:
@@ -156,7 +132,12 @@ class Indexer:
                 self._pending.mark(study)
         self._healer.close()
         self._pending.close()
-        os.close(self._lock)
+        self._writer.let_go(self._lock)
+        with contextlib.suppress(OSError):
+            if has_index_lock(self._writer.root, self._lock):
+                durable.truncate(self._lock)
+        with contextlib.suppress(OSError):  # a network file system may refuse; it is closed
+            os.close(self._lock)
         self._writer.close()
 
     def stop(self) -> None:
@@ -237,6 +218,7 @@ class Indexer:
                     # Many studies at once make one list of many, not many of one.
                     self._stopping.wait(_GATHER)
                     self._writer.check()
+                    self._check_lock()
                     try:
                         self._turn()
                     except OSError as error:  # a full disk, say; nothing is lost by waiting
@@ -249,6 +231,16 @@ class Indexer:
             self._compact(everything=True)
         except OSError as error:  # a full disk, say; whoever indexes next does it
             log.warning("cannot compact the indexes before stopping: %s", error)
+
+    def _check_lock(self) -> None:
+        """Raises StorageUnavailable when another machine's indexer has taken our place."""
+        try:
+            if has_index_lock(self._writer.root, self._lock):
+                return
+            why = "another machine's indexer has taken its place"
+        except OSError as error:
+            why = f"its lock file cannot be read: {error.strerror}"
+        raise StorageUnavailable(f"the indexer of {self.path} ends: {why}")
 
     def _turn(self) -> None:
         now = time.monotonic()

@@ -16,7 +16,7 @@ import pytest
 from plainpacs.archive.errors import InUse, NotAnArchive, StorageUnavailable, UnsuitableFileSystem
 from plainpacs.archive.store import writer
 from plainpacs.archive.store.store import Archive, StoreOutcome
-from plainpacs.archive.tree import durable, layout
+from plainpacs.archive.tree import durable, layout, machines
 from plainpacs.archive.tree.root import create_archive, find_archive, read_marker, stamp
 from tests.support.archives import data_set, instances_in, left_behind, new_archive, store
 
@@ -195,7 +195,7 @@ def test_on_a_network_file_system_a_writer_is_called_as_its_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = new_archive(tmp_path / "a")
-    monkeypatch.setattr(writer, "_on_network", lambda fd: "nfs4")
+    monkeypatch.setattr(machines, "network_type", lambda fd: "nfs4")
     monkeypatch.setattr(socket, "gethostname", lambda: "CT-1.example.org")
     with Archive.open(path) as archive:
         store(archive)
@@ -210,17 +210,17 @@ def test_on_a_network_file_system_a_writer_is_called_as_its_machine(
     ["fuse", "fuse.mfs", "fuse.ceph-fuse", "ceph", "virtiofs", "lustre", "fuse.rclone", "nfs"],
 )
 def test_what_other_machines_may_have_is_a_network_file_system(kind: str) -> None:
-    assert writer.is_network_type(kind)
+    assert machines.is_network_type(kind)
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "tmpfs", "overlay", "fuseblk", "fuse.mergerfs"])
 def test_what_is_of_this_machine_alone_is_none(kind: str) -> None:
-    assert not writer.is_network_type(kind)
+    assert not machines.is_network_type(kind)
 
 
 @pytest.mark.parametrize("name", ["", "-", "x" * 64, "röntgen", "A.b", "a-b-c-d-e-f-g-h-i-j"])
 def test_every_name_of_a_machine_gives_a_node(name: str) -> None:
-    assert layout.is_node(writer.host_node(name))
+    assert layout.is_node(machines.host_node(name))
 
 
 def test_a_root_that_goes_away_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +296,7 @@ def test_after_a_reboot_everything_is_looked_at_anew(
     Archive.open(path).close()
     assert seen.exists(), "the machine stayed up: what was seen still holds"
     killed_after_link(path, "1.9")
-    monkeypatch.setattr(writer, "boot_id", lambda: "another boot")
+    monkeypatch.setattr(machines, "boot_id", lambda: "another boot")
     Archive.open(path).close()
     assert not seen.exists()
 

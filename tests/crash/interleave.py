@@ -30,7 +30,7 @@ from typing import Any
 
 import pytest
 
-from plainpacs.archive.store import manifest, publish, writer
+from plainpacs.archive.store import manifest_writer, publish, writer
 from plainpacs.archive.tree import durable, publisher, root
 from plainpacs.indexer.index import rebuild
 from plainpacs.indexer.service import indexer as service
@@ -183,7 +183,7 @@ class Stage:
             for where, name in _LOOKS:
                 patch.setattr(where, name, self._looking(name, getattr(where, name)))
             threads = SimpleNamespace(**vars(threading) | {"Lock": Lock})
-            for module in (publisher, manifest, publish):
+            for module in (publisher, manifest_writer, publish):
                 patch.setattr(module, "threading", threads)
             # Who waits for another process lets it go on.
             time = SimpleNamespace(**vars(writer.time) | {"sleep": lambda _: stage.stop(_A_WHILE)})

@@ -16,7 +16,7 @@ from plainpacs.archive.dicom.header import read_header
 from plainpacs.archive.errors import PlainpacsError, RefusedInstance
 from plainpacs.archive.store import writer
 from plainpacs.archive.store.store import Archive
-from plainpacs.archive.tree import layout
+from plainpacs.archive.tree import layout, machines
 from plainpacs.archive.tree.identity import InstanceKey
 from plainpacs.indexer.index import (
     catalogue,
@@ -53,7 +53,7 @@ def quick_folder() -> Iterator[str]:
 def booted(name: str) -> Iterator[None]:
     """The machine's boot is ``name``; and nobody waits for processes that are not there."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "boot_id", lambda: name)
+        patch.setattr(machines, "boot_id", lambda: name)
         patch.setattr(writer, "time", without_waiting(writer.time))
         yield
 

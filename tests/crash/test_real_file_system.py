@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from plainpacs.archive.store import writer
+from plainpacs.archive.tree import machines
 from tests.support.mounts import may_mount, mounted
 from tests.support.peer import Peer, data_set
 from tests.support.promises import check, check_tree, digest_of, in_tree, recover
@@ -85,7 +85,7 @@ def test_what_was_answered_is_on_the_disk(
     service = serve("--receivers", "1", "--reserve", "0", root=tmp_path / "ext4" / "a")
     send = to_send(TIMES)
     all_of_them = digests(send)
-    monkeypatch.setattr(writer, "boot_id", lambda: "the boot after")
+    monkeypatch.setattr(machines, "boot_id", lambda: "the boot after")
     copies = 0
     for number, copy in enumerate(images(disk, service, send), 1):
         why = f"the power failed after answer {number}"

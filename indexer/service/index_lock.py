@@ -1,0 +1,82 @@
+"""The place of the one indexer of an archive, also where several machines have it."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable
+
+from plainpacs.archive.errors import InUse
+from plainpacs.archive.tree import durable, layout, machines
+from plainpacs.archive.tree.root import try_lock
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 0.3
+
+
+def lock_index(root: int, path: str, *, wait: Callable[[], bool] | None = None) -> int:
+    """Takes the place of the one indexer of the archive open as ``root``; close to give it up.
+
+    While another has it, waits as long as ``wait()`` is true. On a file system of several machines
+    the place of one that was not heard of for a minute is taken, whatever its lock says: the lock
+    file is replaced, and who had it sees that by ``has_index_lock``. Raises InUse.
+    """
+    said = False
+    patience = time.monotonic() + _PATIENCE
+    while True:
+        fd = _try_index_lock(root)
+        if fd is not None:
+            return fd
+        if time.monotonic() < patience:  # it may be `status`, looking whether we run
+            time.sleep(0.02)
+            continue
+        if wait is None or not wait():
+            raise InUse(f"another indexer is at work on {path}; one is enough")
+        if not said:
+            log.info("another indexer is at work on %s; waiting for it to end", path)
+            said = True
+
+
+def _try_index_lock(root: int) -> int | None:
+    shared = machines.network_type(root) is not None
+    fd = durable.open_to_append(layout.INDEXER_LOCK, folder=root)
+    try:
+        free = try_lock(fd, fcntl.LOCK_EX)
+        here = machines.this_machine()
+        if shared and free and machines.is_held_elsewhere(root, fd, here):
+            free = False  # its machine's locks do not reach us
+        elif shared and not free and machines.seconds_silent(root, fd) > machines.SILENT_SECONDS:
+            os.close(fd)
+            fd = _replace_index_lock(root)
+            free = True
+        if free and has_index_lock(root, fd):
+            machines.sign(fd, here)
+            return fd
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None
+
+
+def _replace_index_lock(root: int) -> int:
+    log.warning("the indexer of another machine was not heard of for a minute: taking its place")
+    folder, _, name = layout.INDEXER_LOCK.rpartition("/")
+    where = durable.open_folder(folder, folder=root)
+    try:
+        new = f"{name}.{os.urandom(8).hex()}"
+        fd = durable.open_to_append(new, folder=where)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        durable.rename(new, name, folder=where, to_folder=where)
+    finally:
+        os.close(where)
+    return fd
+
+
+def has_index_lock(root: int, fd: int) -> bool:
+    """Whether ``fd``, got by ``lock_index``, is the lock file still. Raises OSError."""
+    there = os.stat(layout.INDEXER_LOCK, dir_fd=root)
+    return os.path.samestat(there, os.fstat(fd))
