@@ -3,6 +3,7 @@ so that a read command starts fast."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from typing import Any
@@ -14,52 +15,95 @@ from plainpacs.archive.app.completion import complete_commands, complete_uids
 from plainpacs.archive.app.context import Context
 from plainpacs.archive.errors import PlainpacsError
 
-COMMANDS: dict[str, tuple[str, str]] = {
-    "init": ("plainpacs.archive.commands.init:init", "Make an archive."),
-    "serve": ("plainpacs.scp.commands.serve:serve", "Receive instances and index them."),
-    "web": ("plainpacs.scp.commands.web:web", "Show the archive in a browser, and DICOMweb."),
-    "ls": ("plainpacs.indexer.commands.ls:ls", "List studies."),
-    "show": ("plainpacs.indexer.commands.show:show", "Show one study."),
-    "path": ("plainpacs.indexer.commands.path:path", "Where a study, series or instance lies."),
-    "status": ("plainpacs.indexer.commands.status:status", "What is there and what runs."),
-    "stats": ("plainpacs.indexer.commands.stats:stats", "Count by month, modality or sender."),
-    "import": (
-        "plainpacs.indexer.commands.import_:import_",
-        "Take files, folders or an archive in.",
-    ),
-    "links": ("plainpacs.indexer.commands.links:links", "Keep a tree of links named for people."),
-    "sheet": ("plainpacs.indexer.commands.sheet:sheet", "A study's images on one page."),
-    "rm": ("plainpacs.indexer.commands.rm:rm", "Remove, into the trash or for good."),
-    "restore": ("plainpacs.indexer.commands.restore:restore", "Bring back what was removed."),
-    "forbidden": ("plainpacs.indexer.commands.forbidden:forbidden", "What is refused for good."),
-    "verify": ("plainpacs.indexer.commands.verify:verify", "Look for damage; changes nothing."),
-    "repair": ("plainpacs.indexer.commands.repair:repair", "Mend what verify finds."),
-    "export": ("plainpacs.indexer.commands.export:export", "Copy out: a folder, a zip, for OHIF."),
-    "conflicts": (
-        "plainpacs.indexer.commands.conflicts:conflicts_",
-        "What is kept aside, and deciding it.",
-    ),
-    "correct": (
-        "plainpacs.indexer.commands.correct:correct",
-        "Correct patient and study attributes.",
-    ),
-    "echo": ("plainpacs.scp.commands.echo:echo", "Ask a node whether it is there."),
-    "find": ("plainpacs.scp.commands.find:find", "Search another archive."),
-    "pull": ("plainpacs.scp.commands.pull:pull", "Fetch from another archive what is missing."),
-    "send": ("plainpacs.scp.commands.send:send", "Send instances elsewhere."),
-    "nodes": ("plainpacs.scp.commands.nodes:nodes", "The applications elsewhere that have names."),
-    "audit": ("plainpacs.indexer.commands.audit:audit", "Who stored, read, removed, was refused."),
-    "hooks": ("plainpacs.indexer.commands.hooks:hooks", "Commands of yours: waiting or failed."),
-    "index": (
-        "plainpacs.indexer.commands.index:index",
-        "Keep the indexes (`serve` does it itself).",
-    ),
-    "completion": ("plainpacs.archive.app.completion:completion", "Complete commands in a shell."),
-    "reindex": (
-        "plainpacs.indexer.commands.reindex:reindex",
-        "Find changes now, or rebuild all indexes.",
-    ),
+# fmt: off
+GROUPS: dict[str, dict[str, tuple[str, str]]] = {
+    "Receive": {
+        "init": (
+            "plainpacs.archive.commands.init:init",
+            "Make an archive of a new or empty folder.",
+        ),
+        "serve": ("plainpacs.scp.commands.serve:serve", "Receive instances and index them."),
+        "import": (
+            "plainpacs.indexer.commands.import_:import_",
+            "Import files, folders, zip files or another archive.",
+        ),
+    },
+    "Look": {
+        "ls": ("plainpacs.indexer.commands.ls:ls", "List studies."),
+        "show": ("plainpacs.indexer.commands.show:show", "Show one study."),
+        "path": (
+            "plainpacs.indexer.commands.path:path",
+            "Print where a study, series or instance lies.",
+        ),
+        "web": ("plainpacs.scp.commands.web:web", "Show the archive in a browser; DICOMweb."),
+        "sheet": ("plainpacs.indexer.commands.sheet:sheet", "Draw a study's images on one page."),
+        "links": (
+            "plainpacs.indexer.commands.links:links",
+            "Keep a tree of links named for people.",
+        ),
+        "stats": ("plainpacs.indexer.commands.stats:stats", "Count by month, modality or sender."),
+        "status": ("plainpacs.indexer.commands.status:status", "Show what is there and what runs."),
+        "audit": (
+            "plainpacs.indexer.commands.audit:audit",
+            "Show who stored, read, removed or was refused.",
+        ),
+    },
+    "Keep": {
+        "verify": ("plainpacs.indexer.commands.verify:verify", "Look for damage; change nothing."),
+        "repair": ("plainpacs.indexer.commands.repair:repair", "Repair what verify finds."),
+        "conflicts": (
+            "plainpacs.indexer.commands.conflicts:conflicts_",
+            "Show instances that are kept aside; decide.",
+        ),
+        "correct": (
+            "plainpacs.indexer.commands.correct:correct",
+            "Correct patient and study attributes.",
+        ),
+        "rm": ("plainpacs.indexer.commands.rm:rm", "Move to the trash, or erase."),
+        "restore": ("plainpacs.indexer.commands.restore:restore", "Restore from the trash."),
+        "forbidden": (
+            "plainpacs.indexer.commands.forbidden:forbidden",
+            "Show what is blocked; unblock it.",
+        ),
+        "hooks": (
+            "plainpacs.indexer.commands.hooks:hooks",
+            "Show pending and failed hook commands.",
+        ),
+        "index": (
+            "plainpacs.indexer.commands.index:index",
+            "Keep the indexes up to date (`serve` does it itself).",
+        ),
+        "reindex": (
+            "plainpacs.indexer.commands.reindex:reindex",
+            "Find changes now, or rebuild all indexes.",
+        ),
+    },
+    "Exchange": {
+        "export": (
+            "plainpacs.indexer.commands.export:export",
+            "Copy to a folder, a zip file, or for OHIF.",
+        ),
+        "echo": ("plainpacs.scp.commands.echo:echo", "Ask a node whether it is there."),
+        "find": ("plainpacs.scp.commands.find:find", "Search another archive."),
+        "pull": ("plainpacs.scp.commands.pull:pull", "Fetch from another archive what is missing."),
+        "send": ("plainpacs.scp.commands.send:send", "Send instances to a node."),
+        "nodes": ("plainpacs.scp.commands.nodes:nodes", "List the configured nodes."),
+    },
+    "Other": {
+        "help": ("plainpacs.archive.app.cli:help_", "Show the help of a command."),
+        "completion": (
+            "plainpacs.archive.app.completion:completion",
+            "Print a shell completion script.",
+        ),
+    },
 }
+
+# fmt: on
+COMMANDS = {name: one for group in GROUPS.values() for name, one in group.items()}
+
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells have it."""
 
 
 class _Commands(click.Group):
@@ -84,8 +128,30 @@ class _Commands(click.Group):
         return complete_commands(words, incomplete) + options
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, words) for name, (_, words) in COMMANDS.items()])
+        for title, group in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, words) for name, (_, words) in group.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and args[0].isalpha():
+            ctx.fail(f"No such command '{args[0]}'. Did you mean '{_nearest(args[0])}'?")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, click.Abort) as error:
+            # Asking the user, click makes an Abort of Ctrl-C, and of the end of the input.
+            if isinstance(error, click.Abort) and isinstance(error.__context__, EOFError):
+                raise
+            print("interrupted", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+
+
+def _nearest(name: str) -> str:
+    return difflib.get_close_matches(name, COMMANDS, 1, 0.0)[0]
 
 
 def _archive_option() -> click.Option:
@@ -110,7 +176,9 @@ def _take_archive(ctx: click.Context, _: click.Parameter, value: str | None) -> 
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Begin with:  plainpacs serve --create ~/dicom",
 )
-@click.version_option(package_name="plainpacs", message="%(package)s %(version)s")
+@click.version_option(
+    None, "-V", "--version", package_name="plainpacs", message="%(package)s %(version)s"
+)
 @click.pass_context
 def root(ctx: click.Context) -> None:
     """A DICOM archive made of plain files.
@@ -123,8 +191,26 @@ def root(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
+@click.command("help")
+@click.argument("command", required=False)
+@click.pass_context
+def help_(ctx: click.Context, /, command: str | None) -> None:
+    """Show the help of COMMAND; without, all commands.
+
+    Example:  plainpacs help import
+    """
+    above = ctx.find_root()
+    if command is None:
+        click.echo(above.get_help())
+        return
+    _, found, _ = root.resolve_command(above, [command])
+    assert found
+    click.echo(found.get_help(click.Context(found, info_name=command, parent=above)))
+
+
 def main(arguments: list[str] | None = None) -> Any:
-    """The console script. Exit status: 0 done, 1 findings or no match, 2 usage, 3 cannot work."""
+    """The console script. Exit status: 0 done, 1 findings or no match, 2 usage, 3 cannot work,
+    130 interrupted."""
     context = Context()
     try:
         root(args=arguments, prog_name="plainpacs", obj=context)

@@ -1,13 +1,14 @@
 """Every setting, declared once: its name, type, default, what it may be, and its words.
 
 A value comes from the flag, else the variable ``PLAINPACS_<NAME>``, else the TOML file given with
-``--config`` (or ``$PLAINPACS_CONFIG``), else the default. All are validated together, once, into
-the frozen ``Settings``; an unknown key is an error that names the nearest known one. A child
-process gets them all, as one document of JSON.
+``--config`` (or ``$PLAINPACS_CONFIG``, else one of ``default_files``), else the default. All are
+validated together, once, into the frozen ``Settings``; an unknown key is an error that names the
+nearest known one. A child process gets them all, as one document of JSON.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -19,12 +20,16 @@ from typing import Any, TypeVar
 import click
 
 from plainpacs.archive.app import setting_values as values
+from plainpacs.archive.app.context import Context
 from plainpacs.archive.app.hook_command import INSTANCE_PLACES, STUDY_PLACES
 from plainpacs.archive.dicom.charset import use_defaults
-from plainpacs.archive.errors import BadSettings
+from plainpacs.archive.errors import BadSettings, NotAnArchive
+from plainpacs.archive.tree import layout
+from plainpacs.archive.tree.root import find_archive
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+FILE = "plainpacs.toml"
 DOCUMENT = "PLAINPACS_SETTINGS"
 """The variable in which a command that ``serve`` runs finds the settings of ``serve``."""
 
@@ -210,7 +215,9 @@ def options(*names: str) -> Callable[[F], F]:
                     declaration.flag, name, metavar=declaration.metavar, help=words
                 )(command)
         return click.option(
-            "--config", metavar="FILE", help="TOML file of settings (or $PLAINPACS_CONFIG)"
+            "--config",
+            metavar="FILE",
+            help="TOML file of settings (or $PLAINPACS_CONFIG; see `plainpacs status`)",
         )(command)
 
     return decorate
@@ -225,6 +232,10 @@ def load(
     if DOCUMENT in environ:
         found |= asdict(from_document(environ[DOCUMENT]))
     config = config or environ.get("PLAINPACS_CONFIG")
+    if not config and environ is os.environ and DOCUMENT not in environ:
+        config = next(filter(os.path.exists, default_files()), None)
+        if config:
+            _refuse_foreign(config)
     if config:
         for key, value in _read_toml(config).items():
             declaration = _named(key.replace("-", "_"), f"{config}: key {key}")
@@ -238,6 +249,27 @@ def load(
         if value is not None:
             found[name] = _parsed(_BY_NAME[name], value, _BY_NAME[name].flag)
     return Settings(**found)
+
+
+def default_files() -> list[str]:
+    """Where a file of settings is looked for when none is named: in the archive that the running
+    command is about, then in the folder of the user's configurations."""
+    files = [os.path.join(click.get_app_dir("plainpacs"), FILE)]
+    running = click.get_current_context(silent=True)
+    if running:
+        named = running.params.get("root") or running.ensure_object(Context).archive
+        with contextlib.suppress(NotAnArchive):
+            files.insert(0, os.path.join(find_archive(named), layout.INTERNAL, FILE))
+    return files
+
+
+def _refuse_foreign(path: str) -> None:
+    """Raises BadSettings for a file of somebody else: settings name commands that are run."""
+    owner = os.stat(path).st_uid
+    if owner not in (0, os.getuid()):
+        raise BadSettings(
+            f"{path} belongs to another user ({owner}); change its owner, or name it with --config"
+        )
 
 
 def in_force(flags: Mapping[str, Any], config: str | None = None) -> Settings:

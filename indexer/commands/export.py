@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import click
@@ -28,6 +28,7 @@ from plainpacs.indexer.export.file_set import Exported, Tick, To, as_file_set, b
 from plainpacs.indexer.export.zip_file import Zip
 from plainpacs.indexer.output import naming
 from plainpacs.indexer.output.formats import note
+from plainpacs.indexer.output.progress import Gauge
 
 _NAMED = 20
 
@@ -109,7 +110,8 @@ def export(
         meant = naming.targets(naming.some(path, named, last=last, level=level))
         instances = chosen(root, path, meant, note)
         try:
-            with _progress(len(instances)) as tick:
+            with Gauge("exporting", len(instances)) as gauge:
+                tick = partial(gauge.add, 1)
 
                 def write(to: To) -> Exported:
                     return as_file_set(
@@ -189,18 +191,3 @@ def _say(result: Exported, out: str, count: int, *, files: bool) -> None:
     where = "standard output" if out == "-" else out
     instances = f"{count:,} instance{'' if count == 1 else 's'}"
     note(f"{instances} exported to {where}" if files else f"{instances} described in {where}")
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Tick]:
-    """A progress bar when there is a terminal to show it on."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    # rich is loaded only where it is seen.
-    from rich.console import Console  # noqa: PLC0415 - as said above
-    from rich.progress import Progress  # noqa: PLC0415 - as said above
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task: Any = progress.add_task("exporting", total=total)
-        yield lambda: progress.advance(task)

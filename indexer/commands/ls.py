@@ -102,7 +102,9 @@ def ls(
                plainpacs ls StudyDate=2024* -0 | xargs -0 du -sh
     Example:   plainpacs ls --fields PatientID,StudyDate --format csv
     """
-    form = formats.chosen(formats.path_format(format_, null))
+    asked = formats.path_format(format_, null)
+    form = formats.chosen(asked)
+    formats.note_of_lines(asked)
     at = LEVELS[level]
     if fields is not None and form == "paths":
         raise BadQuery("--fields goes with table, json, jsonl or csv, not with paths")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
 
 from plainpacs.archive.app.context import Context
+from plainpacs.archive.app.settings import default_files
 from plainpacs.indexer.output import formats, humanize, table
 from plainpacs.indexer.service.status import Status, status_of
 
@@ -20,10 +22,16 @@ def status(context: Context, /, format_: str) -> None:
     Example:  plainpacs status -a /srv/dicom
     """
     found = status_of(context.archive_path(), formats.note)
+    where = [os.environ["PLAINPACS_CONFIG"]] if "PLAINPACS_CONFIG" in os.environ else []
+    where = where or default_files()
+    file = next(filter(os.path.exists, where), None)
     if format_ == "json":
-        formats.write_object(found.as_dict())
+        formats.write_object(found.as_dict() | {"settings": file})
     else:
-        formats.write_text(context.hint(line) for line in _status_lines(found))
+        lines = _status_lines(found)
+        words = table.visible(file or f"no file ({' or '.join(where)})")
+        lines.insert(1, f"settings   {words}")
+        formats.write_text(map(context.hint, lines))
 
 
 _KINDS = {"study": "study-settled", "instance": "instance"}

@@ -14,9 +14,11 @@ Every result leaves through ``write``.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -37,6 +39,9 @@ T = TypeVar("T")
 # What JSON has not escaped itself: DEL, and all beyond ASCII.
 _UNESCAPED = re.compile("[^\n -~]")
 _PORTION = 256
+
+beside: list[Callable[[str], None]] = []
+"""What prints a note while a bar is shown: above it, on lines of its own."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -224,4 +229,18 @@ def note(text: str) -> None:
     """One line to the user on standard error; the commands in it name the archive (``hint``)."""
     running = click.get_current_context(silent=True)
     known = running.find_object(Context) if running else None
-    click.echo(visible(known.hint(text) if known else text), err=True)
+    words = visible(known.hint(text) if known else text)
+    if beside:
+        beside[-1](words)
+    else:
+        click.echo(words, err=True)
+
+
+def note_of_lines(format_: str | None) -> None:
+    """Tells who pipes a table, to `less` say, and gets JSON, how to get one."""
+    streams = (sys.stdout, sys.stderr)
+    if format_ is not None or None in streams or not sys.stderr.isatty():
+        return
+    with contextlib.suppress(OSError, ValueError):
+        if stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
+            note("a pipe gets JSON, one object a line; for a table add --format table")

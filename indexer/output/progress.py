@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from plainpacs.indexer.output import formats
 from plainpacs.indexer.output.humanize import size
 
 if TYPE_CHECKING:  # loaded only where it is seen: it takes longer than a small run does
@@ -36,17 +38,19 @@ class Gauge:
         from rich import progress as bars  # noqa: PLC0415 - as said above
         from rich.console import Console  # noqa: PLC0415 - as said above
 
+        console = Console(stderr=True, highlight=False)
         self._progress = bars.Progress(
             bars.TextColumn("{task.description}", markup=False),
             bars.BarColumn(),
             bars.MofNCompleteColumn(),
             bars.TextColumn("{task.fields[rate]}", markup=False),
             bars.TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
         )
         self._task = self._progress.add_task(self._words, total=self._total, rate="")
         self._progress.start()
+        formats.beside.append(partial(console.print, markup=False, soft_wrap=True))
         return self
 
     def __exit__(
@@ -56,6 +60,7 @@ class Gauge:
         trace: TracebackType | None,
     ) -> None:
         if self._progress is not None:
+            formats.beside.pop()
             self._progress.stop()
 
     def add(self, instances: int, more_bytes: int = 0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,69 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
     assert all(len(line) <= 100 for line in done.stdout.splitlines())
 
 
+def test_help_of_a_command_and_the_groups_of_commands() -> None:
+    assert run("help", "import").stdout == run("import", "--help").stdout
+    everything = run("help").stdout
+    assert everything == run().stdout
+    titles = ["Receive:", "Look:", "Keep:", "Exchange:"]
+    assert [line for line in everything.splitlines() if line in titles] == titles
+    assert run("-V").stdout == run("--version").stdout
+
+
+def test_settings_are_found_in_the_archive_and_in_the_users_folder(
+    path: str, tmp_path: Path
+) -> None:
+    def asked(**more: str) -> subprocess.CompletedProcess[str]:
+        more["XDG_CONFIG_HOME"] = str(tmp_path / "config")
+        return run("nodes", "-a", path, "--format", "jsonl", **more)
+
+    assert asked().returncode == 1
+    users, archives = tmp_path / "config/plainpacs", Path(path, ".plainpacs")
+    users.mkdir(parents=True)
+    (users / "plainpacs.toml").write_text('[nodes]\nUSERS = "127.0.0.1:11"')
+    assert '"ae_title":"USERS"' in asked().stdout
+    (archives / "plainpacs.toml").write_text('[nodes]\nARCHIVES = "127.0.0.1:11"')
+    assert '"ae_title":"ARCHIVES"' in asked().stdout
+    assert f"settings   {archives}/plainpacs.toml" in run("status", "-a", path).stdout
+    (tmp_path / "named").write_text('[nodes]\nNAMED = "127.0.0.1:11"')
+    assert '"ae_title":"NAMED"' in asked(PLAINPACS_CONFIG=str(tmp_path / "named")).stdout
+    if os.getuid() == 0:
+        os.chown(archives / "plainpacs.toml", 12345, -1)
+        refused = asked()
+        assert refused.returncode == 2
+        assert "belongs to another user (12345)" in refused.stderr
+
+
+def test_ctrl_c_is_130(path: str) -> None:
+    script = (
+        "import signal, sys; from plainpacs.archive.app import cli; "
+        "import plainpacs.indexer.commands.stats as stats; "
+        "sys.settrace(lambda frame, *_: signal.raise_signal(signal.SIGINT) "
+        "if frame.f_code.co_name == 'archive_path' else None); "
+        "cli.main(['stats', '-a', sys.argv[1]])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, path], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_who_pipes_a_list_is_told_of_the_table(path: str) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "plainpacs", "ls", "-a", path],
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            check=False,
+        )
+        assert done.stdout.startswith(b"{")
+        assert b"--format table" in os.read(ours, 1000)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
 def test_the_version_is_that_of_the_package() -> None:
     done = run("--version")
     assert done.stdout.startswith("plainpacs ")
@@ -62,7 +126,9 @@ def test_the_version_is_that_of_the_package() -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["lss"], 2, "No such command"),
+        (["lss"], 2, "No such command 'lss'. Did you mean 'ls'?"),
+        (["shwo", "x"], 2, "Did you mean 'show'?"),
+        (["help", "imprt"], 2, "Did you mean 'import'?"),
         (["ls", "--colour"], 2, "No such option"),
         (["ls", "-a", "/nowhere"], 3, "/nowhere does not exist; make it with `plainpacs init"),
         (["ls"], 3, "no archive here or above; name it with -a DIR"),
