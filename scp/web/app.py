@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import anyio
 from anyio import CapacityLimiter, to_thread
@@ -35,6 +36,7 @@ from plainpacs.scp.web.places import Readers, Tree, unavailable
 from plainpacs.scp.web.rendered import Rendered
 
 BASE = "/dicom-web"
+_WADL = "http://wadl.dev.java.net/2009/02"
 _WAITING = 64
 _THREADS = 16
 _RENDERERS = 2
@@ -176,8 +178,24 @@ class Site:
             _get(numbers + "/thumbnail", self._draw(self.rendered.thumbnail)),
             _get(bulk, self._read(lambda r, b: frames.bulk_data(self.tree, r, b))),
             _get("/wado", self._in_thread(self._wado_uri)),
-            Route(BASE + "/", _capabilities, methods=["OPTIONS"]),
+            Route(BASE + "/", self._capabilities, methods=["OPTIONS"]),
+            Route(BASE + "/conformance", self._capabilities, methods=["GET", "OPTIONS"]),
         ]
+
+    async def _capabilities(self, request: Request) -> Response:
+        """What there is, as WADL (PS3.18 8.9)."""
+        methods: dict[str, list[str]] = {}
+        for route in self._dicomweb():
+            if isinstance(route, Route) and "OPTIONS" not in (route.methods or ()):
+                path = route.path.removeprefix(BASE + "/").replace(":path", "")
+                methods.setdefault(path, []).extend(sorted(route.methods or ()))
+        words = f'<application xmlns="{_WADL}"><resources base={quoteattr(self._base(request))}>'
+        for path, names in methods.items():
+            each = "".join(f'<method name="{name}"/>' for name in names)
+            words += f"<resource path={quoteattr(path)}>{each}</resource>"
+        words += "</resources></application>"
+        headers = {"Allow": "GET, HEAD, OPTIONS"}
+        return Response(words, 200, headers, "application/vnd.sun.wadl+xml")
 
     async def _store(self, request: Request) -> Response:
         assert self._archive is not None
@@ -230,11 +248,6 @@ class Site:
 
 def _get(path: str, handler: Callable[[Request], Awaitable[Response]]) -> Route:
     return Route(path, handler, methods=["GET"])
-
-
-async def _capabilities(request: Request) -> Response:
-    words = "DICOMweb: QIDO-RS, WADO-RS, WADO-URI (PS3.18)\n"
-    return PlainTextResponse(words, headers={"Allow": "GET, HEAD, OPTIONS"})
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:

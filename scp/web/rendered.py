@@ -12,9 +12,11 @@ import math
 import re
 import struct
 import zlib
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -138,8 +140,10 @@ def read_wanted(request: Request) -> Wanted:
         if len(numbers) > 1:
             raise HTTPException(400, "one frame is rendered at a time")
         frame = numbers[0] - 1
+    query = _as_of_rs(request.query_params)
+    if (text := query.get("frame")) and frame is None:
+        frame = read_numbers(text)[0] - 1
     wanted = Wanted(frame=frame, kind="jpeg")
-    query = request.query_params
     if text := query.get("viewport"):
         numbers_ = _numbers("viewport", text, (2, 6), empty=True)
         wide, high = (int(one) for one in numbers_[:2])
@@ -160,6 +164,21 @@ def read_wanted(request: Request) -> Wanted:
             raise HTTPException(400, "a quality is 1 to 100")
         wanted = replace(wanted, quality=min(95, int(text)))  # beyond, Pillow says, is no better
     return wanted
+
+
+def _as_of_rs(query: QueryParams) -> Mapping[str, str]:
+    """Also the parameters of WADO-URI (PS3.18 9.4.1), as those of WADO-RS."""
+    found = {name: query[name] for name in ("viewport", "window", "quality") if name in query}
+    columns, rows = query.get("columns"), query.get("rows")
+    if columns or rows:
+        found["viewport"] = f"{columns or rows},{rows or columns}"
+    if "windowCenter" in query:
+        found["window"] = f"{query['windowCenter']},{query.get('windowWidth', '')},linear"
+    if "imageQuality" in query:
+        found["quality"] = query["imageQuality"]
+    if "frameNumber" in query:
+        found["frame"] = query["frameNumber"]
+    return found
 
 
 def _numbers(what: str, text: str, counts: tuple[int, ...], *, empty: bool = False) -> list[float]:

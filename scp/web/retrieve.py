@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from email.utils import formatdate
+from itertools import chain
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -73,19 +74,17 @@ def single(tree: Tree, request: Request, place: Place, syntax: str) -> Response:
     if target in (ANY_SYNTAX, stored) or (not syntax and not can_become(stored, target)):
         return _file(opened, request, stored)
     opened.close()
-    if not can_become(stored, target):
-        raise HTTPException(406, "it cannot be had in that transfer syntax")
     each = Outgoing(f"{tree.path}/{opened.path}", "", place.instance, stored)
-    body = _in_syntax(each, target)
-    first = next(body, None)
-    if first is None:
+    parts = _converted([each], target, "") if can_become(stored, target) else iter(())
+    part = next(parts, None)
+    kind = _kind(target)
+    if part is None or part.content_type != kind:
         raise HTTPException(406, "it cannot be had in that transfer syntax")
-    return Pieces(_after(first, body), 200, None, f"{DICOM}; transfer-syntax={target}")
+    return Pieces(chain(part.body, (b"" for _ in parts)), 200, None, kind)
 
 
-def _after(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
+def _kind(syntax: str) -> str:
+    return f"{DICOM}; transfer-syntax={syntax}"
 
 
 def _file(opened: Opened, request: Request, syntax: str) -> Response:
@@ -98,8 +97,7 @@ def _file(opened: Opened, request: Request, syntax: str) -> Response:
             opened.close()
             return Response(status_code=304, headers=headers)
         value = Value(opened.fd, [(0, opened.size)])
-        kind = f"{DICOM}; transfer-syntax={syntax}"
-        return ranged(request, value, kind, opened.close, headers)
+        return ranged(request, value, _kind(syntax), opened.close, headers)
     except HTTPException:
         opened.close()
         raise
@@ -107,9 +105,10 @@ def _file(opened: Opened, request: Request, syntax: str) -> Response:
 
 def _stored(wanted: list[Outgoing], base: str) -> Iterator[Part]:
     for each in wanted:
-        kind = f"{DICOM}; transfer-syntax={each.transfer_syntax}"
         size = os.stat(each.path).st_size
-        yield Part(kind, _whole(each.path, size), size, _location(each, base))
+        yield Part(
+            _kind(each.transfer_syntax), _whole(each.path, size), size, _location(each, base)
+        )
 
 
 def _whole(path: str, size: int) -> Iterator[bytes]:
@@ -132,34 +131,25 @@ def _converted(wanted: list[Outgoing], target: str, base: str) -> Iterator[Part]
             first = next(body, None)
             if first is None:
                 yield from _stored([each], base)
-                continue
-            kind = f"{DICOM}; transfer-syntax={target}"
-            yield Part(kind, _after(first, body), None, _location(each, base))
+            else:
+                yield Part(_kind(target), chain((first,), body), None, _location(each, base))
 
 
-def _in_syntax(each: Outgoing, target: str, converter: Converter | None = None) -> Iterator[bytes]:
+def _in_syntax(each: Outgoing, target: str, converter: Converter) -> Iterator[bytes]:
     """The Part 10 file in another transfer syntax; nothing when that cannot be."""
-    own = None if converter is not None else Converter()
-    try:
-        with File(each.path) as file:
-            try:
-                attributes = file.header()
-                if file.transfer_syntax == target:
-                    yield from _whole(each.path, file.size)
-                    return
-                using = converter or own
-                assert using is not None
-                pieces = using.convert(file, target)
-                first = next(iter(pieces), b"")
-            except (CannotConvert, UnreadableDataSet) as error:
-                log.warning("%s is not converted: %s", each.sop_instance, error)
-                return
-            sop_class = str(attributes.get("SOPClassUID", ""))
-            yield file_meta(sop_class, each.sop_instance, target) + first
-            yield from pieces
-    finally:
-        if own is not None:
-            own.__exit__()
+    with File(each.path) as file:
+        if file.transfer_syntax == target:
+            yield from _whole(each.path, file.size)
+            return
+        try:
+            attributes = file.header()
+            pieces = converter.convert(file, target)
+            first = next(iter(pieces), b"")
+        except (CannotConvert, UnreadableDataSet) as error:
+            log.warning("%s is not converted: %s", each.sop_instance, error)
+            return
+        yield file_meta(str(attributes.get("SOPClassUID", "")), each.sop_instance, target) + first
+        yield from pieces
 
 
 def wado_uri(tree: Tree, request: Request) -> tuple[Place, str]:

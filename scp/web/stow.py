@@ -76,14 +76,12 @@ class _Part:
         self._size += len(data)
         if self._size > LONGEST_PART:
             raise HTTPException(413, "a part is too long")
-        if self._failed is not None:
-            return
         if self._large is not None:
             self._large.write(data)
-            return
-        self._held += data
-        if len(self._held) >= _HELD:
-            self._begin()
+        elif self._failed is None:
+            self._held += data
+            if len(self._held) >= _HELD:
+                self._begin()
 
     def _request(self, found: part10.Part10) -> StoreRequest:
         return StoreRequest(
@@ -109,10 +107,8 @@ class _Part:
             return None
         self._found = found
         if self._study and not self._is_of_study(found, complete=complete):
-            status = StoreStatus.DATA_SET_DOES_NOT_MATCH
-            self._failed = Item(
-                status, found.sop_class, found.sop_instance, comment="it is of another study"
-            )
+            about = (StoreStatus.DATA_SET_DOES_NOT_MATCH, found.sop_class, found.sop_instance)
+            self._failed = Item(*about, comment="it is of another study")
             return None
         return found
 
@@ -247,15 +243,12 @@ async def _fed(request: Request, feed: Callable[[bytes], None]) -> None:
     """Takes the body in while what came before is written."""
     stream = request.stream().__aiter__()
     held: list[bytes] = []
-    size = total = 0
+    size = 0
     writing: asyncio.Future[None] | None = None
     try:
         while (chunk := await asyncio.wait_for(anext(stream, None), _SILENCE)) is not None:
             held.append(chunk)
             size += len(chunk)
-            total += len(chunk)
-            if total > LONGEST_BODY:
-                raise HTTPException(413, "the body is too long")
             if writing is not None and (writing.done() or size >= PIECE):
                 await writing
                 writing = None
@@ -273,8 +266,7 @@ async def _fed(request: Request, feed: Callable[[bytes], None]) -> None:
 def _feeder(request: Request, reading: _Reading) -> Callable[[bytes], None]:
     if request.headers.get("content-encoding", "identity") != "identity":
         raise HTTPException(415, "the body is not to be compressed")
-    length = request.headers.get("content-length", "0")
-    if not length.isdecimal() or int(length[:20]) > LONGEST_BODY:
+    if int(request.headers.get("content-length", 0)) > LONGEST_BODY:
         raise HTTPException(413, "the body is too long")
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind == DICOM.encode():
@@ -329,23 +321,25 @@ def _said(items: list[Item], place: Place, base: str) -> Response:
     if study:
         found["00081190"] = {"vr": "UR", "Value": [base + Place(study).url]}
     if failed:
-        found["00081198"] = {"vr": "SQ", "Value": [_failure(item) for item in failed]}
+        found["00081198"] = {
+            "vr": "SQ",
+            "Value": [
+                {**_reference(item), "00081197": {"vr": "US", "Value": [int(item.status)]}}
+                for item in failed
+            ],
+        }
     if kept:
         found["00081199"] = {"vr": "SQ", "Value": [_success(item, base) for item in kept]}
     status = 200 if not failed else 202 if kept else 409
-    headers = {}
-    if failed and all(item.status == StoreStatus.OUT_OF_RESOURCES for item in failed) and not kept:
-        status, headers = 503, {"Retry-After": "60"}
+    if not kept and all(item.status == StoreStatus.OUT_OF_RESOURCES for item in failed):
+        status = 503
+    headers = {"Retry-After": "60"} if status == 503 else {}
     return Response(orjson.dumps(found), status, headers, DICOM_JSON)
 
 
 def _reference(item: Item) -> dict[str, Any]:
     known = (("00081150", item.sop_class), ("00081155", item.sop_instance))
     return {tag: {"vr": "UI", "Value": [uid]} for tag, uid in known if uid}
-
-
-def _failure(item: Item) -> dict[str, Any]:
-    return {**_reference(item), "00081197": {"vr": "US", "Value": [int(item.status)]}}
 
 
 def _success(item: Item, base: str) -> dict[str, Any]:

@@ -12,11 +12,13 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pydicom
 import pydicom.data
 import pytest
+from PIL import Image
 
 from plainpacs.archive.dicom.part10 import read_part10
 from plainpacs.archive.store.store import Archive, Provenance
@@ -167,6 +169,19 @@ def test_bad_input_has_its_status(server: Web, path: str, status: int) -> None:
     answer = server.get(path)
     assert answer.status == status, answer.body
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_wado_uri_takes_a_frame_a_size_and_a_window(server: Web) -> None:
+    study, series, instance = uids("SC_rgb_rle_2frame.dcm")
+    base = f"/wado?requestType=WADO&studyUID={study}&seriesUID={series}&objectUID={instance}"
+    small = server.get(f"{base}&frameNumber=2&rows=20&columns=20&contentType=image/png")
+    assert max(Image.open(io.BytesIO(small.body)).size) == 20
+    assert server.get(f"{base}&frameNumber=3").status == 404
+    assert server.get(f"{base}&windowCenter=40").status == 400
+    capabilities = server.get("/dicom-web/", method="OPTIONS")
+    assert capabilities.headers["content-type"] == "application/vnd.sun.wadl+xml"
+    paths = {one.get("path") for one in ElementTree.fromstring(capabilities.body).iter()}
+    assert "/studies/{study}/series/{series}/metadata" in {f"/{path}" for path in paths}
 
 
 def test_an_empty_modality_is_left_out(server: Web) -> None:
