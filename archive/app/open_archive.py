@@ -8,12 +8,9 @@ from plainpacs.archive.store.free_space import Reserve
 from plainpacs.archive.store.store import Archive
 
 
-def open_archive(
-    path: str, settings: Settings, *, writers: int = 1, expected: str | None = None
-) -> Archive:
+def open_archive(path: str, settings: Settings, *, expected: str | None = None) -> Archive:
     """The archive at ``path``, open as the ``settings`` say; ``expected`` as of ``Archive.open``.
 
-    ``writers``: how many processes store at the same time, which share what is above the reserve.
     Raises what ``Archive.open`` raises.
     """
     use_defaults(settings.default_charset)
@@ -22,7 +19,7 @@ def open_archive(
         node=settings.node,
         sync=settings.sync == "on",
         digest=settings.digest,
-        reserve=Reserve.parse(settings.reserve, writers),
+        reserve=Reserve.parse(settings.reserve),
         on_conflict=settings.on_conflict,
         expected=expected,
     )

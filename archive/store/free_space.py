@@ -18,6 +18,8 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)(?:([KMGT]?)(?:I?B)?|(%))", re.ASCII)
 _FILES = 1000
 _FILES_SHARE = 0.05
 _FEWEST_FILES = 300
+_SCARCE_BYTES = 4 << 30
+_SCARCE_FILES = 100_000
 
 
 class Room(NamedTuple):
@@ -33,13 +35,14 @@ class Room(NamedTuple):
         """What is left of it after ``size`` bytes and so many ``files``."""
         return Room(self.bytes - size, self.files - files)
 
-    def shared(self, writers: int) -> Room:
-        """The part of one of several who write at the same time, and do not ask each other."""
-        return Room(self.bytes / writers, self.files / writers)
-
     @property
     def is_used_up(self) -> bool:
         return self.bytes < 0 or self.files < 0
+
+    @property
+    def is_scarce(self) -> bool:
+        """Whether what others write within a second may use it up."""
+        return self.bytes < _SCARCE_BYTES or self.files < _SCARCE_FILES
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +54,9 @@ class Reserve:
 
     sizes: tuple[int, ...] = ()
     shares: tuple[float, ...] = ()
-    writers: int = 1
-    """How many processes write at the same time and have to share what is left."""
 
     @classmethod
-    def parse(cls, text: str, writers: int = 1) -> Reserve:
+    def parse(cls, text: str) -> Reserve:
         """``"1G"`` (1 << 30), ``"500M"``, ``"2%"``, or several, of which the smallest counts:
         ``"1G,2%"``. ``"0"``: none. Raises ValueError."""
         sizes, shares = [], []
@@ -67,7 +68,7 @@ class Reserve:
                 shares.append(float(found[1]) / 100)
             else:
                 sizes.append(int(float(found[1]) * _UNITS[found[2]]))
-        return cls(tuple(sizes), tuple(shares), writers)
+        return cls(tuple(sizes), tuple(shares))
 
     def bytes_of(self, facts: os.statvfs_result) -> int:
         """The reserve on this file system, in bytes; 0 where it does not tell its size."""
@@ -84,7 +85,7 @@ class Reserve:
         if facts.f_files:  # some file systems make files as they need them, and say 0
             few = max(_FEWEST_FILES, _FILES_SHARE * facts.f_files)
             files = facts.f_favail - min(_FILES, few)
-        return Room(facts.f_bavail * facts.f_frsize - kept, files).shared(self.writers)
+        return Room(facts.f_bavail * facts.f_frsize - kept, files)
 
 
 UNBOUNDED = Room(float("inf"), float("inf"))

@@ -129,6 +129,7 @@ class Publication:
             if self._holds_same(path, new):
                 return Stored(StoreOutcome.DUPLICATE, new.key, path)
             if may_replace and self._on_conflict == REPLACE:
+                self._writer.check()
                 return self.replace(new)
             return self._set_aside(new)
         except FileNotFoundError:
@@ -139,6 +140,7 @@ class Publication:
     def _set_aside(self, candidate: Candidate) -> Stored:
         key = candidate.key
         path = f"{self._conflicts(key)}/{self._variant_name(candidate)}"
+        self._writer.check(path=path)
         if self._publisher.publish(candidate.name, self._writer.incoming, path):
             folder = f"{layout.CONFLICTS}/{layout.study_folder(key.month, key.study)}"
             facts = candidate.facts._replace(file=path.rpartition("/")[2])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import os
 from collections.abc import Callable, Iterable, Mapping
 
 from plainpacs.archive.buffer import Buffer
@@ -19,6 +18,7 @@ from plainpacs.archive.dicom.header import Attributes, read_header
 from plainpacs.archive.dicom.header_cache import HeaderReader
 from plainpacs.archive.errors import (
     DataSetMismatch,
+    InvalidUID,
     NotDICOM,
     OutOfSpace,
     StorageUnavailable,
@@ -98,10 +98,12 @@ class Archive:
         """Makes the manifest lines durable that were appended since the last flush."""
         self._publication.flush()
 
-    def check(self, size: int = 0, files: int = FILES_OF_ONE) -> None:
+    def check(
+        self, size: int = 0, files: int = FILES_OF_ONE, key: InstanceKey | None = None
+    ) -> None:
         """Raises StorageUnavailable when the root went away, or has no room for ``size`` bytes
-        more in so many new ``files``; looks at most once a second."""
-        self._writer.check(size, files)
+        more in so many new ``files``. The same instance as is stored at ``key`` needs none."""
+        self._writer.check(size, files, layout.instance_path(key) if key else "")
 
     def write_service_note(self, note: bytes) -> None:
         """Puts what the running service says of itself where ``status`` finds it."""
@@ -140,7 +142,7 @@ class Archive:
             called_ae=provenance.called_ae,
         )
         with _as_unavailable:
-            self.check(len(data_set))
+            self.check(len(data_set), key=key)
             with self._temporary_file() as file:
                 file.write(meta, data_set)
                 return self._save(
@@ -168,7 +170,7 @@ class Archive:
             called_ae=provenance.called_ae,
         )
         with _as_unavailable:
-            self.check()
+            self._writer.check_root()
             file = self._temporary_file()
             try:
                 file.write(meta)
@@ -196,7 +198,7 @@ class Archive:
         """
         with _as_unavailable, self._temporary_file() as file:
             if isinstance(source, int):
-                self.check(os.fstat(source).st_size)
+                self._writer.check_root()
                 file.copy(source)
             else:
                 for data in source:
@@ -218,6 +220,7 @@ class Archive:
                 return self.store(
                     data_set, found.transfer_syntax, provenance, may_replace=may_replace
                 )
+            self.check(key=key)
             return self._save(
                 file,
                 key,
@@ -282,6 +285,7 @@ class Spool:
         self._above = default_for(provenance.calling_ae)
         self._begun = False
         self._attributes: Attributes | None = None
+        self._key: InstanceKey | None = None
 
     def __enter__(self) -> Spool:
         return self
@@ -295,27 +299,28 @@ class Spool:
 
     def write(self, data: Buffer) -> None:
         """Adds bytes of the data set; faster in large pieces. Raises StorageUnavailable."""
-        with _as_unavailable:
-            self._archive.check(len(data), files=0)
-            self._file.write(data)
         if not self._begun:
             # Nearly every header lies in the first bytes; read now, while the rest is on its way.
             self._begun = True
-            with contextlib.suppress(UnreadableDataSet):
+            with contextlib.suppress(UnreadableDataSet, InvalidUID):
                 head = memoryview(data)[:_HEAD]
                 self._attributes = self._archive.headers.read(
                     head, self._transfer_syntax, self._above, complete=False
                 )
+                self._key = InstanceKey.of_attributes(self._attributes)
+        with _as_unavailable:
+            self._archive.check(len(data), files=0, key=self._key)
+            self._file.write(data)
 
     def store(self) -> Stored:
         """Keeps the instance, as ``Archive.store`` does and with its errors."""
         with _as_unavailable, self:
-            self._archive.check(files=0)
             attributes = self._attributes
             if attributes is None:
                 data_set = self._file.view()[self._offset :]
                 attributes = read_header(data_set, self._transfer_syntax, self._above)
             key = InstanceKey.of_attributes(attributes)
+            self._archive.check(key=key)
             for keyword, uid in self._command.items():
                 _agree(keyword, attributes, uid)
             return self._archive._save(

@@ -232,25 +232,40 @@ class Writer:
         finally:
             os.close(folder)
 
-    def check(self, size: int = 0, files: int = FILES_OF_ONE) -> None:
-        """Refuses ``size`` bytes more, in so many new ``files``, when the root was unmounted or
-        replaced, or when they would leave less free than the reserve. Looks at most once a second,
-        and counts in between.
-
-        Raises StorageUnavailable, of which OutOfSpace is one.
-        """
+    def check_root(self) -> None:
+        """Raises StorageUnavailable when the root was unmounted or replaced. Looks at most once a
+        second."""
         now = time.monotonic()
         if now - self._checked >= _CHECK_SECONDS:
             self._look()
             self._checked = now
+
+    def check(self, size: int = 0, files: int = FILES_OF_ONE, path: str = "") -> None:
+        """As ``check_root``, and refuses ``size`` bytes more, in so many new ``files``, when they
+        would leave less free than the reserve, unless something lies at ``path`` already: what is
+        stored again needs no room. Where room is scarce, the system is asked each time, since
+        others write, too; else once a second, and counted in between.
+
+        Raises StorageUnavailable, of which OutOfSpace is one.
+        """
+        self.check_root()
         # Two threads may count one of their sizes only: the next look puts it right.
         left = self._room.less(size, files)
-        if left.is_used_up:
+        if left.is_scarce:
+            left = self._reserve.room(os.fstatvfs(self.root)).less(size, files)
+        if left.is_used_up and not (path and self._exists(path)):
             raise OutOfSpace(
                 f"less is free in {self.path} than the reserve; make room, or give a smaller "
                 "--reserve"
             )
         self._room = left
+
+    def _exists(self, path: str) -> bool:
+        try:
+            os.stat(path, dir_fd=self.root, follow_symlinks=False)
+        except OSError:
+            return False
+        return True
 
     def _look(self) -> None:
         try:

@@ -166,12 +166,28 @@ def is_gone(root: int, lock: str) -> bool:
         return True
     try:
         machine, _, process = signature(fd).rpartition(" ")
-        mine, _, _ = this_process().rpartition(" ")
-        if machine == mine:
+        if machine == _here():
             return not os.path.exists(f"/proc/{process}")
         return seconds_silent(root, fd) > GONE_SECONDS
     finally:
         os.close(fd)
+
+
+def is_of_living_process(root: int, lock: str) -> bool:
+    """Whether a process that lives on this machine signed the lock file at the path ``lock``."""
+    try:
+        fd = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+    except OSError:
+        return False
+    try:
+        machine, _, process = signature(fd).rpartition(" ")
+        return machine == _here() and os.path.exists(f"/proc/{process}")
+    finally:
+        os.close(fd)
+
+
+def _here() -> str:
+    return this_process().rpartition(" ")[0]
 
 
 class Heartbeat:

@@ -16,7 +16,7 @@ from plainpacs.archive.store.temporary import PATIENCE
 from plainpacs.archive.tree import layout, machines
 from plainpacs.archive.tree.identity import InstanceKey
 from plainpacs.archive.tree.listing import instances_in_tree
-from plainpacs.archive.tree.root import identity_of, stamp
+from plainpacs.archive.tree.root import stamp
 from plainpacs.archive.tree.targets import Target
 from plainpacs.archive.verify.finding import Finding, FindingKind
 from plainpacs.archive.verify.study import StudyLook
@@ -161,8 +161,6 @@ def rubbish(root: int) -> Iterator[Finding]:
     finally:
         os.close(folder)
     for name in names:
-        if _is_of_the_original(root, name.partition(".")[0]):
-            continue
         path = f"{layout.INCOMING}/{name}"
         try:
             facts = os.stat(path, dir_fd=root, follow_symlinks=False)
@@ -170,7 +168,8 @@ def rubbish(root: int) -> Iterator[Finding]:
             continue
         lock = f"{path}/lock"
         if stat.S_ISDIR(facts.st_mode) and _exists(lock, root):
-            if not machines.is_gone(root, lock):
+            # In a copy nobody holds it; whoever made it may live, on the original.
+            if not machines.is_gone(root, lock) or machines.is_of_living_process(root, lock):
                 continue
         elif time.time_ns() - facts.st_ctime_ns < PATIENCE * 1_000_000_000:
             continue  # somebody may be about to lock it
@@ -179,18 +178,6 @@ def rubbish(root: int) -> Iterator[Finding]:
             "node's next start"
         )
         yield Finding.of_path(FindingKind.INCOMING_RUBBISH, path, words)
-
-
-def _is_of_the_original(root: int, node: str) -> bool:
-    """Whether this is a copy, made while the ``node`` was at work: its folders here are those of
-    processes that live, or lived, elsewhere."""
-    try:
-        lock = os.open(f"{layout.INTERNAL}/node.{node}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=root)
-    except OSError:
-        return False
-    with open(lock, "rb") as file:
-        words = file.read(500).split()
-    return len(words) > 2 and words[-1].decode("ascii", "replace") != identity_of(root)
 
 
 def _exists(path: str, root: int) -> bool:

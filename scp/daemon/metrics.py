@@ -48,6 +48,10 @@ class Service(Protocol):
         """Why no association could be accepted; empty when one could."""
 
 
+_ONE_INSTANCE = 1 << 20
+"""Bytes for which there is to be room: two slices of a CT."""
+
+
 class Probe:
     """How the service on ``archive`` is."""
 
@@ -63,7 +67,7 @@ class Probe:
         """In plain words why it cannot take and index instances; empty when it can."""
         found = []
         try:
-            self._archive.check()
+            self._archive.check(_ONE_INSTANCE)
             if os.fstatvfs(self._root).f_flag & os.ST_RDONLY:
                 found.append("the file system of the archive is read-only")
         except (OSError, PlainpacsError) as error:

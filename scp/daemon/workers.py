@@ -148,7 +148,7 @@ def _be_one(root: str) -> None:
         board.clear()
         receiver = Receiver(settings, socket.socket(fileno=given["listener"]), board)
         expected = given["identity"]
-        with open_archive(root, settings, writers=board.slots, expected=expected) as archive:
+        with open_archive(root, settings, expected=expected) as archive:
             receiver.start(archive)
             threading.Thread(target=_follow_parent, args=(told, receiver), daemon=True).start()
             wait_for_signal()
