@@ -143,10 +143,8 @@ class _Side:
         for leaf in self._leaves:
             tag = leaf.path[-1]
             if tag == CHARACTER_SET:
-                names = bytes(self.data[leaf.start : leaf.end][:1000]).decode("latin-1")
-                self._sets[leaf.path[:-1]] = self._sets[()].declared(
-                    [n.strip() for n in names.split("\\")]
-                )
+                names = bytes(self.data[leaf.start : leaf.end][:1000]).decode("latin-1").split("\\")
+                self._sets[leaf.path[:-1]] = self._sets[()].declared([n.strip() for n in names])
             elif len(leaf.path) == 1 and tag in _PIXELS:
                 self.pixels = leaf
             elif len(leaf.path) > 1 or tag not in _OFFSETS:

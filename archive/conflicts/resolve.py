@@ -111,9 +111,8 @@ class Decider:
 
     def _published(self, key: InstanceKey) -> str | None:
         """The digest of what is published, as a variant has it; None when nothing is."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            fd = os.open(layout.instance_path(key), flags, dir_fd=self.root)
+            fd = durable.open_file(layout.instance_path(key), folder=self.root)
         except FileNotFoundError:
             return None
         with open(fd, "rb", buffering=0) as file:
@@ -157,8 +156,7 @@ class Decider:
         study = layout.study_folder(key.month, key.study)
         beside = f"{layout.CONFLICTS}/{study}"
         kept = set_aside.lines_of_file(self.root, beside, key.series, chosen.name)
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(chosen.path, flags, dir_fd=self.root), "rb", buffering=0) as file:
+        with open(durable.open_file(chosen.path, folder=self.root), "rb", buffering=0) as file:
             self._publisher.sync_published(file.fileno(), chosen.path)
             facts = os.fstat(file.fileno())
             best = best_line(kept, facts.st_size, facts.st_mtime_ns)

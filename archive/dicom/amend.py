@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from plainpacs.archive.buffer import Buffer
-from plainpacs.archive.dicom.charset import UTF8, Repertoire, character_set
+from plainpacs.archive.dicom.charset import UTF8, TextEncoding, character_set
 from plainpacs.archive.dicom.dictionary import tag_of, vrs_of
 from plainpacs.archive.dicom.elements import (
     CHARACTER_SET,
@@ -125,16 +125,16 @@ class _Amendment:
         """The values as bytes: in the data set's character set; in UTF-8, which is then declared,
         when the rest of it is ASCII."""
         found: dict[int, bytes] = {}
-        repertoire = Repertoire(self._terms)
+        encoding = TextEncoding(self._terms)
         for tag, text in values.items():
-            raw = repertoire.encode(text, name=vrs_of(tag)[0] == "PN")
-            if raw is None and repertoire is not UTF8:
+            raw = encoding.encode(text, name=vrs_of(tag)[0] == "PN")
+            if raw is None and encoding is not UTF8:
                 if self._terms not in _ASCII_ALONE or not self._all_ascii():
                     raise CannotAmend(
                         f"its character set ({', '.join(self._terms) or 'the default'}) cannot "
                         "carry the new value"
                     )
-                repertoire, found[CHARACTER_SET] = UTF8, b"ISO_IR 192"
+                encoding, found[CHARACTER_SET] = UTF8, b"ISO_IR 192"
                 raw = UTF8.encode(text)
             found[tag] = raw or b""
         return found

@@ -328,16 +328,16 @@ _ESCAPES_INTO_G1 = {codec: escape for escape, codec in reversed(_INTO_G1.items()
 _JIS = {"87": "iso2022_jp", "159": "iso2022_jp_1"}
 
 
-class Repertoire:
+class TextEncoding:
     r"""How text is encoded in a Specific Character Set. ``terms``: the values of (0008,0005); none
     for the default repertoire, which is ASCII.
 
     What the set cannot carry is not written in it at all: whatever is encoded here decodes to the
     same text, else there is nothing, and the writer takes UTF-8.
 
-    >>> Repertoire(("ISO_IR 100",)).encode("Müller"), Repertoire(("ISO_IR 100",)).encode("山田")
+    >>> TextEncoding(("ISO_IR 100",)).encode("Müller"), TextEncoding(("ISO_IR 100",)).encode("山田")
     (b'M\xfcller', None)
-    >>> Repertoire(("", "ISO 2022 IR 87")).encode("Yamada=山田", name=True)
+    >>> TextEncoding(("", "ISO 2022 IR 87")).encode("Yamada=山田", name=True)
     b'Yamada=\x1b$B;3ED\x1b(B'
     """
 
@@ -395,4 +395,4 @@ def _strictly(text: str, codec: str) -> bytes | None:
         return None
 
 
-UTF8 = Repertoire(("ISO_IR 192",))
+UTF8 = TextEncoding(("ISO_IR 192",))

@@ -13,7 +13,7 @@ from pydicom import config
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
-from plainpacs.archive.dicom.charset import UTF8, Repertoire
+from plainpacs.archive.dicom.charset import UTF8, TextEncoding
 from plainpacs.archive.dicom.dictionary import tag_of, vr_of
 from plainpacs.archive.dicom.elements import (
     CHARACTER_SET,
@@ -31,16 +31,16 @@ Value = Scalar | Sequence[Scalar] | Sequence["Mapping[str, Value]"]
 
 
 def encode(
-    values: Mapping[str, Value], transfer_syntax: str, repertoire: Repertoire | None = None
+    values: Mapping[str, Value], transfer_syntax: str, encoding: TextEncoding | None = None
 ) -> bytes:
     """The data set with these values by keyword, in the order of the tags.
 
-    SpecificCharacterSet is written as what the text is in: ``repertoire``, if it can carry all of
+    SpecificCharacterSet is written as what the text is in: ``encoding``, if it can carry all of
     it, else UTF-8; not at all when nothing but ASCII is there and none is given. Raises KeyError
     for a keyword DICOM does not have.
     """
     explicit = transfer_syntax == EXPLICIT
-    chosen = repertoire or Repertoire()
+    chosen = encoding or TextEncoding()
     encoded = _encoded(values, chosen, explicit=explicit)
     if encoded is None:
         chosen = UTF8
@@ -70,39 +70,39 @@ def to_pydicom(values: Mapping[str, Value]) -> Dataset:
 
 
 def _encoded(
-    values: Mapping[str, Value], repertoire: Repertoire, *, explicit: bool
+    values: Mapping[str, Value], encoding: TextEncoding, *, explicit: bool
 ) -> dict[int, bytes] | None:
-    """Each element by its tag; None when ``repertoire`` cannot carry the text."""
+    """Each element by its tag; None when ``encoding`` cannot carry the text."""
     found = {}
     for keyword, value in values.items():
         tag = tag_of(keyword)
         if tag != CHARACTER_SET:
             vr = vr_of(tag)
-            raw = value_bytes(vr, value, repertoire, explicit=explicit)
+            raw = value_bytes(vr, value, encoding, explicit=explicit)
             if raw is None:
                 return None
             found[tag] = element(tag, vr, raw, explicit=explicit)
     return found
 
 
-def value_bytes(vr: str, value: object, repertoire: Repertoire, *, explicit: bool) -> bytes | None:
-    """The bytes of a value or several; None when ``repertoire`` cannot carry the text."""
+def value_bytes(vr: str, value: object, encoding: TextEncoding, *, explicit: bool) -> bytes | None:
+    """The bytes of a value or several; None when ``encoding`` cannot carry the text."""
     values = value if isinstance(value, (list, tuple)) else [value]
     if vr == "SQ":
-        return _sequence(values, repertoire, explicit=explicit)
+        return _sequence(values, encoding, explicit=explicit)
     if vr in NUMBERS:
         return _binary(vr, values)
     text = "\\".join(map(_written, values))
     if vr in IN_CHARACTER_SET:
-        return repertoire.encode(text, name=vr == "PN")
+        return encoding.encode(text, name=vr == "PN")
     return text.encode("ascii", "replace")
 
 
-def _sequence(values: Sequence[object], repertoire: Repertoire, *, explicit: bool) -> bytes | None:
+def _sequence(values: Sequence[object], encoding: TextEncoding, *, explicit: bool) -> bytes | None:
     items = []
     for item in values:
         if isinstance(item, Mapping):
-            encoded = _encoded(item, repertoire, explicit=explicit)
+            encoded = _encoded(item, encoding, explicit=explicit)
             if encoded is None:
                 return None
             body = b"".join(encoded[tag] for tag in sorted(encoded))
@@ -131,15 +131,15 @@ def _written(value: object) -> str:
 
 
 def written_anew(
-    tag: int, found: Element, within: DataSet, repertoire: Repertoire, *, explicit: bool
+    tag: int, found: Element, within: DataSet, encoding: TextEncoding, *, explicit: bool
 ) -> bytes | None:
     """An element that was read as part of ``within``, in another transfer syntax and character set;
-    None when ``repertoire`` cannot carry the text."""
+    None when ``encoding`` cannot carry the text."""
     if found.vr == "SQ":
         items = []
         for item in found.items:
             encoded = [
-                written_anew(inner, one, item, repertoire, explicit=explicit)
+                written_anew(inner, one, item, encoding, explicit=explicit)
                 for inner, one in item.elements.items()
                 if inner != CHARACTER_SET
             ]
@@ -149,7 +149,7 @@ def written_anew(
             items.append(encode_item(body))
         raw: bytes | None = b"".join(items)
     elif found.vr in IN_CHARACTER_SET:
-        raw = repertoire.encode(within.text_at(tag), name=found.vr == "PN")
+        raw = encoding.encode(within.text_at(tag), name=found.vr == "PN")
     else:
         raw = found.value
     return None if raw is None else element(tag, found.vr, raw, explicit=explicit)

@@ -176,7 +176,7 @@ class _Rewriting:
 
     def rewrite(self, path: str, change: Callable[[bytes], bytes]) -> None:
         """Puts what ``change`` makes of the manifest's bytes in its place. Raises OSError."""
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._root)
+        fd = durable.open_file(path, folder=self._root)
         data = _read_from(fd, 0)
         # What has no newline yet may be half of a line: it is carried over, if it becomes one.
         whole = data.rfind(b"\n") + 1

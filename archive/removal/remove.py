@@ -246,7 +246,7 @@ class Removal:
         self, entry: SetAside, trashed: int, temporary: str, kept: list[Line], tree: list[Line]
     ) -> Candidate:
         """Raises RefusedInstance when no line tells what the entry is, and it cannot be read."""
-        fd = os.open(entry.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=trashed)
+        fd = durable.open_file(entry.name, folder=trashed)
         with open(fd, "rb", buffering=0) as file:
             facts = os.fstat(fd)
             best = best_line(kept, facts.st_size, facts.st_mtime_ns)

@@ -296,9 +296,8 @@ class Publication:
         return mapped(self._writer.incoming, candidate.name)[candidate.facts.dataset_offset :]
 
     def _open(self, path: str, folder: int | None = None) -> FileIO:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(path, flags, dir_fd=self._writer.root if folder is None else folder)
-        return open(fd, "rb", buffering=0)
+        within = self._writer.root if folder is None else folder
+        return open(durable.open_file(path, folder=within), "rb", buffering=0)
 
     def _holds_same(self, path: str, candidate: Candidate) -> bool:
         """Whether the file at ``path`` is the same instance; its bytes are durable then."""

@@ -361,9 +361,8 @@ class _AsUnavailable:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, IsADirectoryError):
-            raise StorageUnavailable(
-                "a folder lies where the instance belongs; move it away"
-            ) from error
+            words = "a folder lies where the instance belongs; move it away"
+            raise StorageUnavailable(words) from error
         if isinstance(error, OSError):
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raised = OutOfSpace if full else StorageUnavailable

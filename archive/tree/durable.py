@@ -107,6 +107,20 @@ def truncate(fd: int) -> None:
 # --- what is made of them ---------------------------------------------------------------------
 
 
+def open_file(path: str, *, folder: int | None = None) -> int:
+    """A file to read; if a link lies there instead, that is an error."""
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+
+
+def read_file(path: str, *, folder: int) -> bytes | None:
+    """All of it; None when there is none."""
+    try:
+        with open(open_file(path, folder=folder), "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
 def open_folder(name: str, *, folder: int | None = None) -> int:
     """An open directory. Raises FileNotFoundError, NotADirectoryError; a link is not followed."""
     return os.open(name, _DIRECTORY, dir_fd=folder)
@@ -223,7 +237,7 @@ def settle(root: int, path: str) -> None:
     folder = open_folder(where or ".", folder=root)
     try:
         with contextlib.suppress(FileNotFoundError):
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            fd = open_file(name, folder=folder)
             try:
                 sync_file(fd)
             finally:

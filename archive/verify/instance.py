@@ -15,7 +15,7 @@ from plainpacs.archive.store.forbidden import Forbidden
 from plainpacs.archive.store.manifest import DIGESTS, ORIGIN_C_STORE, Line, digest_of
 from plainpacs.archive.store.reread_facts import read_facts
 from plainpacs.archive.store.temporary import PATIENCE, new_digest
-from plainpacs.archive.tree import layout
+from plainpacs.archive.tree import durable, layout
 from plainpacs.archive.tree.identity import InstanceKey
 from plainpacs.archive.tree.listing import InstanceFile
 from plainpacs.archive.verify.finding import Finding, FindingKind
@@ -90,8 +90,7 @@ class Reader:
 
 def open_instance(root: str, key: InstanceKey) -> int:
     """Raises OSError."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(os.path.join(root, layout.instance_path(key)), flags)
+    return durable.open_file(os.path.join(root, layout.instance_path(key)))
 
 
 def examine(

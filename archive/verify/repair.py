@@ -178,8 +178,7 @@ class Mender:
         key = finding.key
         folder = durable.open_folder(layout.series_folder(key), folder=self._writer.root)
         try:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(layout.instance_name(key.instance), flags, dir_fd=folder)
+            fd = durable.open_file(layout.instance_name(key.instance), folder=folder)
             try:
                 facts = os.fstat(fd)
                 file = instance_file(facts)

@@ -278,8 +278,7 @@ class InstanceMender:
 
     def _is_same(self, one: Opened, path: str) -> bool:
         """Whether the file at ``path`` is the same instance; its bytes are durable then."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(path, flags, dir_fd=self._writer.root)
+        fd = durable.open_file(path, folder=self._writer.root)
         try:
             if self._digest_of_data_set(fd) != self._digest_of_data_set(one.fd):
                 return False

@@ -28,7 +28,7 @@ from plainpacs.indexer.export.file_set import Exported, Tick, To, as_file_set, b
 from plainpacs.indexer.export.zip_file import Zip
 from plainpacs.indexer.output import naming
 from plainpacs.indexer.output.formats import note
-from plainpacs.indexer.output.progress import Gauge
+from plainpacs.indexer.output.progress import ProgressBar
 
 _NAMED = 20
 
@@ -110,8 +110,8 @@ def export(
         meant = naming.targets(naming.some(path, named, last=last, level=level))
         instances = chosen(root, path, meant, note)
         try:
-            with Gauge("exporting", len(instances)) as gauge:
-                tick = partial(gauge.add, 1)
+            with ProgressBar("exporting", len(instances)) as progress:
+                tick = partial(progress.add, 1)
 
                 def write(to: To) -> Exported:
                     return as_file_set(

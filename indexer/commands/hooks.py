@@ -10,7 +10,7 @@ from plainpacs.archive.app.context import Context
 from plainpacs.archive.errors import StorageUnavailable
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.root import open_root
-from plainpacs.indexer.hooks.journal import HookBook, Kind
+from plainpacs.indexer.hooks.journal import HookJournal, Kind
 from plainpacs.indexer.output import formats, naming
 
 
@@ -33,7 +33,7 @@ def hooks(context: Context, /, *, named: tuple[str, ...], last: bool, retry: boo
     root = open_root(path)
     try:
         wanted = {one.uid for one in naming.some(path, named, last=last)} if named or last else None
-        book = HookBook(root)
+        book = HookJournal(root)
         lines = []
         for kind, study in book.failed():
             if wanted is not None and study[1] not in wanted:

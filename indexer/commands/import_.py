@@ -21,7 +21,7 @@ from plainpacs.archive.store.import_files import Imported, import_all, sources
 from plainpacs.archive.store.store import Archive
 from plainpacs.archive.tree.root import create_archive
 from plainpacs.indexer.output.formats import note
-from plainpacs.indexer.output.progress import Gauge
+from plainpacs.indexer.output.progress import ProgressBar
 from plainpacs.indexer.service.refresh import index_pending
 
 _RECORDED_EVERY = 10.0
@@ -73,10 +73,10 @@ def import_(
     total = sum(1 for _ in sources(paths)) if sys.stderr.isatty() else None
     with open_archive(root, chosen) as to:
         try:
-            with interruptible() as interrupted, Gauge("importing", total) as gauge:
+            with interruptible() as interrupted, ProgressBar("importing", total) as progress:
                 for result in import_all(to, sources(paths), interrupted):
                     report.add(result, to)
-                    gauge.add(1)
+                    progress.add(1)
         finally:
             report.record(to)
             if refused := report.counts["refused"]:

@@ -12,7 +12,7 @@ from plainpacs.archive.errors import BadQuery, NoMatch
 from plainpacs.indexer.output import formats, humanize
 from plainpacs.indexer.output.formats import note
 from plainpacs.indexer.query.query import parse
-from plainpacs.indexer.query.stats import By, Tally, tallies
+from plainpacs.indexer.query.stats import By, Totals, totals
 
 _COUNTS = ("studies", "series", "instances", "bytes")
 
@@ -53,10 +53,10 @@ def stats(
     """
     form = formats.chosen(format_)
     by = _by(by_)
-    groups = tallies(context.archive_path(), parse(terms, stored), by, note)
+    groups = totals(context.archive_path(), parse(terms, stored), by, note)
     names = [one.value for one in by]
     records = [
-        {**dict(zip(names, group, strict=True)), **asdict(tally)} for group, tally in groups.items()
+        {**dict(zip(names, group, strict=True)), **asdict(held)} for group, held in groups.items()
     ]
     if form == "json":
         formats.write_json(map(orjson.dumps, records))
@@ -81,10 +81,10 @@ def _by(text: str) -> list[By]:
     return found
 
 
-def _write_table(names: list[str], groups: dict[tuple[str, ...], Tally]) -> None:
+def _write_table(names: list[str], groups: dict[tuple[str, ...], Totals]) -> None:
     from plainpacs.indexer.output.table import Column  # rich is slow to load  # noqa: PLC0415
 
-    sizes = [humanize.size(tally.bytes) for tally in groups.values()]
+    sizes = [humanize.size(held.bytes) for held in groups.values()]
     wide = max(map(len, sizes))
     columns = [
         *(Column(name.capitalize(), 6) for name in names),
@@ -92,8 +92,8 @@ def _write_table(names: list[str], groups: dict[tuple[str, ...], Tally]) -> None
         Column("Size".rjust(wide), wide),
     ]
     rows = [
-        [*(value or "-" for value in group), f"{tally.studies:,}", f"{tally.series:,}",
-         f"{tally.instances:,}", size.rjust(wide)]
-        for (group, tally), size in zip(groups.items(), sizes, strict=True)
+        [*(value or "-" for value in group), f"{held.studies:,}", f"{held.series:,}",
+         f"{held.instances:,}", size.rjust(wide)]
+        for (group, held), size in zip(groups.items(), sizes, strict=True)
     ]  # fmt: skip
     formats.write_table(columns, rows)

@@ -29,8 +29,7 @@ class Source:
     def __init__(self, root: int, key: InstanceKey) -> None:
         self.path = layout.instance_path(key)
         try:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._fd = os.open(self.path, flags, dir_fd=root)
+            self._fd = durable.open_file(self.path, folder=root)
             facts = os.fstat(self._fd)
         except OSError as error:
             raise self._unreadable(error) from None

@@ -117,7 +117,7 @@ class History:
         return [one for key, one in self.failures.items() if bool(key) is (kind is Kind.INSTANCE)]
 
 
-class HookBook:
+class HookJournal:
     """The folder, beneath the open ``root``. Methods raise OSError, StorageUnavailable."""
 
     def __init__(self, root: int) -> None:
@@ -129,7 +129,7 @@ class HookBook:
     def since(self) -> dict[Kind, str]:
         """The kinds that are on; an instance stored before is nothing new."""
         try:
-            found = orjson.loads(self._read(_ON))
+            found = orjson.loads(durable.read_file(_ON, folder=self._root) or b"")
             return {kind: str(found[kind.value]) for kind in Kind if kind.value in found}
         except (ValueError, TypeError, OSError):
             return {}
@@ -197,7 +197,7 @@ class HookBook:
     # --- logs ---------------------------------------------------------------------------------
 
     def read(self, study: Study) -> History:
-        return History.of(self._read(_log(study)))
+        return History.of(durable.read_file(_log(study), folder=self._root) or b"")
 
     def append(self, study: Study, *lines: Mapping[str, Any]) -> None:
         """Durably."""
@@ -215,14 +215,6 @@ class HookBook:
         except FileNotFoundError:
             self._publisher.forget(folder)
             return change(self._publisher.folder(folder).fd)
-
-    def _read(self, path: str) -> bytes:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._root)
-        except FileNotFoundError:
-            return b""
-        with open(fd, "rb") as file:
-            return file.read()
 
     def _list(self, path: str) -> list[str]:
         try:

@@ -21,13 +21,8 @@ from plainpacs.archive.app.hook_command import (
 )
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.root import stamp
-from plainpacs.indexer.hooks.journal import HookBook, Kind, Level
-from plainpacs.indexer.index.manifest_facts import (
-    InstanceFacts,
-    best_facts,
-    read_manifest,
-    study_files,
-)
+from plainpacs.indexer.hooks.journal import HookJournal, Kind, Level
+from plainpacs.indexer.index.manifest_facts import InstanceFacts, present
 from plainpacs.indexer.index.rebuild import Study
 from plainpacs.indexer.output.printable import visible
 
@@ -55,17 +50,7 @@ def _present_in(path: str, study: Study) -> list[_Present]:
 
     Raises OSError.
     """
-    files = study_files(path, *study)
-    found = []
-    for series, names in files.instances.items():
-        manifests = [
-            read_manifest(os.path.join(path, *study, name))
-            for name in files.manifests.get(series, ())
-        ]
-        for name, file in names.items():
-            lines = [line for manifest in manifests for line in manifest.lines.get(name, ())]
-            if best := best_facts(file, lines):
-                found.append(_Present(series, name, best))
+    found = [_Present(*one) for one in present(path, *study)]
     return sorted(found, key=lambda one: (one.facts.stored, one.series, one.name))
 
 
@@ -78,7 +63,7 @@ class HookRun:
     run it a second time before it has ended.
     """
 
-    book: HookBook
+    book: HookJournal
     kind: Kind
     path: str
     study: Study
@@ -88,34 +73,34 @@ class HookRun:
 
     def for_study(self) -> int:
         """The exit status of the command; 0 when nothing of the study is there any more."""
-        present = _present_in(self.path, self.study)
-        return self._call(self._study_values(present)) if present else 0
+        there = _present_in(self.path, self.study)
+        return self._call(self._study_values(there)) if there else 0
 
     def for_instances(self, since: str) -> tuple[Level, dict[str, int]]:
         """Gives the command each instance that the log does not name; those stored before ``since``
         are not new. What succeeded is logged. How far it got, and exit statuses of what failed."""
         dealt_with = self.book.read(self.study).dealt_with
-        present = _present_in(self.path, self.study)
+        there = _present_in(self.path, self.study)
         failed = {}
-        for one in present:
+        for one in there:
             if one.facts.stored < since or one.key in dealt_with:
                 continue
             if status := self._call(self._instance_values(one)):
                 failed[one.key] = status
             else:
                 self.book.append(self.study, ran_line(one.key, 0))
-        return _level_of(present), failed
+        return _level_of(there), failed
 
     # --- what the command is told -------------------------------------------------------------
 
-    def _study_values(self, present: list[_Present]) -> dict[str, str]:
-        lines = [orjson.loads(one.facts.raw) for one in present]
-        level = _level_of(present)
+    def _study_values(self, there: list[_Present]) -> dict[str, str]:
+        lines = [orjson.loads(one.facts.raw) for one in there]
+        level = _level_of(there)
         return {
             **self._values(layout.study_folder(*self.study), lines),
-            "series": str(len({one.series for one in present})),
+            "series": str(len({one.series for one in there})),
             "instances": str(level.instances),
-            "first_stored": min(one.facts.stored for one in present),
+            "first_stored": min(one.facts.stored for one in there),
             "last_stored": level.last_stored,
         }
 
@@ -191,8 +176,8 @@ def ran_line(key: str, status: int) -> dict[str, Any]:
     return {"of": key, "ran": stamp(time.time_ns()), "exit": status}
 
 
-def _level_of(present: list[_Present]) -> Level:
-    return Level(len(present), max((one.facts.stored for one in present), default=""))
+def _level_of(there: list[_Present]) -> Level:
+    return Level(len(there), max((one.facts.stored for one in there), default=""))
 
 
 def _text(value: object) -> str:

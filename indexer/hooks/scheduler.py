@@ -1,11 +1,11 @@
 """When the user's commands are run: for a study that settled, for an instance that came.
 
-The indexer notes each study that it rebuilt (``Hooks.note``): one that has grown since it was dealt
-with gets a marker, before the indexer lets go of it. A thread of its own does the rest: it waits
-until a study has had no new instance for a while, and has the commands run (``runner``), in the
-order in which the studies settled, not more than a few at once, and again after a while when they
-fail. What was dealt with gets a line in the study's log, then its marker goes; so a kill at any
-moment forgets nothing, and may have a command run once more.
+The indexer reports each study that it rebuilt (``Hooks.note``). One that has grown gets a marker
+before the indexer releases it. A thread of its own does the rest: it waits until the study has had
+no new instance for ``settle_seconds``, and starts the commands (``runner``) in the order in which
+studies settled, a few at once, and again after a pause when they fail. A finished command gets a
+line in the study's log; then its marker is removed. So a kill at any moment loses no command, and
+may run one twice.
 
 Times are of the monotonic clock; how long a study has been quiet when the indexer starts is told by
 its folders, in the file system's own time.
@@ -27,7 +27,7 @@ from plainpacs.archive.app.settings import Settings, environment
 from plainpacs.archive.errors import PlainpacsError
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.root import file_system_now, stamp, try_lock
-from plainpacs.indexer.hooks.journal import HookBook, Kind, Level
+from plainpacs.indexer.hooks.journal import HookJournal, Kind, Level
 from plainpacs.indexer.hooks.runner import PLACES, HookRun, ran_line
 from plainpacs.indexer.index.rebuild import Study
 from plainpacs.indexer.index.study_record import StudyRecord, study_record
@@ -87,7 +87,7 @@ class Hooks:
         self._commands = settings.commands if settings else {}
         self._settings = settings.settings if settings else Settings()
         self._turned_on = settings.since if settings else ""
-        self._book = HookBook(root)
+        self._book = HookJournal(root)
         self._since = self._book.since()
         self._jobs: dict[tuple[Kind, Study], _Job] = {}
         self._lock = threading.Lock()
@@ -221,7 +221,7 @@ class Hooks:
     # --- one study ----------------------------------------------------------------------------
 
     def _look_at(self, kind: Kind, study: Study, job: _Job) -> None:
-        """How far the study of a marker that we found has grown, and when it settles."""
+        """Reads how far the study of a marker found at the start has grown, and when it settles."""
         with self._lock:
             record = study_record(self._path, *study)
             job.level = Level(record.instances, record.last_stored) if record else None
@@ -249,7 +249,7 @@ class Hooks:
         return any(os.path.exists(os.path.join(self._path, folder, name)) for folder in folders)
 
     def _begin(self, kind: Kind, study: Study, job: _Job) -> None:
-        """Has the command run, if there is a reason, and by nobody else."""
+        """Starts the command, unless nothing is new or an earlier run of it is still at work."""
         with self._lock:
             level = job.level
             if kind is Kind.STUDY:

@@ -16,10 +16,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from plainpacs.archive.tree import layout
 from plainpacs.indexer.images.render import Picture, Renderer
-from plainpacs.indexer.images.representative import is_image, middle, number_of
+from plainpacs.indexer.images.representative import is_image, middle
 from plainpacs.indexer.index import lookup
 from plainpacs.indexer.index.lookup import Note
-from plainpacs.indexer.index.merge import Record, merge
+from plainpacs.indexer.index.merge import Record, count, merge
 from plainpacs.indexer.output import humanize
 from plainpacs.indexer.output.printable import visible
 
@@ -85,7 +85,7 @@ def _tiles(parts: Sequence[tuple[str, Record]]) -> list[Tile]:
                 (f"{folder}/{line['file']}", line) for line in series["instances"]
             )
     found = [uid for uid, some in instances.items() if some]
-    found.sort(key=lambda uid: (number_of(attributes[uid], "SeriesNumber"), uid))
+    found.sort(key=lambda uid: (count(attributes[uid], "SeriesNumber"), uid))
     return [Tile(_shown(instances[uid]), _caption(attributes[uid], instances[uid]))
             for uid in found]  # fmt: skip
 
@@ -98,7 +98,7 @@ def _shown(instances: Sequence[tuple[str, Record]]) -> str:
 
 def _caption(series: Mapping[str, Any], instances: Sequence[tuple[str, Record]]) -> tuple[str, ...]:
     images = [line for _, line in instances if is_image(line)]
-    frames = sum(max(1, number_of(line, "NumberOfFrames")) for line in images)
+    frames = sum(max(1, count(line, "NumberOfFrames")) for line in images)
     count = _counted(len(images), "image") if images else _counted(len(instances), "instance")
     if frames > len(images):
         count += f", {_counted(frames, 'frame')}"

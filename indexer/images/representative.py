@@ -8,8 +8,7 @@ from typing import Any
 from plainpacs.archive.tree import layout
 from plainpacs.indexer.index import lookup
 from plainpacs.indexer.index.lookup import Note
-from plainpacs.indexer.index.merge import Record
-from plainpacs.indexer.query.find import by_number
+from plainpacs.indexer.index.merge import Record, by_number, count
 
 
 def representative(root: str, study: str, series: str, note: Note) -> tuple[str, str] | None:
@@ -46,14 +45,9 @@ def representative(root: str, study: str, series: str, note: Note) -> tuple[str,
 def middle(lines: Sequence[Record]) -> Record:
     """The image in the middle of a series, of its manifest lines; of anything, without images."""
     images = [line for line in lines if is_image(line)] or list(lines)
-    images.sort(key=lambda line: (number_of(line, "InstanceNumber"), str(line["file"])))
+    images.sort(key=lambda line: (count(line, "InstanceNumber"), str(line["file"])))
     return images[len(images) // 2]
 
 
 def is_image(line: Mapping[str, Any]) -> bool:
     return isinstance(line.get("Rows"), int)
-
-
-def number_of(record: Mapping[str, Any], keyword: str) -> int:
-    value = record.get(keyword)
-    return value if isinstance(value, int) else 0

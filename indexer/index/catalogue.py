@@ -13,15 +13,12 @@ Readers open once, read once, never map and never write: the file may be replace
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import threading
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from io import FileIO
 from itertools import islice
 from operator import itemgetter, lt
 from typing import Any
@@ -30,7 +27,8 @@ import orjson
 
 from plainpacs.archive.errors import NotAnArchive
 from plainpacs.archive.tree import durable, layout
-from plainpacs.archive.tree.identity import is_month, is_name
+from plainpacs.archive.tree.identity import is_month
+from plainpacs.indexer.index.file_cache import FileCache, read_file
 
 Line = tuple[str, dict[str, Any], bytes]
 """(StudyInstanceUID, the parsed line, its bytes without the newline)"""
@@ -46,13 +44,8 @@ _LINE = re.compile(rb'\{"StudyInstanceUID":"([^"\\/.\x80-\xff][^"\\/\x80-\xff]*)
 _NO_NAME = ("", ".")
 # Beyond so many, looking for further lines of each costs more than looking at every line.
 _FEW_HITS = 4
-_MOST_REMEMBERED = 32 << 20
-"""Bytes of catalogues. Of more the same ones are kept, as all are asked for in turn."""
 
-_Identity = tuple[int, int, int, int, int]
-
-
-_memory: _Memory | None = None
+_cache: FileCache | None = None
 
 
 # --- writing: the indexer alone, which holds the root's lock -----------------------------------
@@ -86,13 +79,13 @@ def compact(root: int, month: str) -> bool:
 
     Nobody else may append meanwhile. A month without a catalogue stays without. Raises OSError.
     """
-    data = _read(_name(month), root)
+    data = read_file(_name(month), root)
     return data is not None and _replace(root, month, data)
 
 
 def _replace(root: int, month: str, data: bytes) -> bool:
     compacted = b"".join(line + b"\n" for _, _, line in sorted(live(data), key=itemgetter(0)))
-    if compacted == _read(_name(month), root):
+    if compacted == read_file(_name(month), root):
         return False
     durable.replace_file(root, _name(month), compacted)
     return True
@@ -118,75 +111,17 @@ def months(root: str) -> list[str]:
     return sorted(found, key=lambda month: month if month.isdigit() else "", reverse=True)
 
 
-def studies_in(root: str, month: str) -> list[str]:
-    """The study folders of the month, by name alone, sorted. Raises OSError."""
-    with os.scandir(os.path.join(root, month)) as entries:
-        found = [e.name for e in entries if is_name(e.name) and e.is_dir(follow_symlinks=False)]
-    return sorted(found)
-
-
 def read(root: str, month: str) -> bytes | None:
     """The catalogue as it is; None when there is none. Raises OSError when it is unreadable."""
     path = f"{root}/{month}/{layout.CATALOGUE}"
-    return _read(path) if _memory is None else _memory.read(path)
+    return read_file(path) if _cache is None else _cache.read(path)
 
 
 def remember() -> None:
     """From now on this process keeps what it reads, some of it, for as long as the file stays the
     same: for one that answers queries again and again."""
-    global _memory  # noqa: PLW0603 - of the process, as a cache of its files is
-    _memory = _memory or _Memory()
-
-
-def _read(path: str, folder: int | None = None) -> bytes | None:
-    file = _open(path, folder)
-    if file is None:
-        return None
-    with file:
-        return file.read()
-
-
-def _open(path: str, folder: int | None = None) -> FileIO | None:
-    try:
-        return FileIO(os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder))
-    except FileNotFoundError:
-        return None
-
-
-class _Memory:
-    """The catalogues that were read first, by path. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, tuple[_Identity, bytes]] = {}
-        self._room = _MOST_REMEMBERED
-        self._lock = threading.Lock()
-
-    def read(self, path: str) -> bytes | None:
-        known = self._kept.get(path)
-        with contextlib.suppress(FileNotFoundError):
-            if known and known[0] == _identity(os.stat(path)):
-                return known[1]
-        file = _open(path)
-        if file is None:
-            return None
-        with file:
-            # What is appended from here on is either read, too, or changes the size.
-            identity = _identity(os.fstat(file.fileno()))
-            data = file.read()
-        self._keep(path, identity, data)
-        return data
-
-    def _keep(self, path: str, identity: _Identity, data: bytes) -> None:
-        with self._lock:
-            before = self._kept.pop(path, None)
-            self._room += len(before[1]) if before else 0
-            if len(data) <= self._room:
-                self._room -= len(data)
-                self._kept[path] = identity, data
-
-
-def _identity(facts: os.stat_result) -> _Identity:
-    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+    global _cache  # noqa: PLW0603 - of the process, as a cache of its files is
+    _cache = _cache or FileCache()
 
 
 def live(data: bytes) -> Iterator[Line]:
@@ -218,7 +153,7 @@ def glance(data: bytes) -> list[tuple[str, str, bytes]] | None:
     None when anything about the bytes is not as compaction leaves them, or a date or time is not in
     the plain form: then they are to be read by ``live``.
     """
-    return _glance(data) if _memory is None else _glanced(data)
+    return _glance(data) if _cache is None else _glanced(data)
 
 
 def _glance(data: bytes) -> list[tuple[str, str, bytes]] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ __all__ = [
     "StudyFiles",
     "best_facts",
     "instance_facts",
+    "present",
     "read_manifest",
     "study_files",
 ]
@@ -122,6 +123,23 @@ def read_manifest(path: str, known: ManifestFacts | None = None) -> ManifestFact
         if found:
             lines.setdefault(line["file"], []).append(found)
     return ManifestFacts(known.inode, known.offset, lines)
+
+
+def present(
+    root: str, month: str, study: str, only: Collection[str] | None = None
+) -> Iterator[tuple[str, str, InstanceFacts]]:
+    """(SeriesInstanceUID, file name, the line that counts) of each instance that lies in a study's
+    folder and has a valid line; ``only``: of these series. Raises OSError."""
+    files = study_files(root, month, study, only)
+    for series, instances in files.instances.items():
+        manifests = [
+            read_manifest(os.path.join(root, month, study, name))
+            for name in files.manifests.get(series, ())
+        ]
+        for name, file in instances.items():
+            lines = [line for manifest in manifests for line in manifest.lines.get(name, ())]
+            if best := best_facts(file, lines):
+                yield series, name, best
 
 
 def best_facts(file: InstanceFile, lines: Iterable[InstanceFacts]) -> InstanceFacts | None:

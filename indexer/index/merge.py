@@ -26,6 +26,15 @@ def count(record: Mapping[str, Any], key: str) -> int:
     return value if isinstance(value, int) else 0
 
 
+def by_number(series: Record) -> tuple[float, str]:
+    """The order of series: by SeriesNumber, those without last, then by UID."""
+    number = series.get("SeriesNumber")
+    return (
+        number if isinstance(number, (int, float)) else float("inf"),
+        str(series.get("SeriesInstanceUID")),
+    )
+
+
 def merge(parts: Sequence[tuple[str, Record]]) -> Record:
     """The study of which each (month, record) is a part; with ``series`` when all have them.
 

@@ -24,8 +24,8 @@ from plainpacs.indexer.index.manifest_facts import (
     read_manifest,
     study_files,
 )
-from plainpacs.indexer.index.recover_lines import Healer
-from plainpacs.indexer.index.split_studies import Several
+from plainpacs.indexer.index.recover_lines import LineRecovery
+from plainpacs.indexer.index.split_studies import SplitStudies
 from plainpacs.indexer.index.study_record import StudyRecord, record_of
 
 log = logging.getLogger(__name__)
@@ -73,11 +73,11 @@ class Rebuilder:
     ``gone`` are studies taken out whose instance lines may still stand in any shard.
     """
 
-    def __init__(self, path: str, root: int, healer: Healer) -> None:
+    def __init__(self, path: str, root: int, recovery: LineRecovery) -> None:
         self.path = path
         self.root = root
-        self.several = Several(path, root)
-        self._healer = healer
+        self.several = SplitStudies(path, root)
+        self._recovery = recovery
         self._known: OrderedDict[Study, _Memory] = OrderedDict()
         self._remembered = 0
         self.touched_months: dict[str, int] = {}
@@ -146,7 +146,7 @@ class Rebuilder:
                     lines[series][name] = best
                 else:
                     missing.append((series, name, file))
-        waiting = self._heal(study, missing, memory, lines) if missing else 0
+        waiting = self._recover(study, missing, memory, lines) if missing else 0
         return lines, waiting
 
     def _read_manifests(self, study: Study, files: StudyFiles, memory: _Memory) -> None:
@@ -156,7 +156,7 @@ class Rebuilder:
             for name in names
         }
 
-    def _heal(
+    def _recover(
         self,
         study: Study,
         missing: list[tuple[str, str, InstanceFile]],
@@ -167,12 +167,12 @@ class Rebuilder:
         waiting = 0
         healed: list[tuple[str, str, InstanceFile]] = []
         for series, name, file in missing:
-            if not self._healer.may_heal(file, now):
+            if not self._recovery.may_recover(file, now):
                 waiting += 1
                 continue
             instance = name.removesuffix(layout.INSTANCE_ENDING)
             with contextlib.suppress(FileNotFoundError):
-                if self._healer.heal(InstanceKey(*study, series, instance), file):
+                if self._recovery.recover(InstanceKey(*study, series, instance), file):
                     healed.append((series, name, file))
         if healed:
             files = study_files(self.path, *study)

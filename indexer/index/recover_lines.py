@@ -8,14 +8,13 @@ linked it is not coming back (a user's own hard links keep the count up for ever
 from __future__ import annotations
 
 import logging
-import os
 
 from plainpacs.archive.errors import RefusedInstance, UnreadableDataSet
 from plainpacs.archive.store.manifest import ORIGIN_RECOVERED, Provenance, line_of
 from plainpacs.archive.store.manifest_writer import ManifestWriter
 from plainpacs.archive.store.reread_facts import read_facts
 from plainpacs.archive.store.temporary import PATIENCE
-from plainpacs.archive.tree import layout
+from plainpacs.archive.tree import durable, layout
 from plainpacs.archive.tree.identity import InstanceKey
 from plainpacs.archive.tree.publisher import Publisher
 from plainpacs.indexer.index.manifest_facts import InstanceFile
@@ -23,7 +22,7 @@ from plainpacs.indexer.index.manifest_facts import InstanceFile
 log = logging.getLogger(__name__)
 
 
-class Healer:
+class LineRecovery:
     """Appends ``recovered`` lines to the manifests of ``node``."""
 
     def __init__(self, root: int, node: str, *, digest: str = "blake3") -> None:
@@ -33,11 +32,11 @@ class Healer:
         self._manifests = ManifestWriter(Publisher(root))
         self._hopeless: dict[InstanceKey, InstanceFile] = {}
 
-    def may_heal(self, file: InstanceFile, now: int) -> bool:
+    def may_recover(self, file: InstanceFile, now: int) -> bool:
         """``now``: the file system's own clock, in nanoseconds."""
         return file.links == 1 or now - file.ctime > PATIENCE * 1_000_000_000
 
-    def heal(self, key: InstanceKey, file: InstanceFile) -> bool:
+    def recover(self, key: InstanceKey, file: InstanceFile) -> bool:
         """Appends the line of the instance that lies at ``key``; False when it cannot be read or
         does not belong there, which is said once. Raises OSError."""
         if self._hopeless.get(key) == file:
@@ -60,7 +59,7 @@ class Healer:
         self._manifests.close()
 
     def _line_of(self, key: InstanceKey, path: str) -> bytes:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._root)
+        fd = durable.open_file(path, folder=self._root)
         with open(fd, "rb", buffering=0) as file:
             facts, attributes = read_facts(file, layout.instance_name(key.instance), self._digest)
         lies = InstanceKey.of_attributes(attributes)

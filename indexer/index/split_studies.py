@@ -97,7 +97,7 @@ def _named_in(root: str, month: str) -> set[str]:
     return names
 
 
-class Several:
+class SplitStudies:
     """The index, for the indexer that keeps it: of the archive at ``path``, open as ``root``."""
 
     def __init__(self, path: str, root: int) -> None:

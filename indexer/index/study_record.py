@@ -6,8 +6,7 @@ gives the same bytes. Which lines are valid, and which of them counts, ``study_f
 
 from __future__ import annotations
 
-import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +19,9 @@ from plainpacs.indexer.index.manifest_facts import (
     STUDY_KEYWORDS,
     Frozen,
     InstanceFacts,
-    best_facts,
-    read_manifest,
-    study_files,
+    present,
 )
-from plainpacs.indexer.index.merge import MOST_CONFLICTING
+from plainpacs.indexer.index.merge import MOST_CONFLICTING, count
 
 _STYLE = orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
 
@@ -175,18 +172,9 @@ def study_record(root: str, month: str, study: str) -> StudyRecord | None:
 
     None when it has no instance with a valid line. Raises OSError.
     """
-    files = study_files(root, month, study)
-    series: dict[str, dict[str, InstanceFacts]] = {}
-    for uid, instances in files.instances.items():
-        series[uid] = {}
-        manifests = [
-            read_manifest(os.path.join(root, month, study, name))
-            for name in files.manifests.get(uid, ())
-        ]
-        for name, file in instances.items():
-            lines = [line for manifest in manifests for line in manifest.lines.get(name, ())]
-            if line := best_facts(file, lines):
-                series[uid][name] = line
+    series: dict[str, dict[str, InstanceFacts]] = defaultdict(dict)
+    for uid, name, line in present(root, month, study):
+        series[uid][name] = line
     return record_of(study, series)
 
 
@@ -195,19 +183,8 @@ def instances(root: str, month: str, study: str, only: Collection[str] | None = 
 
     ``only``: of these series. In the order of series, InstanceNumber and name. Raises OSError.
     """
-    files = study_files(root, month, study, only)
     found: list[tuple[Any, Line]] = []
-    for uid, present in files.instances.items():
-        manifests = [
-            read_manifest(os.path.join(root, month, study, name))
-            for name in files.manifests.get(uid, ())
-        ]
-        for name, file in present.items():
-            best = best_facts(
-                file, [line for manifest in manifests for line in manifest.lines.get(name, ())]
-            )
-            if best:
-                line = orjson.loads(best.raw)
-                number = line.get("InstanceNumber")
-                found.append(((uid, number if isinstance(number, int) else 0, name), line))
+    for uid, name, facts in present(root, month, study, only):
+        line = orjson.loads(facts.raw)
+        found.append(((uid, count(line, "InstanceNumber"), name), line))
     return [line for _, line in sorted(found, key=lambda pair: pair[0])]

@@ -46,12 +46,10 @@ class Facts:
     @classmethod
     def read(cls, folder: int) -> Facts | None:
         """None when there is none. Raises ValueError, OSError."""
-        try:
-            fd = os.open(FACTS, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-        except FileNotFoundError:
+        data = durable.read_file(FACTS, folder=folder)
+        if data is None:
             return None
-        with open(fd, "rb") as file:
-            found: Any = orjson.loads(file.read())
+        found: Any = orjson.loads(data)
         try:
             if found["format"] != _FORMAT:
                 raise ValueError(f"its format is not {_FORMAT}")
@@ -73,21 +71,16 @@ def line_of(study: str, linked: Linked) -> bytes:
 
 def read_studies(folder: int) -> dict[str, Linked]:
     """What ``studies.jsonl`` of the open tree says, by StudyInstanceUID. Raises OSError."""
-    try:
-        fd = os.open(STUDIES, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-    except FileNotFoundError:
-        return {}
     found: dict[str, Linked] = {}
-    with open(fd, "rb") as file:
-        for raw in file:
-            try:
-                line: Any = orjson.loads(raw)
-                linked = Linked(str(line["folder"]), str(line["facts"]))
-            except (ValueError, LookupError, TypeError):
-                continue  # torn by a crash
-            # Two names, neither of which leads anywhere else.
-            if linked.folder.count("/") == 1 and not {"", ".", ".."} & {*linked.folder.split("/")}:
-                found[str(line["StudyInstanceUID"])] = linked
+    for raw in (durable.read_file(STUDIES, folder=folder) or b"").split(b"\n"):
+        try:
+            line: Any = orjson.loads(raw)
+            linked = Linked(str(line["folder"]), str(line["facts"]))
+        except (ValueError, LookupError, TypeError):
+            continue  # torn by a crash
+        # Two names, neither of which leads anywhere else.
+        if linked.folder.count("/") == 1 and not {"", ".", ".."} & {*linked.folder.split("/")}:
+            found[str(line["StudyInstanceUID"])] = linked
     return found
 
 

@@ -7,7 +7,7 @@ from itertools import islice
 
 from plainpacs.archive.dicom.attributes import Level
 from plainpacs.archive.tree import layout
-from plainpacs.indexer.index.merge import Record, count
+from plainpacs.indexer.index.merge import Record, by_number, count
 from plainpacs.indexer.output import formats, humanize, table
 from plainpacs.indexer.output.printable import visible
 from plainpacs.indexer.output.table import DATE, DATE_TIME, Column
@@ -105,7 +105,7 @@ def write_study(record: Record, months: list[str]) -> None:
     """What is known of a study, filed in ``months``, its series, and the instances of those that
     have them."""
     _write_facts(_facts(record, months))
-    series = sorted(record["series"], key=_series_order)
+    series = sorted(record["series"], key=by_number)
     formats.write_text([""])
     formats.write_table(_SERIES, [_series_row(one) for one in series])
     for one in series:
@@ -219,14 +219,6 @@ def _write_facts(facts: dict[str, str]) -> None:
     wide = max(len(label) for label in facts if not label.startswith("Differing"))
     formats.write_text(
         f"{visible(label):<{wide}}  {visible(value)}" for label, value in facts.items() if value
-    )
-
-
-def _series_order(series: Record) -> tuple[float, str]:
-    number = series.get("SeriesNumber")
-    return (
-        number if isinstance(number, (int, float)) else float("inf"),
-        str(series.get("SeriesInstanceUID")),
     )
 
 

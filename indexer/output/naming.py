@@ -142,7 +142,7 @@ def _resolving() -> Iterator[Any]:
 
     try:
         yield resolve
-    except resolve.Several as several:
+    except resolve.Ambiguous as several:
         _list(several.candidates)
         raise NoMatch(str(several)) from None
 

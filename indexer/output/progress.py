@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # loaded only where it is seen: it takes longer than a small 
     from rich.progress import Progress
 
 
-class Gauge:
+class ProgressBar:
     """A context manager. ``total``: how many instances there will be; None when nobody knows."""
 
     def __init__(self, words: str, total: int | None) -> None:
@@ -32,7 +32,7 @@ class Gauge:
     def seconds(self) -> float:
         return time.monotonic() - self._began
 
-    def __enter__(self) -> Gauge:
+    def __enter__(self) -> ProgressBar:
         if sys.stderr is None or not sys.stderr.isatty():
             return self
         from rich import progress as bars  # noqa: PLC0415 - as said above

@@ -26,7 +26,7 @@ from plainpacs.archive.dicom.attributes import Level
 from plainpacs.archive.tree import layout
 from plainpacs.indexer.index import lookup
 from plainpacs.indexer.index.lookup import Note
-from plainpacs.indexer.index.merge import Record, merge
+from plainpacs.indexer.index.merge import Record, by_number, merge
 from plainpacs.indexer.query import matching, patients
 from plainpacs.indexer.query.query import Condition, Query
 from plainpacs.indexer.query.search import Found, studies
@@ -157,12 +157,3 @@ def _instances(root: str, study: str, parts: _Parts, query: Query, note: Note) -
                 if query.matches(record):
                     record["path"] = f"{folder}/{line['file']}"
                     yield record
-
-
-def by_number(series: Record) -> tuple[float, str]:
-    """The order of series: by SeriesNumber, those without last, then by UID."""
-    number = series.get("SeriesNumber")
-    return (
-        number if isinstance(number, (int, float)) else float("inf"),
-        str(series.get("SeriesInstanceUID")),
-    )

@@ -6,7 +6,7 @@
 - Anything else is a term. Terms together mean the studies that match all of them.
 
 Digits may also be a patient's ID: where they are the part of one study's UID and stand in another
-study's texts, nothing tells which is meant, and both are shown (``Several``).
+study's texts, nothing tells which is meant, and both are shown (``Ambiguous``).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Meant:
     unknown: list[str] = field(default_factory=list)
 
 
-class Several(NoMatch):
+class Ambiguous(NoMatch):
     """More than one may be meant. ``candidates``: some of them."""
 
     def __init__(self, text: str, candidates: Sequence[Named]) -> None:
@@ -73,7 +73,7 @@ def some(
     ``elsewhere``: further UIDs that may be meant, of what is no longer in the tree, say. ``whole``:
     only whole UIDs and KEY=VALUE count, as nobody can be asked whether the right study was found.
     ``level``: what UIDs are of, see ``lookup.LEVELS``.
-    Raises Several, NoMatch when no study matches the terms, and BadQuery.
+    Raises Ambiguous, NoMatch when no study matches the terms, and BadQuery.
     """
     return _meant(
         _Asked(root, note, elsewhere, level=level), list(map(str.strip, texts)), whole=whole
@@ -85,19 +85,19 @@ def one(
 ) -> Named:
     """The one study, series or instance that the ``texts`` mean; it may lie in several places.
 
-    ``walk=False``: as far as folders' names and indexes tell. Raises Several, NoMatch, BadQuery.
+    ``walk=False``: as far as folders' names and indexes tell. Raises Ambiguous, NoMatch, BadQuery.
     """
     given = list(map(str.strip, texts))
     meant = _meant(_Asked(root, note, walk=walk, most=MOST_SHOWN + 1, level=level), given)
     if meant.unknown:
         raise NoMatch(f"no study, series or instance {meant.unknown[0]} here")
     if len(meant.named) > 1:
-        raise Several(" ".join(given), meant.named)
+        raise Ambiguous(" ".join(given), meant.named)
     return meant.named[0]
 
 
 def study(root: str, texts: Sequence[str], note: Note) -> str:
-    """The UID of the one study that the ``texts`` mean. Raises Several, NoMatch, BadQuery."""
+    """The UID of the one study that the ``texts`` mean. Raises Ambiguous, NoMatch, BadQuery."""
     if len(texts) == 1 and is_name(uid := texts[0].strip()) and lookup.months_of(root, uid):
         return uid
     found = one(root, texts, note, walk=False)
@@ -147,14 +147,14 @@ def _written(root: str) -> Iterator[tuple[str, str]]:
 
 def among(text: str, *groups: Collection[str]) -> list[str]:
     """The UID that ``text``, a UID or a part of one, means among these: in the first group that has
-    any. None, or one. Raises Several."""
+    any. None, or one. Raises Ambiguous."""
     if any(text in group for group in groups):
         return [text]
     if part := _part(text):
         for group in groups:
             if found := sorted({uid for uid in group if part.is_of(uid)}):
                 if len(found) > 1:
-                    raise Several(text, [Named(uid) for uid in found])
+                    raise Ambiguous(text, [Named(uid) for uid in found])
                 return found
     return []
 
@@ -255,7 +255,7 @@ def _lower_by_part(asked: _Asked, part: PartOfUID) -> list[Named]:
     )
     found = [Named(uid, places) for uid in uids if (places := asked.places(uid))]
     if len(found) > 1:
-        raise Several(part.text, found)
+        raise Ambiguous(part.text, found)
     return found
 
 
@@ -268,7 +268,7 @@ def _studies_by_part(asked: _Asked, part: PartOfUID) -> list[Named]:
         if max(len(by_uid), len(by_word) if asked.most else 0) > MOST_SHOWN:
             break
     if by_uid and len(by_uid) + len(by_word) > 1:
-        raise Several(part.text, by_uid + by_word)
+        raise Ambiguous(part.text, by_uid + by_word)
     return by_uid or by_word
 
 

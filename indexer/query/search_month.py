@@ -12,6 +12,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from plainpacs.archive.tree.identity import UNDATED
+from plainpacs.archive.tree.listing import studies_in
 from plainpacs.indexer.index import catalogue, lookup
 from plainpacs.indexer.index.catalogue import Line
 from plainpacs.indexer.index.lookup import Note
@@ -111,7 +112,7 @@ def _lines(root: str, month: str, finder: Finder, note: Note) -> Iterable[Line]:
     if data is not None:
         return finder.lines(data)
     try:
-        studies = catalogue.studies_in(root, month)
+        studies = studies_in(root, month)
     except OSError as error:
         note(f"{month} cannot be read: {error.strerror}")
         return []

@@ -26,7 +26,7 @@ class By(Enum):
 
 
 @dataclass(slots=True)
-class Tally:
+class Totals:
     """``bytes`` of the whole files. A study or series of several groups counts in each."""
 
     studies: int = 0
@@ -34,7 +34,7 @@ class Tally:
     instances: int = 0
     bytes: int = 0
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: Totals) -> None:
         self.studies += other.studies
         self.series += other.series
         self.instances += other.instances
@@ -45,23 +45,23 @@ Group = tuple[str, ...]
 """A value for each ``By`` that was asked for."""
 
 
-def tallies(root: str, query: Query, by: Sequence[By], note: Note) -> dict[Group, Tally]:
+def totals(root: str, query: Query, by: Sequence[By], note: Note) -> dict[Group, Totals]:
     """What the studies that match hold, by group, in order. Raises NotAnArchive.
 
     By month alone the catalogues tell; the modality is asked of each study's index, the sender of
     each manifest: that takes longer.
     """
-    groups: dict[Group, Tally] = {}
+    groups: dict[Group, Totals] = {}
     for found in studies(root, query, note):
-        of_study: dict[Group, Tally] = {}
+        of_study: dict[Group, Totals] = {}
         for group, held in _parts(root, found, by, note):
-            of_study.setdefault(group, Tally(studies=1)).add(held)
-        for group, tally in of_study.items():
-            groups.setdefault(group, Tally()).add(tally)
+            of_study.setdefault(group, Totals(studies=1)).add(held)
+        for group, held in of_study.items():
+            groups.setdefault(group, Totals()).add(held)
     return dict(sorted(groups.items()))
 
 
-def _parts(root: str, found: Found, by: Sequence[By], note: Note) -> Iterator[tuple[Group, Tally]]:
+def _parts(root: str, found: Found, by: Sequence[By], note: Note) -> Iterator[tuple[Group, Totals]]:
     if By.MODALITY not in by and By.SENDER not in by and len(found.months) == 1:
         record: Record = orjson.loads(found.line)
         yield _group(by, found.months[0], {}), _of_study(record)
@@ -82,12 +82,12 @@ def _parts(root: str, found: Found, by: Sequence[By], note: Note) -> Iterator[tu
                 yield from _of_lines(by, month, series["instances"])
             else:
                 instances = count(series, "NumberOfSeriesRelatedInstances")
-                held = Tally(series=1, instances=instances, bytes=count(series, "bytes"))
+                held = Totals(series=1, instances=instances, bytes=count(series, "bytes"))
                 yield _group(by, month, series), held
 
 
-def _of_study(record: Record) -> Tally:
-    return Tally(
+def _of_study(record: Record) -> Totals:
+    return Totals(
         series=count(record, "NumberOfStudyRelatedSeries"),
         instances=count(record, "NumberOfStudyRelatedInstances"),
         bytes=count(record, "bytes"),
@@ -96,10 +96,10 @@ def _of_study(record: Record) -> Tally:
 
 def _of_lines(
     by: Sequence[By], month: str, lines: Iterable[Record]
-) -> Iterator[tuple[Group, Tally]]:
-    groups: dict[Group, Tally] = {}
+) -> Iterator[tuple[Group, Totals]]:
+    groups: dict[Group, Totals] = {}
     for line in lines:
-        held = groups.setdefault(_group(by, month, line), Tally(series=1))
+        held = groups.setdefault(_group(by, month, line), Totals(series=1))
         held.instances += 1
         held.bytes += count(line, "bytes")
     yield from groups.items()

@@ -22,7 +22,7 @@ from plainpacs.archive.store.writer import Writer
 from plainpacs.archive.tree import durable, layout
 from plainpacs.indexer.hooks.scheduler import Hooks, HookSettings
 from plainpacs.indexer.index.rebuild import Rebuilder, Study
-from plainpacs.indexer.index.recover_lines import Healer
+from plainpacs.indexer.index.recover_lines import LineRecovery
 from plainpacs.indexer.service.browser_headers import BrowserHeaders
 from plainpacs.indexer.service.index_lock import has_index_lock, lock_index
 from plainpacs.indexer.service.pending import (
@@ -77,8 +77,8 @@ class Indexer:
         self.path = writer.path
         self._writer = writer
         self._lock = lock
-        self._healer = Healer(writer.root, writer.node, digest=digest)
-        self._rebuilder = Rebuilder(writer.path, writer.root, self._healer)
+        self._recovery = LineRecovery(writer.root, writer.node, digest=digest)
+        self._rebuilder = Rebuilder(writer.path, writer.root, self._recovery)
         self._pending = Pending(writer.root)
         self._pending.recover()
         self._hooks = Hooks(writer.path, writer.root, hooks)
@@ -130,7 +130,7 @@ class Indexer:
         with contextlib.suppress(OSError):
             for study in self._look_again:
                 self._pending.mark(study)
-        self._healer.close()
+        self._recovery.close()
         self._pending.close()
         self._writer.let_go(self._lock)
         with contextlib.suppress(OSError):

@@ -8,10 +8,11 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from plainpacs.archive.tree import durable, layout
+from plainpacs.archive.tree.listing import studies_in
 from plainpacs.archive.tree.root import file_system_now
 from plainpacs.indexer.index import catalogue, instance_shards
 from plainpacs.indexer.index.rebuild import Rebuilder
-from plainpacs.indexer.service.reconcile import Facts, facts_of, record_seen, studies_in
+from plainpacs.indexer.service.reconcile import Facts, facts_of, record_seen
 
 _SPILL = 64 << 20  # bytes of instance lines held in memory
 

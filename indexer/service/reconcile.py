@@ -23,6 +23,7 @@ import orjson
 
 from plainpacs.archive.tree import durable, layout
 from plainpacs.archive.tree.identity import is_month, is_name
+from plainpacs.archive.tree.listing import studies_in
 from plainpacs.archive.tree.root import file_system_now
 from plainpacs.indexer.index import catalogue
 from plainpacs.indexer.index.rebuild import Study
@@ -123,14 +124,6 @@ def reconcile(
 def _settled(facts: Facts, now: int) -> bool:
     times = [t for ctime, mtime, _ in facts["series"].values() for t in (ctime, mtime)]
     return all(abs(now - t) > _TICK for t in (*times, *facts["index"][:1]))
-
-
-def studies_in(path: str, month: str) -> list[str]:
-    """The study folders of a month, sorted; none when it is gone. Raises OSError."""
-    try:
-        return catalogue.studies_in(path, month)
-    except FileNotFoundError:  # it has gone since it was listed
-        return []
 
 
 def _seen_months(path: str) -> Iterator[str]:

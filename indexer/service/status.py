@@ -14,7 +14,7 @@ import orjson
 from plainpacs.archive.store.free_space import Reserve
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.root import is_locked, open_root
-from plainpacs.indexer.hooks.journal import HookBook
+from plainpacs.indexer.hooks.journal import HookJournal
 from plainpacs.indexer.index.lookup import Note
 from plainpacs.indexer.index.merge import count
 from plainpacs.indexer.query import search
@@ -84,7 +84,7 @@ def status_of(path: str, note: Note) -> Status:
 
 def _failed_hooks(root: int) -> list[dict[str, Any]]:
     """The studies whose commands failed for good."""
-    book = HookBook(root)
+    book = HookJournal(root)
     found: list[dict[str, Any]] = []
     with contextlib.suppress(OSError):
         for kind, study in book.failed():

@@ -23,7 +23,7 @@ from plainpacs.archive.store.audit import COUNTED_AS, StudyCounts
 from plainpacs.archive.store.store import Archive, Provenance
 from plainpacs.indexer.output.formats import note
 from plainpacs.indexer.output.listing import LEVELS
-from plainpacs.indexer.output.progress import Gauge
+from plainpacs.indexer.output.progress import ProgressBar
 from plainpacs.indexer.service.refresh import index_pending
 from plainpacs.scp.commands.find import level_option
 from plainpacs.scp.remote import calling, missing, selection
@@ -129,11 +129,11 @@ def pull(
             open_ = _movers(call, title)
         fetching = Pull(root, wanted, open_, jobs)
         interrupted = stack.enter_context(interruptible(fetching.stop))
-        gauge = stack.enter_context(Gauge(f"from {call.node.ae_title}", plan.instances))
+        progress = stack.enter_context(ProgressBar(f"from {call.node.ae_title}", plan.instances))
         try:
-            books.keep(fetching.run(), gauge, call)
+            books.keep(fetching.run(), progress, call)
         finally:
-            note(f"{books}; {gauge}")
+            note(f"{books}; {progress}")
     if interrupted():
         note("interrupted; the same command again goes on")
     if books.archive is not None:
@@ -215,23 +215,23 @@ class _Books:
     _studies: StudyCounts = field(default_factory=StudyCounts)
     _recorded: float = 0.0
 
-    def keep(self, events: Iterable[Event], gauge: Gauge, call: Calling) -> None:
+    def keep(self, events: Iterable[Event], progress: ProgressBar, call: Calling) -> None:
         self._recorded = time.monotonic()
         try:
             for event in events:
-                self._take(event, gauge)
+                self._take(event, progress)
                 if time.monotonic() - self._recorded > _RECORDED_EVERY:
                     self._record(call)
         finally:
             self._record(call)
 
-    def _take(self, event: Event, gauge: Gauge) -> None:
+    def _take(self, event: Event, progress: ProgressBar) -> None:
         if isinstance(event, Problem):
             self.failed += event.number
             number = f" ({event.number:,} instances)" if event.number > 1 else ""
             note(f"{event.what}{number}: {event.step}: {event.why}")
             return
-        gauge.add(event.number, event.size)
+        progress.add(event.number, event.size)
         self.came += event.number
         if event.stored is not None:
             self.outcomes[COUNTED_AS[event.stored.outcome]] += 1

@@ -19,7 +19,7 @@ from plainpacs.indexer.deidentify import options as deidentify_options
 from plainpacs.indexer.deidentify.instance import Deidentifier
 from plainpacs.indexer.output import naming
 from plainpacs.indexer.output.formats import note
-from plainpacs.indexer.output.progress import Gauge
+from plainpacs.indexer.output.progress import ProgressBar
 from plainpacs.scp.commands import send_selection
 from plainpacs.scp.commands.send_selection import Unreadable
 from plainpacs.scp.network.peer_status import meaning
@@ -105,7 +105,7 @@ def send(
     for why, uids in report.lost.items():
         others = f" and {len(uids) - 1:,} others" if len(uids) > 1 else ""
         note(f"{uids[0]}{others} not sent: {why}")
-    note(f"{report}{report.sent:,} sent to {call.node} ({report.gauge})")
+    note(f"{report}{report.sent:,} sent to {call.node} ({report.progress})")
     if interrupted:
         note("interrupted; the same command" + (" goes on" if resume else " sends it all again"))
         sys.exit(130)
@@ -183,7 +183,7 @@ class _Report:
     failed: int = 0
     sent_by_study: Counter[str] = field(default_factory=Counter)
     lost: dict[str, list[str]] = field(default_factory=dict)
-    gauge: Gauge = field(default_factory=lambda: Gauge("", None))
+    progress: ProgressBar = field(default_factory=lambda: ProgressBar("", None))
 
     @property
     def sent(self) -> int:
@@ -226,15 +226,15 @@ def _deliver(
     deidentifier: Deidentifier | None,
 ) -> bool:
     """Whether the user interrupted it."""
-    report.gauge = Gauge(f"sending to {call.node.ae_title}", len(waiting))
+    report.progress = ProgressBar(f"sending to {call.node.ae_title}", len(waiting))
     open_file = opener(deidentifier) if deidentifier else File
-    with report.gauge:
+    with report.progress:
         try:
             for sent in deliver(
                 call.node, call.ae_title, waiting, limits=call.limits, open_file=open_file
             ):
                 report.take(sent)
-                report.gauge.add(1, sent.size)
+                report.progress.add(1, sent.size)
                 if sent.is_success or sent.is_warning:
                     answered.add(sent.instance.sop_instance)
         except KeyboardInterrupt:

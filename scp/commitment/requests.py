@@ -22,7 +22,6 @@ from plainpacs.scp.commitment.check import Reference
 
 MOST_WAITING = 10_000
 """Requests kept; one more is refused."""
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Full(Exception):
@@ -142,7 +141,7 @@ def claim(root: int, name: str) -> Claim | None:
     Raises OSError.
     """
     try:
-        fd = os.open(_path(name), _READ, dir_fd=root)
+        fd = durable.open_file(_path(name), folder=root)
     except FileNotFoundError:
         return None
     transaction = _read(root, name) if try_lock(fd, fcntl.LOCK_EX) else None
@@ -158,8 +157,7 @@ def _path(name: str) -> str:
 
 def _read(root: int, name: str) -> Transaction | None:
     try:
-        with open(os.open(_path(name), _READ, dir_fd=root), "rb") as file:
-            found = Transaction.decoded(file.read())
+        found = Transaction.decoded(durable.read_file(_path(name), folder=root) or b"")
     except (OSError, ValueError):
         return None
     return found if found.name == name else None

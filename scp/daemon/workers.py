@@ -26,9 +26,9 @@ from plainpacs.archive.errors import PlainpacsError
 from plainpacs.archive.store.store import Archive
 from plainpacs.scp.daemon.child import Child, document
 from plainpacs.scp.receiver.access import Access
-from plainpacs.scp.receiver.admission import Board
+from plainpacs.scp.receiver.admission import Admissions
 from plainpacs.scp.receiver.receiver import Receiver, open_listener
-from plainpacs.scp.receiver.statistics import Tally, merged
+from plainpacs.scp.receiver.statistics import Statistics, merged
 
 _LOG = logging.getLogger("plainpacs.scp")
 
@@ -55,8 +55,8 @@ class Receivers:
         Access.of(settings)  # what is wrong with it is said before anything is made
         self._listener = open_listener(settings)
         self.port = int(self._listener.getsockname()[1])
-        self._board = Board.create(count)
-        self._own_note = Tally(settings.aet, self.port, reserve=settings.reserve).note() or b""
+        self._admissions = Admissions.create(count)
+        self._own_note = Statistics(settings.aet, self.port, reserve=settings.reserve).note() or b""
         self._archive: Archive
         self._children: list[Child] = []
         self._written = b""
@@ -67,7 +67,7 @@ class Receivers:
         """Accepts associations from now on, and stores as ``archive`` does."""
         self._archive = archive
         self._write_note()
-        for slot in range(self._board.slots):
+        for slot in range(self._admissions.slots):
             self._children.append(self._child(slot))
             self._children[-1].start()
         self._noting.start()
@@ -82,7 +82,7 @@ class Receivers:
         self._stopping.set()
         if self._noting.is_alive():
             self._noting.join()
-        self._board.close()
+        self._admissions.close()
 
     def reload(self, settings: Settings) -> list[str]:
         """As ``Receiver.reload``, for all processes."""
@@ -96,10 +96,10 @@ class Receivers:
     # --- how they are: see ``metrics.Service`` --------------------------------------------------
 
     def report(self) -> bytes:
-        return merged([self._own_note, *self._board.notes()])
+        return merged([self._own_note, *self._admissions.notes()])
 
     def associations(self) -> int:
-        return self._board.associations()
+        return self._admissions.associations()
 
     def fault(self) -> str:
         running = any(child.is_running for child in self._children)
@@ -108,7 +108,7 @@ class Receivers:
     # --- what goes on ---------------------------------------------------------------------------
 
     def _child(self, slot: int) -> Child:
-        inherited = (self._listener.fileno(), self._board.fd)
+        inherited = (self._listener.fileno(), self._admissions.fd)
         command = python_command(__name__, self._archive.root)
         return Child(f"receiver {slot + 1}", command, self._told(slot), inherited)
 
@@ -117,7 +117,7 @@ class Receivers:
             self._settings,
             identity=self._archive.identity,
             listener=self._listener.fileno(),
-            board=[self._board.fd, self._board.slots, slot],
+            admissions=[self._admissions.fd, self._admissions.slots, slot],
         )
 
     def _keep_noting(self) -> None:
@@ -144,9 +144,9 @@ def _be_one(root: str) -> None:
     logs.set_up(settings.log_level, settings.log_format)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # our parent tells us what it then reads
     with waiting_for_stop() as wait_for_signal:
-        board = Board(*given["board"])
-        board.clear()
-        receiver = Receiver(settings, socket.socket(fileno=given["listener"]), board)
+        admissions = Admissions(*given["admissions"])
+        admissions.clear()
+        receiver = Receiver(settings, socket.socket(fileno=given["listener"]), admissions)
         expected = given["identity"]
         with open_archive(root, settings, expected=expected) as archive:
             receiver.start(archive)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from plainpacs.archive.dicom.attributes import REQUESTED, Level
-from plainpacs.archive.dicom.charset import Repertoire
+from plainpacs.archive.dicom.charset import TextEncoding
 from plainpacs.archive.dicom.dictionary import keyword_of, tag_of
 from plainpacs.archive.dicom.elements import CHARACTER_SET
 from plainpacs.archive.dicom.identifier import LEVEL, DataSet, terms_of
@@ -58,7 +58,7 @@ class Question:
     level: Level
     wanted: Mapping[str, Wanted]
     columns: tuple[Column, ...]
-    repertoire: Repertoire
+    repertoire: TextEncoding
     complete: bool
     combined: bool
 
@@ -99,7 +99,7 @@ def read_question(
         level,
         wanted,
         tuple(columns),
-        Repertoire(terms_of(named.value) if named else ()),
+        TextEncoding(terms_of(named.value) if named else ()),
         all_matched and all_returned,
         combined,
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from plainpacs.archive.dicom.charset import UTF8, Repertoire
+from plainpacs.archive.dicom.charset import UTF8, TextEncoding
 from plainpacs.archive.dicom.dictionary import vr_of
 from plainpacs.archive.dicom.elements import CHARACTER_SET, LONG_VRS, NUMBERS, head
 from plainpacs.archive.dicom.identifier import DataSet
@@ -73,7 +73,7 @@ class Template:
     """
 
     def __init__(
-        self, columns: Iterable[Column], repertoire: Repertoire, root: str, *, explicit: bool
+        self, columns: Iterable[Column], repertoire: TextEncoding, root: str, *, explicit: bool
     ) -> None:
         self._explicit = explicit
         self._root = root
@@ -91,7 +91,7 @@ class Template:
             for one in self._columns
         ]
 
-    def _naming(self, repertoire: Repertoire) -> bytes:
+    def _naming(self, repertoire: TextEncoding) -> bytes:
         """The element that names the character set, if there is to be one."""
         terms = "\\".join(repertoire.terms).encode("ascii", "replace")
         return element(CHARACTER_SET, "CS", terms, explicit=self._explicit) if terms else b""
@@ -144,7 +144,7 @@ class Template:
                 parts[0] = self._naming(repertoire)
                 return
 
-    def _element(self, column: Column, value: object, repertoire: Repertoire) -> bytes | None:
+    def _element(self, column: Column, value: object, repertoire: TextEncoding) -> bytes | None:
         vr = vr_of(column.tag)
         if column.items and isinstance(value, list):
             items = [item for item in value if isinstance(item, dict)]
@@ -152,7 +152,7 @@ class Template:
         raw = value_bytes(vr, value, repertoire, explicit=self._explicit)
         return None if raw is None else element(column.tag, vr, raw, explicit=self._explicit)
 
-    def _from_file(self, column: Column, file: DataSet, repertoire: Repertoire) -> bytes | None:
+    def _from_file(self, column: Column, file: DataSet, repertoire: TextEncoding) -> bytes | None:
         found = file.elements.get(column.tag)
         if found is None or found.vr in _BYTES_VRS:
             return element(column.tag, vr_of(column.tag), b"", explicit=self._explicit)

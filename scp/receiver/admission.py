@@ -39,7 +39,7 @@ class Admission(enum.Enum):
     FULL_FOR_PEER = "full for this peer"
 
 
-class Board:
+class Admissions:
     """One process's view: ``slot`` is its own of ``slots``. Thread-safe; close it."""
 
     def __init__(self, fd: int, slots: int, slot: int = 0) -> None:
@@ -52,9 +52,9 @@ class Board:
         self._numbers = self._bytes.cast("I")
 
     @classmethod
-    def create(cls, slots: int) -> Board:
+    def create(cls, slots: int) -> Admissions:
         if hasattr(os, "memfd_create"):
-            fd = os.memfd_create("plainpacs-board")
+            fd = os.memfd_create("plainpacs-admissions")
         else:
             with tempfile.TemporaryFile() as file:
                 fd = os.dup(file.fileno())

@@ -22,10 +22,10 @@ _MOST_REFUSALS = 20
 
 
 class Visit:
-    """An association's part of the trail. ``Trail.flush`` may be at work on it meanwhile."""
+    """An association's part of the trail. ``AuditTrail.flush`` may be at work on it meanwhile."""
 
-    def __init__(self, trail: Trail, caller: Caller) -> None:
-        self._trail = trail
+    def __init__(self, audit_trail: AuditTrail, caller: Caller) -> None:
+        self._trail = audit_trail
         self._caller = caller
         self._counts = StudyCounts()
         self._known = False
@@ -50,7 +50,7 @@ class Visit:
             self._trail.audit.write("stored", **self._caller.log_fields(), **facts)
 
 
-class Trail:
+class AuditTrail:
     """All associations' of a process. Thread-safe; ``flush`` now and then, ``close`` at the end."""
 
     def __init__(self, audit: AuditLog) -> None:

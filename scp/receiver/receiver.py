@@ -23,11 +23,11 @@ from plainpacs.scp.network.connection import Connection, Stopping, Transport
 from plainpacs.scp.network.reader import Limits
 from plainpacs.scp.network.tls import HandshakeFailed, TLSConnection
 from plainpacs.scp.receiver.access import Access
-from plainpacs.scp.receiver.admission import Admission, Board
-from plainpacs.scp.receiver.audit_trail import Trail
+from plainpacs.scp.receiver.admission import Admission, Admissions
+from plainpacs.scp.receiver.audit_trail import AuditTrail
 from plainpacs.scp.receiver.server import Server, listen
 from plainpacs.scp.receiver.session import ReceiverSession
-from plainpacs.scp.receiver.statistics import Caller, Refusal, Refused, Tally
+from plainpacs.scp.receiver.statistics import Caller, Refusal, Refused, Statistics
 
 _LOG = logging.getLogger("plainpacs.scp")
 
@@ -43,28 +43,28 @@ class Receiver:
     """Listens from the moment it is made; accepts associations from ``start`` to ``stop``.
 
     As one of several processes it is given the socket that all listen on, which it takes over,
-    and their board. Raises InUse when it cannot listen.
+    and their admissions. Raises InUse when it cannot listen.
     """
 
     def __init__(
         self,
         settings: Settings,
         listener: socket.socket | None = None,
-        board: Board | None = None,
+        admissions: Admissions | None = None,
     ) -> None:
         self.settings = settings
         self.archive: Archive
         self.access = Access.of(settings)
         self._renewed = time.monotonic()
-        self._one_of_several = board is not None
+        self._one_of_several = admissions is not None
         listener = listener or open_listener(settings)
-        self._board = board or Board.create(1)
+        self._admissions = admissions or Admissions.create(1)
         self._limits = Limits(settings.pdu_timeout, settings.idle_timeout, settings.max_pdu)
-        self._server = Server(listener, self._serve, 0, self._board)
+        self._server = Server(listener, self._serve, 0, self._admissions)
         self._set_limits()
-        before = self._board.own_note()
-        self.tally = Tally(settings.aet, self.port, before, reserve=settings.reserve)
-        self.trail: Trail
+        before = self._admissions.own_note()
+        self.statistics = Statistics(settings.aet, self.port, before, reserve=settings.reserve)
+        self.audit_trail: AuditTrail
         self._associations = 0
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -78,7 +78,7 @@ class Receiver:
     def start(self, archive: Archive) -> None:
         """Accepts associations from now on, and stores into ``archive``."""
         self.archive = archive
-        self.trail = Trail(archive.audit)
+        self.audit_trail = AuditTrail(archive.audit)
         self._write_note()
         self._housekeeper.start()
         self._server.start()
@@ -92,7 +92,7 @@ class Receiver:
         self._stopping.set()
         if self._housekeeper.is_alive():
             self._housekeeper.join()
-        self._board.close()
+        self._admissions.close()
 
     def reload(self, settings: Settings) -> list[str]:
         """Lets what of ``settings`` says who may associate hold from the next connection on.
@@ -116,22 +116,22 @@ class Receiver:
 
     def admit(self, access: Access, peer: str) -> Rejection | None:
         """Counts one association more with the address ``peer``, if the limits allow it."""
-        admission = self._board.admit(peer, access.max_associations, access.max_per_peer)
+        admission = self._admissions.admit(peer, access.max_associations, access.max_per_peer)
         if admission is Admission.FULL:
             return answers.TOO_MANY_ASSOCIATIONS
         return answers.TOO_MANY_FROM_PEER if admission is Admission.FULL_FOR_PEER else None
 
     def dismiss(self, peer: str) -> None:
         """One that was admitted is over."""
-        self._board.dismiss(peer)
+        self._admissions.dismiss(peer)
 
     # --- how it is: see ``metrics.Service`` -----------------------------------------------------
 
     def report(self) -> bytes:
-        return self.tally.report()
+        return self.statistics.report()
 
     def associations(self) -> int:
-        return self._board.associations()
+        return self._admissions.associations()
 
     def fault(self) -> str:
         return "" if self._server.is_accepting else "the receiver does not listen"
@@ -184,19 +184,19 @@ class Receiver:
         return secured
 
     def count(self, refusal: Refusal, sop_instance: str = "") -> None:
-        """Puts a refusal into the tally and the audit log."""
-        self.tally.refused(refusal)
-        self.trail.refused(refusal, sop_instance)
+        """Puts a refusal into the statistics and the audit log."""
+        self.statistics.refused(refusal)
+        self.audit_trail.refused(refusal, sop_instance)
 
     def _keep_house(self) -> None:
         stopping = False
         while not stopping:
             stopping = self._stopping.wait(_HOUSEKEEPING_SECONDS)
             self.flush()
-            self.trail.flush()
+            self.audit_trail.flush()
             self._write_note()
             self._renew_keys()
-        self.trail.close()
+        self.audit_trail.close()
 
     def _renew_keys(self) -> None:
         """What seals the tickets of TLS sessions is not to be used for ever (RFC 9325 3.4)."""
@@ -208,11 +208,11 @@ class Receiver:
                 _LOG.error("the certificate in use stays: %s", error)
 
     def _write_note(self) -> None:
-        note = self.tally.note()
+        note = self.statistics.note()
         if note is None:
             return
         if self._one_of_several:
-            self._board.write_note(note)
+            self._admissions.write_note(note)
         else:
             try:
                 self.archive.write_service_note(note)

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 
 from plainpacs.scp.network.connection import Connection
-from plainpacs.scp.receiver.admission import Board
+from plainpacs.scp.receiver.admission import Admissions
 
 _LOG = logging.getLogger("plainpacs.scp")
 
@@ -56,7 +56,7 @@ class Server:
         listener: socket.socket,
         serve: Callable[[Connection, str], None],
         most_connections: int,
-        board: Board,
+        admissions: Admissions,
     ) -> None:
         self.port = int(listener.getsockname()[1])
         self._listener = listener
@@ -64,7 +64,7 @@ class Server:
         self.most_connections = most_connections
         """May be changed at any time, as may ``most_from_one``."""
         self.most_from_one = most_connections
-        self._board = board
+        self._admissions = admissions
         self._full = False
         # Readable, for all who wait for it, once its other end is closed.
         self._stopping, self._stop = os.pipe()
@@ -110,7 +110,7 @@ class Server:
         pause.register(self._stopping, select.POLLIN)
         poll.register(self._listener, select.POLLIN)
         while all(fd != self._stopping for fd, _ in poll.poll()):
-            if self._board.is_busier():
+            if self._admissions.is_busier():
                 pause.poll(_HESITATION_MILLISECONDS)
             try:
                 self._accept()
@@ -159,7 +159,7 @@ class Server:
         with self._lock:
             self._living[peer] = address
             idle = self._idle.pop() if self._idle else None
-        self._board.opened()
+        self._admissions.opened()
         if idle is not None:
             idle.put(peer)
             return
@@ -203,7 +203,7 @@ class Server:
             self._forget(peer)
 
     def _forget(self, peer: socket.socket) -> None:
-        self._board.closed()
+        self._admissions.closed()
         with self._lock:
             self._living.pop(peer, None)
 

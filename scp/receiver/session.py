@@ -37,8 +37,8 @@ from plainpacs.scp.network.negotiation import Context, Result, name_of
 from plainpacs.scp.network.reader import ConnectionLost, PeerTimeout
 from plainpacs.scp.receiver import services
 from plainpacs.scp.receiver.access import Access
-from plainpacs.scp.receiver.audit_trail import Trail, Visit
-from plainpacs.scp.receiver.statistics import Caller, Course, Refusal, Refused, Tally
+from plainpacs.scp.receiver.audit_trail import AuditTrail, Visit
+from plainpacs.scp.receiver.statistics import Caller, Course, Refusal, Refused, Statistics
 from plainpacs.scp.storage.store_scp import LargeInstance, StoreAnswer, StoreRequest, store
 
 _LOG = logging.getLogger("plainpacs.scp")
@@ -62,8 +62,8 @@ class Host(Protocol):
 
     settings: Settings
     archive: Archive
-    tally: Tally
-    trail: Trail
+    statistics: Statistics
+    audit_trail: AuditTrail
 
     def admit(self, access: Access, peer: str) -> Rejection | None: ...
     def dismiss(self, peer: str) -> None: ...
@@ -106,8 +106,8 @@ class ReceiverSession:
             self._log_rejection(rejection)
             return rejection
         self._admitted = True
-        self._receiver.tally.accepted()
-        self._visit = Visit(self._receiver.trail, self._caller)
+        self._receiver.statistics.accepted()
+        self._visit = Visit(self._receiver.audit_trail, self._caller)
         self._provenance = Provenance(calling_ae, called_ae, peer)
         return None
 
@@ -134,7 +134,7 @@ class ReceiverSession:
         for awaited in self._awaited.values():
             awaited.ended()
         if how != RELEASED:
-            self._receiver.tally.aborted()
+            self._receiver.statistics.aborted()
         if self._counts["stored"] or self._counts["conflicts"]:
             self._receiver.flush()
         _LOG.info(
@@ -284,7 +284,7 @@ class ReceiverSession:
         outcome = answer.stored.outcome
         self._counts[COUNTED_AS[outcome]] += 1
         self._visit.stored(answer.stored)
-        self._receiver.tally.stored(outcome, self._caller, size)
+        self._receiver.statistics.stored(outcome, self._caller, size)
         if outcome is StoreOutcome.CONFLICT:
             _LOG.warning(
                 "conflict: %s sent other bytes under a stored SOP Instance UID; kept in %s",

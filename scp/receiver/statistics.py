@@ -94,7 +94,7 @@ def _printable(text: str) -> str:
     return "".join(c if " " <= c <= "~" else "?" for c in text)
 
 
-class Tally:
+class Statistics:
     """Counts and the last of each kind, newest first. Thread-safe."""
 
     def __init__(

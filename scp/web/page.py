@@ -24,10 +24,10 @@ from plainpacs.archive.errors import BadQuery, PlainpacsError
 from plainpacs.archive.tree import layout
 from plainpacs.archive.tree.root import is_locked
 from plainpacs.indexer.index import lookup
-from plainpacs.indexer.index.merge import Record
+from plainpacs.indexer.index.merge import Record, by_number
 from plainpacs.indexer.output import humanize
 from plainpacs.indexer.output.printable import visible
-from plainpacs.indexer.query.find import by_number, find, record_of
+from plainpacs.indexer.query.find import find, record_of
 from plainpacs.indexer.query.query import parse
 from plainpacs.indexer.query.search import studies
 from plainpacs.indexer.service.status import count_pending

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from plainpacs.archive.tree.root import create_archive, open_root
-from plainpacs.indexer.index.split_studies import Several
+from plainpacs.indexer.index.split_studies import SplitStudies
 
 MONTHS = [f"{2014 + number // 12}{number % 12 + 1:02d}" for number in range(120)]
 RUNS = 9
@@ -111,7 +111,7 @@ def make_archive(root: Path, studies: int) -> int:
         data = b"".join(orjson.dumps(one) + b"\n" for one in records)
         size += (root / month / "studies.jsonl").write_bytes(data)
     opened = open_root(str(root))
-    Several(str(root), opened).make_anew()
+    SplitStudies(str(root), opened).make_anew()
     os.close(opened)
     return size
 

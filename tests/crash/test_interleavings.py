@@ -1,4 +1,4 @@
-"""Receivers, indexer, healer and removal at work at the same time, in every order that matters.
+"""Receivers, indexer, recovery and removal at work at the same time, in every order that matters.
 
 Each scenario starts from a small archive; its actors run in every order with one switch from one to
 another (``interleave.py``), in many with two, and in some random ones; and in each one of them may
@@ -158,7 +158,7 @@ def receiver_and_indexer(on: Theatre) -> None:
 
 
 @scenario()
-def receiver_and_healer(on: Theatre) -> None:
+def receiver_and_recovery(on: Theatre) -> None:
     """The indexer finds the file before its line is there: it is the receiver's to write."""
     on.receiver(DOE)
     indexer = on.open(Indexer.open(on.root))
@@ -342,7 +342,7 @@ EXPECTED = {
     "two_associations_of_a_process": {("STORED", "STORED")},
     "other_bytes_under_a_uid": {("STORED", "CONFLICT"), ("CONFLICT", "STORED")},
     "receiver_and_indexer": {("STORED", "done")},
-    "receiver_and_healer": {("STORED", "done")},
+    "receiver_and_recovery": {("STORED", "done")},
     "receiver_and_removal": {("STORED", "done")},
     "receiver_and_removal_of_the_study": {("STORED", "done")},
     "the_removed_instance_comes_again": {("STORED", "done"), ("DUPLICATE", "done")},

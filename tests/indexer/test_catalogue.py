@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from plainpacs.archive.errors import NotAnArchive
 from plainpacs.archive.tree.root import open_root
-from plainpacs.indexer.index import catalogue
+from plainpacs.indexer.index import catalogue, file_cache
 from plainpacs.indexer.index.study_record import SeriesRecord, StudyRecord
 from tests.support.archives import new_archive
 
@@ -290,15 +290,15 @@ def test_anything_else_is_not_taken_for_compacted(data: bytes) -> None:
 def remembering(root: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths whose files were opened since."""
     opened: list[str] = []
-    monkeypatch.setattr(catalogue, "_memory", None)
+    monkeypatch.setattr(catalogue, "_cache", None)
     catalogue.remember()
-    really = catalogue._open
+    really = file_cache._open
 
     def watched(path: str, folder: int | None = None) -> FileIO | None:
         opened.append(path)
         return really(path, folder)
 
-    monkeypatch.setattr(catalogue, "_open", watched)
+    monkeypatch.setattr(file_cache, "_open", watched)
     return opened
 
 
@@ -321,8 +321,8 @@ def test_no_more_is_remembered_than_there_is_room_for(
     root: int, remembering: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     above = path_of(root).parent.parent
-    monkeypatch.setattr(catalogue, "_memory", None)
-    monkeypatch.setattr(catalogue, "_MOST_REMEMBERED", 10)
+    monkeypatch.setattr(catalogue, "_cache", None)
+    monkeypatch.setattr(file_cache, "_MOST_REMEMBERED", 10)
     catalogue.remember()
     for month, size in (("202401", 6), ("202402", 6), ("202403", 4)):
         (above / month).mkdir(exist_ok=True)

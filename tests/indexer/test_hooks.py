@@ -299,7 +299,7 @@ def test_what_failed_for_good_can_be_tried_again(
         eventually(lambda: waiting(path) == ["failed/instance~202401~1.2.3"])
         assert len(script.calls()) == 2, "one that fails does not hold up the next"
         (memory / "well").touch()
-        book = journal.HookBook(indexer._writer.root)
+        book = journal.HookJournal(indexer._writer.root)
         assert book.failed() == [(Kind.INSTANCE, STUDY)]
         book.try_again(Kind.INSTANCE, STUDY)
         assert book.failed() == []

@@ -24,6 +24,7 @@ from plainpacs.archive.app.settings import Settings
 from plainpacs.archive.errors import InUse
 from plainpacs.archive.store.store import Archive
 from plainpacs.archive.tree import durable, layout
+from plainpacs.archive.tree.listing import studies_in
 from plainpacs.archive.tree.root import is_locked, open_root, stamp
 from plainpacs.indexer.index import catalogue, instance_shards
 from plainpacs.indexer.index import recover_lines as heal
@@ -340,7 +341,7 @@ def settle(path: str) -> None:
     from plainpacs.indexer.service.reconcile import facts_of, record_seen
 
     for month in catalogue.months(path):
-        for study in catalogue.studies_in(path, month):
+        for study in studies_in(path, month):
             facts = facts_of(path, month, study)
             assert facts
             seen.setdefault(month, {})[study] = facts

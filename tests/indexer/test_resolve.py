@@ -13,7 +13,7 @@ import pytest
 from plainpacs.archive.errors import BadQuery, NoMatch
 from plainpacs.archive.store.store import Archive
 from plainpacs.indexer.query import resolve
-from plainpacs.indexer.query.resolve import Several
+from plainpacs.indexer.query.resolve import Ambiguous
 from plainpacs.indexer.service.indexer import Indexer
 from tests.support.archives import instances_in, new_archive, store
 from tests.support.commands import Run, run
@@ -96,7 +96,7 @@ def test_one_is_meant(filled: str, texts: list[str], uid: str) -> None:
 def test_several_that_may_be_meant_are_named(
     filled: str, texts: list[str], uids: list[str]
 ) -> None:
-    with pytest.raises(Several) as raised:
+    with pytest.raises(Ambiguous) as raised:
         resolve.one(filled, texts, nothing)
     assert sorted(one.uid for one in raised.value.candidates) == uids
 
@@ -107,7 +107,7 @@ def test_a_patients_id_that_is_part_of_anothers_uid_means_neither(path: str) -> 
     with Indexer.open(path) as indexer:
         indexer.once()
     for ask in (resolve.one, resolve.some):
-        with pytest.raises(Several) as raised:
+        with pytest.raises(Ambiguous) as raised:
             ask(path, ["20240079"], nothing)
         assert {one.uid for one in raised.value.candidates} == {"1.9.20240079", JOHN}
 
@@ -117,7 +117,7 @@ def test_no_study_and_what_cannot_be_meant(filled: str) -> None:
     for texts in (["1.2.840.9"], ["9.9"], ["nobody"], ["Modality=US"], ["1.2"]):
         with pytest.raises(NoMatch) as raised:
             resolve.one(filled, texts, heard.append)
-        assert not isinstance(raised.value, Several)
+        assert not isinstance(raised.value, Ambiguous)
     with pytest.raises(BadQuery, match="either UIDs or terms"):
         resolve.some(filled, [JANE, "Modality=MR"], nothing)
     with pytest.raises(BadQuery, match="not a key"):
@@ -160,7 +160,7 @@ def test_what_is_known_elsewhere_alone(filled: str) -> None:
     assert resolve.some(filled, ["4711"], lambda _: None, elsewhere=elsewhere).named[0].uid == (
         "7.7.7.4711"
     )
-    with pytest.raises(Several):
+    with pytest.raises(Ambiguous):
         resolve.some(filled, ["7.7.7"], nothing, elsewhere=elsewhere)
     assert resolve.among("4712", elsewhere()) == ["7.7.7.4712"]
     assert resolve.among("4712", {"1.4712"}, elsewhere()) == ["1.4712"]

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from plainpacs.archive.tree.root import open_root
 from plainpacs.indexer.index import catalogue
 from plainpacs.indexer.index.merge import merge
-from plainpacs.indexer.index.split_studies import Several, by_looking, recorded
+from plainpacs.indexer.index.split_studies import SplitStudies, by_looking, recorded
 from plainpacs.indexer.query import byte_scan as columns
 from plainpacs.indexer.query import matching, query
 from plainpacs.indexer.query import parallel as scanning
@@ -230,7 +230,7 @@ def write(root: str, months: dict[str, list[bytes]], lost: set[str], known: bool
     Path(root, ".plainpacs", "several").unlink(missing_ok=True)
     if known:
         fd = open_root(root)
-        Several(root, fd).make_anew()
+        SplitStudies(root, fd).make_anew()
         os.close(fd)
 
 

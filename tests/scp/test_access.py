@@ -17,7 +17,7 @@ from plainpacs.archive.app.settings import Settings, load, reloaded
 from plainpacs.archive.errors import BadSettings
 from plainpacs.scp.network import answers as status
 from plainpacs.scp.receiver.access import APPLICATION_CONTEXT, Access
-from plainpacs.scp.receiver.admission import Admission, Board
+from plainpacs.scp.receiver.admission import Admission, Admissions
 from tests.support.archives import eventually
 from tests.support.peer import ACCEPT, CONTEXTS, SOP, Peer, associate_rq, context_item, data_set
 from tests.support.receiver import Start, wait_until
@@ -182,17 +182,17 @@ def test_what_a_reload_takes_over_and_what_it_cannot() -> None:
 # --- the limits, across processes -----------------------------------------------------------------
 
 
-def test_the_board_counts_by_address_for_all_processes() -> None:
-    one = Board.create(2)
+def test_admissions_count_by_address_for_all_processes() -> None:
+    one = Admissions.create(2)
     with contextlib.closing(one):
-        two = Board(one.fd, 2, slot=1)
-        for board in (one, two):
-            assert board.admit("10.0.0.1", 6, 3) is Admission.ADMITTED
+        two = Admissions(one.fd, 2, slot=1)
+        for admissions in (one, two):
+            assert admissions.admit("10.0.0.1", 6, 3) is Admission.ADMITTED
         assert two.admit("::1", 6, 3) is Admission.ADMITTED
         assert one.admit("10.0.0.1", 6, 3) is Admission.ADMITTED
-        for board in (one, two):
-            assert board.admit("10.0.0.1", 6, 3) is Admission.FULL_FOR_PEER
-            assert board.admit("10.0.0.1", 4, 3) is Admission.FULL
+        for admissions in (one, two):
+            assert admissions.admit("10.0.0.1", 6, 3) is Admission.FULL_FOR_PEER
+            assert admissions.admit("10.0.0.1", 4, 3) is Admission.FULL
         one.dismiss("10.0.0.1")
         assert two.admit("10.0.0.1", 6, 3) is Admission.ADMITTED
         two.dismiss("10.0.0.1")  # not the last of its list: another takes the place
@@ -200,22 +200,22 @@ def test_the_board_counts_by_address_for_all_processes() -> None:
         assert two.admit("::1", 6, 2) is Admission.ADMITTED
         assert one.admit("::1", 6, 2) is Admission.FULL_FOR_PEER
         # A process that died: the one in its place has none.
-        again = Board(one.fd, 2, slot=1)
+        again = Admissions(one.fd, 2, slot=1)
         again.clear()
         assert one.admit("::1", 6, 2) is Admission.ADMITTED
 
 
-def test_the_board_has_room_for_every_association_there_may_be() -> None:
-    board = Board.create(1)
-    with contextlib.closing(board):
+def test_admissions_have_room_for_every_association_there_may_be() -> None:
+    admissions = Admissions.create(1)
+    with contextlib.closing(admissions):
         for _ in range(3):
-            assert board.admit("10.0.0.1", 3) is Admission.ADMITTED
-        assert board.admit("10.0.0.1", 3) is Admission.FULL
-        board.write_note(b"note")
-        assert board.notes() == [b"note"], "the list and the notes lie apart"
+            assert admissions.admit("10.0.0.1", 3) is Admission.ADMITTED
+        assert admissions.admit("10.0.0.1", 3) is Admission.FULL
+        admissions.write_note(b"note")
+        assert admissions.notes() == [b"note"], "the list and the notes lie apart"
         for _ in range(3):
-            board.dismiss("10.0.0.1")
-        assert board.admit("10.0.0.1", 1) is Admission.ADMITTED
+            admissions.dismiss("10.0.0.1")
+        assert admissions.admit("10.0.0.1", 1) is Admission.ADMITTED
 
 
 # --- over the network -----------------------------------------------------------------------------

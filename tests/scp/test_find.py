@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from plainpacs.archive.dicom.charset import Repertoire
+from plainpacs.archive.dicom.charset import TextEncoding
 from plainpacs.archive.dicom.identifier import EXPLICIT, IMPLICIT
 from plainpacs.archive.dicom.identifier_writing import Value, encode
 from tests.support.peer import (
@@ -310,12 +310,12 @@ def test_a_file_that_is_gone_or_damaged_says_nothing_more(running: Running, stud
         (LATIN, "1.2", ["ISO_IR 192"]),
         (JAPANESE, "1.2", ["ISO 2022 IR 87"]),
         (JAPANESE, "1.1", ["ISO_IR 192"]),
-        (Repertoire(("ISO_IR 192",)), "1.2", ["ISO_IR 192"]),
-        (Repertoire(("GB18030",)), "1.2", ["GB18030"]),
+        (TextEncoding(("ISO_IR 192",)), "1.2", ["ISO_IR 192"]),
+        (TextEncoding(("GB18030",)), "1.2", ["GB18030"]),
     ],
 )
 def test_answers_are_in_the_character_set_of_the_query_when_it_carries_them(
-    study_root: Asker, asked: Repertoire | None, study: str, used: list[str]
+    study_root: Asker, asked: TextEncoding | None, study: str, used: list[str]
 ):
     names = {"1.1": "Müller^Jörg", "1.2": "Yamada^Tarou=山田^太郎", "1.3": "Nobody"}
     [found] = study_root.ask(StudyInstanceUID=study, PatientName="", repertoire=asked).answers

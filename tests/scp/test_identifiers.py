@@ -15,7 +15,7 @@ from pydicom.filereader import read_dataset
 
 from plainpacs.archive.dicom import charset, dictionary
 from plainpacs.archive.dicom import identifier as identifiers
-from plainpacs.archive.dicom.charset import UTF8, Repertoire
+from plainpacs.archive.dicom.charset import UTF8, TextEncoding
 from plainpacs.archive.dicom.identifier import (
     EXPLICIT,
     IMPLICIT,
@@ -75,7 +75,7 @@ def test_what_the_module_shows(module: Any) -> None:
 @pytest.mark.parametrize("terms", SETS)
 @pytest.mark.parametrize("name", NAMES)
 def test_names_survive_in_every_character_set(name: str, terms: tuple[str, ...], syntax: str):
-    encoded = encode({"PatientName": name, "PatientID": "ä"}, syntax, Repertoire(terms))
+    encoded = encode({"PatientName": name, "PatientID": "ä"}, syntax, TextEncoding(terms))
     found = read(encoded, syntax)
     assert found.text("PatientName") == name
     assert found.text("PatientID") == "ä"
@@ -96,7 +96,7 @@ def test_names_survive_in_every_character_set(name: str, terms: tuple[str, ...],
 def test_the_character_set_asked_for_is_used_when_it_carries_all(
     name: str, terms: tuple[str, ...], used: list[str]
 ):
-    found = read(encode({"PatientName": name}, EXPLICIT, Repertoire(terms)), EXPLICIT)
+    found = read(encode({"PatientName": name}, EXPLICIT, TextEncoding(terms)), EXPLICIT)
     assert found.texts("SpecificCharacterSet") == used
 
 
@@ -105,7 +105,7 @@ def test_the_character_set_asked_for_is_used_when_it_carries_all(
 @SYNTAXES
 def test_pydicom_reads_what_we_write(syntax: str, terms: tuple[str, ...]):
     values = VALUES | {"PatientName": "Müller" if "100" in terms[0] else NAMES[2]}
-    encoded = encode(values, syntax, Repertoire(terms))
+    encoded = encode(values, syntax, TextEncoding(terms))
     dataset = read_dataset(BytesIO(encoded), syntax == IMPLICIT, True)
     dataset.decode()
     assert dataset.PatientName == values["PatientName"]
@@ -246,7 +246,7 @@ def test_an_element_is_written_anew_for_another_syntax_and_set(syntax: str):
     found = read(data, EXPLICIT)
     sequence = found.elements[0x00081199]
     explicit = syntax == EXPLICIT
-    assert written_anew(0x00081199, sequence, found, Repertoire(), explicit=explicit) is None
+    assert written_anew(0x00081199, sequence, found, TextEncoding(), explicit=explicit) is None
     encoded = written_anew(0x00081199, sequence, found, UTF8, explicit=explicit)
     assert encoded is not None
     utf8 = encode({"SpecificCharacterSet": ""}, syntax, UTF8)

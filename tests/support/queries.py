@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from plainpacs.archive.dicom.charset import Repertoire
+from plainpacs.archive.dicom.charset import TextEncoding
 from plainpacs.archive.dicom.identifier import EXPLICIT, IMPLICIT, DataSet, read
 from plainpacs.archive.dicom.identifier_writing import Value, encode
 from plainpacs.archive.store.store import Provenance
@@ -87,8 +87,8 @@ NOBODY: dict[str, Value] = {
     "SOPInstanceUID": "1.3.1.1",
     "Modality": "CT",
 }
-JAPANESE = Repertoire(("", "ISO 2022 IR 87"))
-LATIN = Repertoire(("ISO_IR 100",))
+JAPANESE = TextEncoding(("", "ISO 2022 IR 87"))
+LATIN = TextEncoding(("ISO_IR 100",))
 SENDER = Provenance("CT1", "DRDCM", "10.0.0.5")
 
 
@@ -181,7 +181,7 @@ class Asker(Peer):
         keys: Mapping[str, Value] | None = None,
         level: str = "STUDY",
         *,
-        repertoire: Repertoire | None = None,
+        repertoire: TextEncoding | None = None,
         **more: Value,
     ) -> Found:
         """The answers to a query of these keys."""
