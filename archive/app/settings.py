@@ -101,6 +101,9 @@ class Settings:
     query_retrieve: str = _setting("nodes", values.choice("any", "nodes", "off"), "any|nodes|off",
         "who may query and retrieve (C-FIND, C-MOVE, C-GET): all who may associate; this "
         "machine and the --nodes; nobody", reloaded=True)
+    strict_queries: str = _setting("off", values.choice("on", "off"), "on|off",
+        "refuse queries and retrieves that the standard does not allow: without the unique keys "
+        "above, with levels in lower case, by other keys", switch=True, reloaded=True)
 
     # TLS
     tls_cert: str = _setting("", values.text, "FILE",

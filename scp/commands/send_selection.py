@@ -71,4 +71,4 @@ def of_targets(root: str, targets: Iterable[Target], note: Note) -> Iterator[Out
 def _wanted(target: Target) -> Wanted:
     level = Level.INSTANCE if target.instance else Level.SERIES if target.series else Level.STUDY
     uids = (target.study, target.series, target.instance)
-    return Wanted(level, "", *(frozenset((uid,)) if uid else frozenset() for uid in uids))
+    return Wanted(level, frozenset(), *(frozenset((uid,)) if uid else frozenset() for uid in uids))

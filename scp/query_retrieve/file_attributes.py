@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from typing import Any
+
 from plainpacs.archive.dicom.charset import default_for
 from plainpacs.archive.dicom.deflate import Inflated
 from plainpacs.archive.dicom.header import DEFLATED
 from plainpacs.archive.dicom.identifier import DataSet, read_until
 from plainpacs.archive.dicom.part10 import EXPLICIT_BIG_ENDIAN, read_part10
 from plainpacs.archive.errors import RefusedInstance
+from plainpacs.archive.tree import layout
 
 _FIRST_READ = 64 << 10
 MOST_READ = 4 << 20
 """Bytes from the beginning of a file in which the attributes have to lie."""
+
+
+def file_of(root: str, record: Mapping[str, Any]) -> str:
+    """The file of an instance's record; of a study or series, that of the first instance. Of one
+    that has none left, a path where nothing is."""
+    for folder in record.get("paths", ()):
+        for at, folders, names in os.walk(os.path.join(root, folder)):
+            folders.sort()
+            if instances := [name for name in names if layout.instance_of(name)]:
+                return os.path.join(at, min(instances))
+    return os.path.join(root, str(record.get("path")))
 
 
 def attributes_in(path: str, last: int) -> DataSet:

@@ -73,6 +73,11 @@ class Find(Asked, QueryRetrieveServiceClass):
         began = time.monotonic()
         try:
             question = _understood(self)
+            if question.missing:
+                self.note_once(
+                    f"a query at level {question.level.value} without one {question.missing}, "
+                    "answered as relational; flag to refuse it: --strict-queries"
+                )
             number, cancelled = _answer(self, question)
         except _Refused as refused:
             words = "refused: %s: %04X a query: %s; no flag changes it"
@@ -103,6 +108,7 @@ def _understood(asked: Asked) -> Question:
             patient_root=asked.context.abstract_syntax == _PATIENT_ROOT,
             relational=_is_agreed(asked, _RELATIONAL),
             combined=_is_agreed(asked, _COMBINED),
+            strict=asked.settings.strict_queries == "on",
         )
     except BadIdentifier as error:
         raise _Refused(FindStatus.CANNOT_READ_IDENTIFIER, str(error), error.tag) from None

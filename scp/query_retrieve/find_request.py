@@ -1,11 +1,13 @@
 """What a C-FIND asks: from its identifier to keys that are matched, and elements that are returned.
 
 **Levels.** The unique keys of the levels above have to be there, with one value each, unless
-relational queries were negotiated (PS3.4 C.4.1.2); other keys of those levels narrow the query, as
-viewers mean them to. Keys of lower levels count in relational queries alone.
+relational queries were negotiated (PS3.4 C.4.1.2). Many applications leave them out without: unless
+the setting ``strict_queries`` is on, they are answered as if they had. Other keys of those levels
+narrow the query, as viewers mean them to. Keys of lower levels count in relational queries alone.
 
 **Keys.** What the indexes have is matched and returned; on the image level, what they have not is
-returned from the file. All else is returned empty and not matched, which the question remembers.
+returned from the file, and of a study or series from that of its first instance, unless the setting
+``strict_queries`` is on. All else is returned empty and not matched, which the question remembers.
 Timezone Offset From UTC is such a key except on the image level, where it is returned: timezone
 query adjustment is never agreed to (C.5.1.1), so it shifts nothing.
 """
@@ -61,6 +63,8 @@ class Question:
     repertoire: TextEncoding
     complete: bool
     combined: bool
+    missing: str = ""
+    """The unique key of a level above without one value, though that was not negotiated."""
 
     def query(self) -> Query:
         """What all answers match."""
@@ -82,17 +86,20 @@ class Question:
 
 
 def read_question(
-    identifier: DataSet, title: str, *, patient_root: bool, relational: bool, combined: bool
-) -> Question:
+    identifier: DataSet, title: str, *, patient_root: bool, relational: bool, combined: bool,
+    strict: bool = True,
+) -> Question:  # fmt: skip
     """``title``: the AE title that instances can be retrieved from. Raises NotOfThisModel and
     CannotMatch."""
-    level = level_of(identifier, patient_root=patient_root)
-    if not relational:
-        _check_unique_keys(identifier, level, patient_root=patient_root)
+    level = level_of(identifier, patient_root=patient_root, strict=strict)
+    missing = "" if relational else _missing_key(identifier, level, patient_root=patient_root)
+    if missing and strict:
+        words = f"{missing} has to have one value at this level"
+        raise NotOfThisModel(words, tag_of(missing))
     named = identifier.elements.get(CHARACTER_SET)
     wanted, all_matched = _wanted(identifier, level, relational=relational)
     _check(wanted, level, combined=combined)
-    columns, all_returned = _columns(identifier, level, patient_root=patient_root)
+    columns, all_returned = _columns(identifier, level, patient_root=patient_root, strict=strict)
     constants = zip(_ANSWERED_BY_US, (level.value, title, "ONLINE"), strict=True)
     columns += [Column(tag_of(keyword), constant=text) for keyword, text in constants]
     return Question(
@@ -102,17 +109,18 @@ def read_question(
         TextEncoding(terms_of(named.value) if named else ()),
         all_matched and all_returned,
         combined,
+        missing,
     )
 
 
-def _check_unique_keys(identifier: DataSet, level: Level, *, patient_root: bool) -> None:
-    """Those of the levels above have one value each (PS3.4 C.4.1.2.1)."""
+def _missing_key(identifier: DataSet, level: Level, *, patient_root: bool) -> str:
+    """The unique key of a level above that has not one value (PS3.4 C.4.1.2.1), if any."""
     for above in levels_down_to(level, patient_root=patient_root)[:-1]:
         keyword = UNIQUE_KEYS[above]
         value = identifier.text(keyword)
         if not value or any(sign in value for sign in "*?\\"):
-            words = f"{keyword} has to have one value at this level"
-            raise NotOfThisModel(words, tag_of(keyword))
+            return keyword
+    return ""
 
 
 # --- what is matched ------------------------------------------------------------------------------
@@ -192,17 +200,19 @@ def _check(wanted: Mapping[str, Wanted], level: Level, *, combined: bool) -> Non
 # --- what is returned -----------------------------------------------------------------------------
 
 
-def _columns(identifier: DataSet, level: Level, *, patient_root: bool) -> tuple[list[Column], bool]:
+def _columns(
+    identifier: DataSet, level: Level, *, patient_root: bool, strict: bool
+) -> tuple[list[Column], bool]:
     """An element for each key, and the unique keys; and whether the answers can have a value for
     each of them."""
     here = levels_down_to(level, patient_root=patient_root)
     tags = {tag_of(UNIQUE_KEYS[one]) for one in here} | set(identifier.elements)
     tags -= {CHARACTER_SET, LEVEL, *map(tag_of, _ANSWERED_BY_US)}
-    columns = [_column(identifier, tag, level) for tag in tags]
+    columns = [_column(identifier, tag, level, strict=strict) for tag in tags]
     return columns, all(one.source or one.constant or one.beyond for one in columns)
 
 
-def _column(identifier: DataSet, tag: int, level: Level) -> Column:
+def _column(identifier: DataSet, tag: int, level: Level, *, strict: bool) -> Column:
     keyword = keyword_of(tag)
     if keyword == SEQUENCE and keyword in fields_at(level):
         item = identifier.items(SEQUENCE)[:1]
@@ -216,7 +226,8 @@ def _column(identifier: DataSet, tag: int, level: Level) -> Column:
         single = not any(sign in value for sign in "*?\\")
         return Column(tag, constant=value if single else "")
     if level is not Level.INSTANCE:
-        return Column(tag)
+        below = keyword in fields_at(Level.INSTANCE)  # each instance has one of its own
+        return Column(tag, beyond=not (strict or below or level is Level.PATIENT))
     if keyword in _OTHER_NAMES:
         return Column(tag, _OTHER_NAMES[keyword])
     return Column(tag, beyond=True)

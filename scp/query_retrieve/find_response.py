@@ -6,7 +6,6 @@ the query; an answer with text that this cannot carry is in UTF-8 (PS3.4 C.4.1.1
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from plainpacs.archive.dicom.dictionary import vr_of
 from plainpacs.archive.dicom.elements import CHARACTER_SET, LONG_VRS, NUMBERS, head
 from plainpacs.archive.dicom.identifier import DataSet
 from plainpacs.archive.dicom.identifier_writing import element, value_bytes, written_anew
-from plainpacs.scp.query_retrieve.file_attributes import attributes_in
+from plainpacs.scp.query_retrieve.file_attributes import attributes_in, file_of
 
 _LENGTHS = 1024
 _BYTES_VRS = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "UN"))
@@ -129,7 +128,7 @@ class Template:
         file = DataSet({})
         if self._beyond:
             last = self._columns[self._beyond[-1]].tag
-            file = attributes_in(os.path.join(self._root, str(record.get("path"))), last)
+            file = attributes_in(file_of(self._root, record), last)
         for repertoire in self._repertoires:
             for place in places:
                 column = self._columns[place]

@@ -32,9 +32,15 @@ class NotOfThisModel(Exception):
         self.tag = tag
 
 
-def level_of(identifier: DataSet, *, patient_root: bool) -> Level:
-    """Query/Retrieve Level (0008,0052). Raises NotOfThisModel."""
+def level_of(identifier: DataSet, *, patient_root: bool, strict: bool = True) -> Level:
+    """Query/Retrieve Level (0008,0052); unless ``strict``, in any case, and INSTANCE for IMAGE.
+
+    Raises NotOfThisModel.
+    """
     text = identifier.text_at(LEVEL)
+    if not strict:
+        text = text.upper()
+        text = Level.INSTANCE.value if text == "INSTANCE" else text
     for level in levels_down_to(Level.INSTANCE, patient_root=patient_root):
         if text == level.value:
             return level

@@ -131,7 +131,11 @@ def _found(asked: Asked) -> list[Outgoing]:
         raise _Refused(RetrieveStatus.SOP_CLASS_NOT_SUPPORTED, words)
     try:
         identifier = read(asked.data, context.transfer_syntax, default_for(asked.caller.calling_ae))
-        wanted = read_wanted(identifier, patient_root=context.abstract_syntax in _PATIENT_ROOTS)
+        wanted = read_wanted(
+            identifier,
+            patient_root=context.abstract_syntax in _PATIENT_ROOTS,
+            strict=asked.settings.strict_queries == "on",
+        )
     except BadIdentifier as error:
         status = RetrieveStatus.CANNOT_READ_IDENTIFIER
         raise _Refused(status, str(error), tag=error.tag) from None

@@ -2,17 +2,16 @@
 
 The unique key of the level has to be there, with UIDs, or with one Patient ID, which is compared to
 the letter: nothing here has wildcards. Those of the levels above narrow it down where they are
-given; they need not be, because a UID says which one it is. Found is what lies in the tree, with
-what the manifests say of it, so that nothing waits for an index.
+given; they need not be, because a UID says which one it is. Unless the setting ``strict_queries``
+is on, studies are meant by Accession Numbers and Patient IDs too, and several of each. Found is
+what lies in the tree, with what the manifests say of it, so that nothing waits for an index.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-
-import orjson
 
 from plainpacs.archive.dicom.attributes import Level
 from plainpacs.archive.dicom.dictionary import tag_of
@@ -25,7 +24,7 @@ from plainpacs.archive.tree.identity import is_name
 from plainpacs.archive.tree.listing import StudyFiles, study_files
 from plainpacs.indexer.index import lookup
 from plainpacs.indexer.query import search
-from plainpacs.indexer.query.matching import Test
+from plainpacs.indexer.query.matching import to_the_letter
 from plainpacs.indexer.query.query import MOST_VALUES, Condition, Query, values_of
 from plainpacs.scp.query_retrieve.model import NotOfThisModel, level_of
 from plainpacs.scp.storage import instance_file
@@ -42,34 +41,52 @@ class Wanted:
     """The unique keys, as far as they were given. Of the level's own there is at least one."""
 
     level: Level
-    patient: str = ""
+    patients: frozenset[str] = frozenset()
     studies: frozenset[str] = frozenset()
     series: frozenset[str] = frozenset()
     instances: frozenset[str] = frozenset()
+    accessions: frozenset[str] = frozenset()
+
+    def by_others(self) -> dict[str, frozenset[str]]:
+        """What a study has to have besides its UID, by keyword."""
+        keys = {"PatientID": self.patients, "AccessionNumber": self.accessions}
+        return {keyword: values for keyword, values in keys.items() if values}
 
 
-def read_wanted(identifier: DataSet, *, patient_root: bool) -> Wanted:
+def read_wanted(identifier: DataSet, *, patient_root: bool, strict: bool = True) -> Wanted:
     """Raises NotOfThisModel."""
-    level = level_of(identifier, patient_root=patient_root)
-    patient = identifier.text("PatientID") if patient_root else ""
+    level = level_of(identifier, patient_root=patient_root, strict=strict)
+    patients = accessions = frozenset[str]()
+    if not strict:
+        patients, accessions = (
+            frozenset(_values(identifier, keyword)) for keyword in ("PatientID", "AccessionNumber")
+        )
+    elif patient_root and (patient := identifier.text("PatientID")):
+        patients = frozenset((patient,))
     if level is Level.PATIENT:
-        if not patient:
+        if not patients:
             raise NotOfThisModel("PatientID has to be given at this level", tag_of("PatientID"))
-        return Wanted(level, patient)
+        return Wanted(level, patients, accessions=accessions)
     below = [Level.STUDY, Level.SERIES, Level.INSTANCE]
     depth = below.index(level) + 1
     keywords = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
     uids = [_uids(identifier, keyword) for keyword in keywords[:depth]]
-    if not uids[-1]:
+    if not uids[-1] and not (level is Level.STUDY and (patients or accessions)):
         keyword = keywords[depth - 1]
         raise NotOfThisModel(f"{keyword} has to be given at this level", tag_of(keyword))
-    return Wanted(level, patient, *uids)
+    wanted = dict(zip(("studies", "series", "instances"), uids, strict=False))
+    return Wanted(level, patients, accessions=accessions, **wanted)
+
+
+def _values(identifier: DataSet, keyword: str) -> list[str]:
+    values = identifier.texts(keyword)
+    if len(values) > MOST_VALUES:
+        raise NotOfThisModel(f"{keyword} has more than {MOST_VALUES} values", tag_of(keyword))
+    return values
 
 
 def _uids(identifier: DataSet, keyword: str) -> frozenset[str]:
-    uids = identifier.texts(keyword)
-    if len(uids) > MOST_VALUES:
-        raise NotOfThisModel(f"{keyword} has more than {MOST_VALUES} values", tag_of(keyword))
+    uids = _values(identifier, keyword)
     if not all(map(is_name, uids)):
         raise NotOfThisModel(f"{keyword} has a value that is no UID", tag_of(keyword))
     return frozenset(uids)
@@ -105,19 +122,19 @@ def _places(
     root: str, wanted: Wanted, note: Note
 ) -> Iterator[tuple[str, str, Collection[str] | None]]:
     """Month and study where some may lie, and the series; None for all of its series."""
-    if wanted.level is Level.PATIENT:
-        test = Test(
-            lambda value: value == wanted.patient,
-            needle=orjson.dumps(wanted.patient),
-            exact=wanted.patient,
+    others = wanted.by_others()
+    if not (wanted.studies or wanted.series or wanted.instances):
+        conditions = (
+            Condition((keyword,), tuple(map(to_the_letter, sorted(values))))
+            for keyword, values in others.items()
         )
-        query = Query((Condition(("PatientID",), (test,)),))
+        query = Query(tuple(conditions))
         for found in search.studies(root, query, note):
             for month in found.months:
                 yield month, found.study, None
         return
     for month, study, series in _named(root, wanted, note):
-        if not wanted.patient or _is_of_patient(root, month, study, wanted.patient, note):
+        if not others or _has(root, month, study, others, note):
             yield month, study, series
 
 
@@ -140,9 +157,13 @@ def _named(
         yield month, study, series
 
 
-def _is_of_patient(root: str, month: str, study: str, patient: str, note: Note) -> bool:
+def _has(
+    root: str, month: str, study: str, others: Mapping[str, frozenset[str]], note: Note
+) -> bool:
     record = lookup.part_of_study(root, month, study, note)
-    return record is not None and patient in values_of(record, "PatientID")
+    return record is not None and all(
+        not values.isdisjoint(values_of(record, keyword)) for keyword, values in others.items()
+    )
 
 
 def _of_series(

@@ -7,6 +7,7 @@ that a process that only receives has no more than it needs.
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Collection, Mapping
 from io import BytesIO
 from types import MappingProxyType
@@ -22,6 +23,10 @@ from plainpacs.scp.network.answers import LONGEST_COMMENT
 from plainpacs.scp.network.dimse import Command, CommandField
 from plainpacs.scp.network.negotiation import PATIENT_ROOT_GET, STUDY_ROOT_GET, Context
 from plainpacs.scp.receiver.statistics import Caller
+
+_LOG = logging.getLogger("plainpacs.scp")
+_NOTED: set[tuple[str, str, str]] = set()
+_MOST_NOTED = 1000
 
 
 class Awaited(Protocol):
@@ -88,6 +93,13 @@ class Asked(ServiceClass):
         for keyword, value in more.items():
             setattr(response, keyword, value)
         self.dimse.send_msg(response, self.context.id)
+
+    def note_once(self, words: str) -> None:
+        """A line in the log, the first time that such an application is to be told of it."""
+        told = self.caller.calling_ae, self.caller.peer, words
+        if told not in _NOTED and len(_NOTED) < _MOST_NOTED:
+            _NOTED.add(told)
+            _LOG.info("query: %s: %s", self.caller, words)
 
     def is_cancelled(self, msg_id: int) -> bool:
         """Whether the peer cancelled its request ``msg_id`` (C-CANCEL, PS3.7 9.3.2.3).

@@ -118,7 +118,7 @@ class Tree:
         """The instances of a place, in their order. Raises HTTPException 404, 503."""
         uids = [frozenset([uid]) if uid else frozenset[str]() for uid in place]
         try:
-            wanted = Wanted(place.level, "", *uids)
+            wanted = Wanted(place.level, frozenset(), *uids)
             found = [one for one in instances(self.path, wanted, self.note) if not one.fault]
         except (OSError, PlainpacsError) as error:
             raise unavailable(error) from None

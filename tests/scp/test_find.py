@@ -358,14 +358,16 @@ UNREADABLE, UNMATCHABLE, NOT_OF_THE_MODEL = 0xC001, 0xC002, 0xA900
     ],
 )
 def test_what_cannot_be_answered_is_refused(
-    running: Running,
     caplog: pytest.LogCaptureFixture,
     *,
     model: str,
     level: str,
     keys: dict[str, Value],
     refusal: tuple[int, int],
+    start: Start,
 ):
+    running = start(strict_queries="on")
+    fill(running)
     caplog.set_level("DEBUG")
     with Asker(running.port, model) as asker:
         found = asker.ask({**keys, "PatientName": "SECRET"}, level)
