@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import pausing
 from tests.support.archives import folders_of_real_files
 from tests.support.receiver import start
 from tests.support.serve import serve
@@ -21,8 +20,6 @@ QUICK = {
     "crash": "no_writes_around",
 }
 """The modules of ``-m quick``: something of every room, in less than a minute on two cores."""
-
-pausing.mend()
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A job in a script's background ignores it, and so would all that the tests start.
