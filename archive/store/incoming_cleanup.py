@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 
 from plainpacs.archive.dicom import part10
 from plainpacs.archive.dicom.header import read_header
@@ -12,6 +13,8 @@ from plainpacs.archive.store.temporary import mapped
 from plainpacs.archive.store.writer import Writer
 from plainpacs.archive.tree import durable, layout
 from plainpacs.archive.tree.identity import InstanceKey
+
+_NEW_SECONDS = 10.0
 
 
 def mark_published(writer: Writer, folder: int) -> None:
@@ -32,6 +35,20 @@ def mark_published(writer: Writer, folder: int) -> None:
             durable.unlink(name, folder=folder)
     finally:
         os.close(pending)
+
+
+def sweep_dead(writer: Writer) -> None:
+    """Clears what processes of the node that died since left, while ``writer`` is at work. What
+    cannot be cleared now is tried again the next time."""
+    now = time.time_ns()
+    with contextlib.suppress(OSError):
+        for name in writer.left():
+            path = f"{layout.INCOMING}/{name}"
+            with contextlib.suppress(OSError):
+                changed = os.stat(path, dir_fd=writer.root, follow_symlinks=False).st_ctime_ns
+                # One that is new may be about to be locked.
+                if now - changed > _NEW_SECONDS * 1_000_000_000:
+                    writer.sweep_folder(path, mark_published)
 
 
 def _read_key(name: str, folder: int) -> InstanceKey:

@@ -26,7 +26,7 @@ from plainpacs.archive.errors import (
 )
 from plainpacs.archive.store.audit import AuditLog
 from plainpacs.archive.store.free_space import NO_RESERVE, Reserve
-from plainpacs.archive.store.incoming_cleanup import mark_published
+from plainpacs.archive.store.incoming_cleanup import mark_published, sweep_dead
 from plainpacs.archive.store.manifest import FileFacts, Provenance
 from plainpacs.archive.store.publish import KEEP, Candidate, Publication, Stored, StoreOutcome
 from plainpacs.archive.store.temporary import TemporaryFile
@@ -104,6 +104,10 @@ class Archive:
         """Raises StorageUnavailable when the root went away, or has no room for ``size`` bytes
         more in so many new ``files``. The same instance as is stored at ``key`` needs none."""
         self._writer.check(size, files, layout.instance_path(key) if key else "")
+
+    def sweep(self) -> None:
+        """Clears the unfinished files that a dead process of this node left."""
+        sweep_dead(self._writer)
 
     def write_service_note(self, note: bytes) -> None:
         """Puts what the running service says of itself where ``status`` finds it."""

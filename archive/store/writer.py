@@ -188,13 +188,13 @@ class Writer:
         )
 
     def _sweep(self, sweep: Callable[[Writer, int], None]) -> None:
-        for name in self._left():
+        for name in self.left():
             try:
                 self.sweep_folder(f"{layout.INCOMING}/{name}", sweep)
             except NotADirectoryError:  # a file on which the file system was tried
                 durable.unlink(f"{layout.INCOMING}/{name}", folder=self.root)
 
-    def _left(self) -> list[str]:
+    def left(self) -> list[str]:
         """The names under ``incoming`` that are this node's. Raises OSError."""
         folder = durable.open_folder(layout.INCOMING, folder=self.root)
         try:
@@ -332,7 +332,7 @@ class Writer:
         for _ in range(3):  # `status` may be looking
             if try_lock(self._lock, fcntl.LOCK_EX):
                 # What a killed process of this node left is to be swept yet.
-                if not self._left():
+                if not self.left():
                     self.dirty.clear()
                 if machines.signature(self._lock) == self._signature():
                     durable.truncate(self._lock)

@@ -124,6 +124,7 @@ class Receivers:
         stopping = False
         while not stopping:
             stopping = self._stopping.wait(_NOTE_SECONDS)
+            self._archive.sweep()
             self._write_note()
 
     def _write_note(self) -> None:

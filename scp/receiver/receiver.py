@@ -194,6 +194,7 @@ class Receiver:
             stopping = self._stopping.wait(_HOUSEKEEPING_SECONDS)
             self.flush()
             self.audit_trail.flush()
+            self.archive.sweep()
             self._write_note()
             self._renew_keys()
         self.audit_trail.close()

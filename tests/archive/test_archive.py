@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
 import threading
@@ -456,3 +457,30 @@ def test_a_header_beyond_the_first_bytes_of_a_spool(archive: Archive, path: str)
     [line] = [orjson.loads(one) for one in manifest_lines(path)]
     assert line["PatientName"] == "Doe^Jane"
     assert archive.store(raw, EXPLICIT_LITTLE_ENDIAN, MODALITY).outcome is StoreOutcome.DUPLICATE
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_what_a_dead_process_left_is_cleared_by_those_at_work(
+    path: str, monkeypatch: pytest.MonkeyPatch, published: bool
+) -> None:
+    """Its lock was not free yet when we started. The living keep theirs."""
+    monkeypatch.setattr("plainpacs.archive.store.incoming_cleanup._NEW_SECONDS", 0.0)
+    with Archive.open(path) as archive, Archive.open(path) as other:
+        stored = store(archive)
+        folder = Path(path, ".plainpacs/incoming", f"{archive.node}.0123456789ab")
+        folder.mkdir()
+        (folder / "lock").touch()
+        (folder / "0").write_bytes(b"half")
+        if published:
+            os.link(Path(path, stored.path), folder / "1")
+            Path(path, ".plainpacs/pending/202401~1.2.3").unlink()
+        with open(folder / "lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            archive.sweep()
+            assert folder.exists()
+        archive.sweep()
+        assert not folder.exists()
+        assert Path(path, ".plainpacs/pending/202401~1.2.3").exists()
+        for one in (archive, other):
+            assert store(one, SOPInstanceUID="1.9").outcome is not StoreOutcome.CONFLICT
+    assert left_behind(path) == []
