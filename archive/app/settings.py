@@ -97,7 +97,7 @@ class Settings:
     max_associations: int = _setting(64, values.whole(1, 10000), "N",
         "associations at once", reloaded=True)
     max_associations_per_peer: int = _setting(0, values.whole(0, 10000), "N",
-        "associations at once from one address; 0: no limit but --max-associations", reloaded=True)
+        "associations at once from one address; 0: half of --max-associations", reloaded=True)
     query_retrieve: str = _setting("nodes", values.choice("any", "nodes", "off"), "any|nodes|off",
         "who may query and retrieve (C-FIND, C-MOVE, C-GET): all who may associate; this "
         "machine and the --nodes; nobody", reloaded=True)

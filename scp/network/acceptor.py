@@ -248,12 +248,19 @@ class Accepted(Exchange):
 
     def _serve(self) -> _End:
         read, serve = self.reader.read, self._session.serve
+        # Who has said nothing yet keeps a place from others.
+        silent = self.limits.pdu_timeout < self.limits.idle_timeout
+        if silent:
+            self.reader.expect_within(self.limits.pdu_timeout)
         while True:
             # Else a stop is noticed only in waiting, and who has sent thousands of requests ahead
             # keeps us from it.
             self.heed_stop()
             for _ in range(_MESSAGES_BETWEEN_LOOKS):
                 message = read()
+                if silent:
+                    silent = False
+                    self.reader.expect_within(self.limits.idle_timeout, "--idle-timeout")
                 if isinstance(message, bytes):
                     self.take_control(message)
                     self.heed_end()

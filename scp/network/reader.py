@@ -105,7 +105,7 @@ class MessageReader:
         """``ends``: the PDUs other than P-DATA-TF that an association may go on with."""
         self._connection = connection
         self._ends = ends
-        self._limits = limits
+        self._limits, self._flag = limits, "--idle-timeout"
         self._begin_spill = spill
         self._view = _take_buffer()
         self._full = MOST_GATHERED
@@ -149,9 +149,9 @@ class MessageReader:
             length = min(length, most - HEADER.size)
         return self._whole(length)
 
-    def expect_within(self, seconds: float) -> None:
-        """From now on the peer may be silent for so long only."""
-        self._limits = replace(self._limits, idle_timeout=seconds)
+    def expect_within(self, idle: float, flag: str = "--pdu-timeout") -> None:
+        """From now on the peer may be silent for so long only; ``flag`` says so in words."""
+        self._limits, self._flag = replace(self._limits, idle_timeout=idle), flag
 
     def has_begun(self) -> bool:
         """Whether something of the next message has come. Does not wait; as of ``read``, the data
@@ -333,7 +333,7 @@ class MessageReader:
             if begun:
                 words = f"a PDU did not arrive within {pdu:g} s (--pdu-timeout)"
             else:
-                words = f"silent for {pdu if self._deadline else idle:g} s (--idle-timeout)"
+                words = f"silent for {pdu if self._deadline else idle:g} s ({self._flag})"
             raise PeerTimeout(words, idle=not begun) from None
 
 

@@ -40,7 +40,6 @@ class Access:
     """Calling AE titles that may come from these networks only."""
     max_associations: int
     max_per_peer: int
-    """0: no limit but the one of all."""
     tls: ssl.SSLContext | None
     query_retrieve: str
     nodes: tuple[Address, ...]
@@ -59,7 +58,8 @@ class Access:
             networks=tuple(map(ipaddress.ip_network, settings.allow_peers)),
             bound=bound,
             max_associations=settings.max_associations,
-            max_per_peer=settings.max_associations_per_peer,
+            # So that no one address, silent or busy, shuts all others out.
+            max_per_peer=settings.max_associations_per_peer or (settings.max_associations + 1) // 2,
             tls=server_context(settings),
             query_retrieve=settings.query_retrieve,
             nodes=remote_aes.known(settings),

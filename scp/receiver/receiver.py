@@ -110,9 +110,7 @@ class Receiver:
     def _set_limits(self) -> None:
         most, per_peer = self.access.max_associations, self.access.max_per_peer
         self._server.most_connections = most + _SPARE_CONNECTIONS
-        self._server.most_from_one = (
-            per_peer + _SPARE_FROM_ONE if per_peer else self._server.most_connections
-        )
+        self._server.most_from_one = per_peer + _SPARE_FROM_ONE
 
     def admit(self, access: Access, peer: str) -> Rejection | None:
         """Counts one association more with the address ``peer``, if the limits allow it."""

@@ -294,7 +294,7 @@ def test_a_stop_waits_for_nobody_that_takes_no_answers(start: Start) -> None:
 
 
 def test_two_hundred_senders_at_once_are_all_served(start: Start) -> None:
-    running = start(max_associations=200)
+    running = start(max_associations=200, max_associations_per_peer=200)
     barrier = threading.Barrier(200)
     sizes = {f"1.2.9.{n}": 1000 + 2 * n for n in range(200)}
 

@@ -376,7 +376,7 @@ def test_who_may_associate(
 
 
 def test_beyond_the_limit_associations_are_rejected_until_one_ends(start: Start) -> None:
-    running = start(max_associations=2)
+    running = start(max_associations=2, max_associations_per_peer=2)
     first, second = Peer(running.port), Peer(running.port)
     with Peer(running.port) as third:
         assert third.answer[0] == REJECT
