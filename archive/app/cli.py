@@ -65,6 +65,14 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
             "plainpacs.indexer.commands.forbidden:forbidden",
             "Show what is blocked; unblock it.",
         ),
+        "retain": (
+            "plainpacs.indexer.commands.retain:retain",
+            "Remove studies that need not be kept longer.",
+        ),
+        "keep": (
+            "plainpacs.indexer.commands.keep:keep",
+            "Mark studies that retention leaves alone.",
+        ),
         "hooks": (
             "plainpacs.indexer.commands.hooks:hooks",
             "Show pending and failed hook commands.",

@@ -13,6 +13,7 @@ from typing import Any
 from plainpacs.archive.app.ae_address import Address
 from plainpacs.archive.app.ae_address import ae_title as checked_ae_title
 from plainpacs.archive.app.hook_command import HookWords
+from plainpacs.archive.app.retention_rule import RetentionRule
 from plainpacs.archive.dicom.charset import codec_of
 from plainpacs.archive.store.free_space import Reserve
 from plainpacs.archive.tree import layout
@@ -98,6 +99,16 @@ def nodes(value: Any) -> tuple[str, ...]:
     if repeated := [title for title in titles if titles.count(title) > 1]:
         raise ValueError(f"{repeated[0]} is named more than once")
     return tuple(map(str, addresses))
+
+
+def retention(value: Any) -> tuple[str, ...]:
+    """``NAME=CONDITION TERM...`` for each; in TOML a table of names with the rest."""
+    if isinstance(value, dict):
+        value = [f"{name}={rule}" for name, rule in value.items()]
+    rules = tuple(map(str.strip, several(str)(value)))
+    for rule in rules:
+        RetentionRule.parse(rule)
+    return rules
 
 
 def uid(value: Any) -> str:

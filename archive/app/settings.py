@@ -154,6 +154,19 @@ class Settings:
         "time without a new instance after which a study is settled")
     hooks_at_once: int = _setting(2, values.whole(1, 64), "N", "commands that run at once")
 
+    # How long it is kept
+    retention: tuple[str, ...] = _setting((), values.retention, "NAME=RULE,…",
+        "rules by which studies are removed: age>5y, stored>90d, free<200G or total>4T, and TERMs "
+        "as of `ls` (none)")
+    retention_hour: int = _setting(3, values.whole(0, 23), "HOUR",
+        "hour of the day at which `serve` applies them, local time")
+    retention_most: int = _setting(100, values.whole(1, 1_000_000), "N",
+        "studies that a run removes at most")
+    retention_purge: str = _setting("off", values.choice("on", "off"), "on|off",
+        "erase them instead of moving them to the trash", switch=True)
+    trash_days: int = _setting(0, values.whole(0, 36500), "DAYS",
+        "erase from the trash what was removed so many days ago; 0: never")
+
     # Where it is shared
     node: str | None = _setting(None, values.node, "NAME",
         "this writer's own name, on a shared file system")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from plainpacs.archive.removal import trash
@@ -65,11 +65,31 @@ def purge(root: int, targets: Iterable[Target]) -> Purged:
     return Purged(len(entries), len(variants), linked)
 
 
+def empty_trash(root: int, before: str) -> Purged:
+    """Erases what was removed before that stamp and nothing younger lies beside in the trash, with
+    every line about it. Under the lock of a ``Removal``. Raises OSError."""
+    erased = linked = 0
+    for study in set_aside.studies(root, layout.TRASH):
+        entries = trash.entries(root, [study])
+        young = {one.key for one in entries if trash.removed(one) >= before}
+        old = [one for one in entries if one.key not in young]
+        if not old:
+            continue
+        linked += _wait_for_receivers(root, old)
+        _bury(root, study, {layout.instance_name(one.key.instance) for one in old})
+        _forget_lines(root, layout.TRASH, study, {one.name for one in old})
+        set_aside.drop(root, old)
+        _tidy(root, layout.TRASH, study)
+        erased += len(old)
+    return Purged(erased, 0, linked)
+
+
 # --- manifests ----------------------------------------------------------------------------------
 
 
-def _bury(root: int, target: Target) -> None:
-    """Leaves tombstones of the target's instances that do not lie in the tree."""
+def _bury(root: int, target: Target, only: Collection[str] = ()) -> None:
+    """Leaves tombstones of the target's instances (of these files ``only``) that do not lie in the
+    tree."""
     folder = layout.study_folder(target.month, target.study)
     by_series: dict[str, list[str]] = {}
     for name in set_aside.manifests(root, folder, target.series):
@@ -77,19 +97,19 @@ def _bury(root: int, target: Target) -> None:
     with _Rewriting(root) as rewriting:
         for series, names in by_series.items():
             lines = set_aside.lines_of(root, folder, series)
-            wanted = layout.instance_name(target.instance) if target.instance else ""
+            wanted = {layout.instance_name(target.instance)} if target.instance else only
             removed = _removals(root, f"{folder}/{series}", lines, wanted)
             for name in names:
                 rewriting.rewrite(f"{folder}/{name}", _Burial(removed))
 
 
-def _removals(root: int, series: str, lines: Lines, wanted: str) -> dict[str, str]:
-    """When each file of a series (the one ``wanted``, if any) was removed; those in the tree that
+def _removals(root: int, series: str, lines: Lines, wanted: Collection[str]) -> dict[str, str]:
+    """When each file of a series (those ``wanted``, if any) was removed; those in the tree that
     were stored since are among them, for what was known before."""
     present = {name for name, _ in files_in(root, series)}
     found: dict[str, str] = {}
     for name, known in lines.items():
-        if wanted in ("", name):
+        if not wanted or name in wanted:
             removed = [str(line["removed"]) for line in known if line.get("removed")]
             if name not in present and not manifest.removal_in_force(known):
                 found[name] = manifest.later_than(known)  # it was taken away by hand
@@ -124,15 +144,18 @@ def _since(line: Line, removed: str) -> bool:
     return any(isinstance(stamp, str) and stamp >= removed for stamp in stamps)
 
 
-def _forget_lines(root: int, top: str, target: Target) -> None:
-    """Leaves no line of the target in the manifests beneath ``top``, trash or conflicts."""
+def _forget_lines(root: int, top: str, target: Target, only: Collection[str] = ()) -> None:
+    """Leaves no line of the target (of these files ``only``) in the manifests beneath ``top``,
+    trash or conflicts."""
+
+    def is_forgotten(file: str) -> bool:
+        return file in only if only else file.startswith(f"{target.instance}~")
 
     def others(data: bytes) -> bytes:
-        if not target.instance:
+        if not (target.instance or only):
             return b""
-        mine = target.instance + "~"
         return b"".join(
-            raw + b"\n" for line, raw in lines_in(data) if not line["file"].startswith(mine)
+            raw + b"\n" for line, raw in lines_in(data) if not is_forgotten(line["file"])
         )
 
     folder = f"{top}/{layout.study_folder(target.month, target.study)}"

@@ -108,12 +108,13 @@ def remove(
     forbid: Collection[str] = (),
     node: str | None = None,
     digest: str = "blake3",
+    rules: Collection[str] = (),
 ) -> Removed:
     """Takes what was ``found`` out of the tree, and its indexes with it.
 
     ``erase``: for good, also what is in the trash and among the conflicts. ``forbid``: these UIDs
-    are refused from now on. The same again goes on where it was interrupted. Raises InUse,
-    StorageUnavailable, OSError.
+    are refused from now on. ``rules``: those of retention by which it goes. The same again goes on
+    where it was interrupted. Raises InUse, StorageUnavailable, OSError.
     """
     with Removal.open(path, node=node, digest=digest) as removal:
         instances = found.instances
@@ -141,6 +142,7 @@ def remove(
             targets=[target.path for target in found.targets],
             instances=removed.purged.instances if removed.purged else len(entries),
             forbidden=sorted(forbid) or None,
+            retention=list(rules) or None,
         )
         return removed
 

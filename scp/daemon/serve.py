@@ -21,6 +21,7 @@ from plainpacs.archive.tree.root import create_archive, stamp
 from plainpacs.scp.commitment.reports import Reporter
 from plainpacs.scp.daemon import systemd
 from plainpacs.scp.daemon.child import Child, document
+from plainpacs.scp.daemon.daily import Retention
 from plainpacs.scp.daemon.metrics import MetricsServer
 from plainpacs.scp.daemon.workers import Receivers, number_of_receivers
 from plainpacs.scp.receiver.greeting import greeting
@@ -73,12 +74,14 @@ def serve(
         if settings.web is not None:
             web = Child("web server", _command("web", root), document(settings))
         reporter = Reporter(archive, settings)
+        retention = Retention(root, settings)
         try:
             receiver.start(archive)
             indexer.start()
             if web:
                 web.start()
             reporter.start()
+            retention.start()
             _greet(settings, greeting(root, settings, receiver.port))
             if metrics:
                 metrics.start(archive, receiver)
@@ -101,6 +104,7 @@ def serve(
                     metrics.close()
                 receiver.stop()
                 reporter.stop()
+                retention.stop()
                 indexer.stop()
                 if web:
                     web.stop()

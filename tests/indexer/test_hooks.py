@@ -400,6 +400,21 @@ def test_serve_runs_them_and_plainpacs_works_inside(
     assert service.stop() == 0
 
 
+def test_a_command_knows_the_nodes_of_serve(serve: Serve, tmp_path: Path) -> None:
+    """So that the command one writes first forwards what came."""
+    other = serve("--aet", "OTHER", root=tmp_path / "other")
+    address = f"OTHER@127.0.0.1:{other.port}"
+    forward = f"{sys.executable} -m plainpacs send OTHER {{StudyInstanceUID}}"
+    service = serve(*("--nodes", address, "--on-study-settled", forward, "--settle-seconds", "0.2"))
+    with Peer(service.port) as peer:
+        assert peer.store(peer_data_set()) == 0
+    [sent] = eventually(lambda: list(other.root.glob("[0-9]*/*/*/*.dcm")), 40)
+    assert sent.relative_to(other.root) in {
+        one.relative_to(service.root) for one in service.root.glob("[0-9]*/*/*/*.dcm")
+    }
+    assert service.stop() == other.stop() == 0
+
+
 # --- killed ---------------------------------------------------------------------------------------
 
 
