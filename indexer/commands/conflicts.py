@@ -32,6 +32,7 @@ from plainpacs.indexer.index.duplicates import two_places
 from plainpacs.indexer.index.merge import Record
 from plainpacs.indexer.output import formats, naming
 from plainpacs.indexer.output.formats import note
+from plainpacs.indexer.output.progress import ProgressBar
 
 _NAMED = 20
 ALONE = "alone"
@@ -185,9 +186,12 @@ def _list(path: str, uids: list[str], form: str, *, verbose: bool) -> None:
 def _records(path: str, uids: list[str], *, verbose: bool) -> Iterator[Record]:
     root = open_root(path)
     try:
-        targets = _kept_targets(root, uids) if uids else None
-        for conflict in conflicts(root, targets):
-            yield _record(path, conflict, verbose=verbose)
+        targets = _kept_targets(root, uids) if uids else set_aside.studies(root, layout.CONFLICTS)
+        found = list(conflicts(root, targets))
+        with ProgressBar("comparing", len(found)) as shown:
+            for conflict in found:
+                yield _record(path, conflict, verbose=verbose)
+                shown.add(1)
     except PermissionError:
         note(f"{layout.CONFLICTS} may not be read here: what is kept aside is not listed")
     except OSError as error:

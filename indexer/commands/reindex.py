@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -9,8 +10,10 @@ import click
 from plainpacs.archive.app import settings
 from plainpacs.archive.app.context import Context
 from plainpacs.indexer.output.formats import note
+from plainpacs.indexer.output.progress import ProgressBar
 from plainpacs.indexer.service.pending import REQUEST_REBUILD, REQUEST_RECONCILE
 from plainpacs.indexer.service.refresh import index_all
+from plainpacs.indexer.service.status import status_of
 
 
 @click.command()
@@ -28,5 +31,15 @@ def reindex(context: Context, /, full: bool, config: str | None, **flags: Any) -
     chosen = settings.in_force(flags, config)
     path = context.archive_path()
     request = REQUEST_REBUILD if full else REQUEST_RECONCILE
-    count = index_all(path, note, request, node=chosen.node, digest=chosen.digest, full=full)
+    total = status_of(path, lambda _: None).studies if full and sys.stderr.isatty() else None
+    with ProgressBar("indexing", total) as shown:
+        count = index_all(
+            path,
+            note,
+            request,
+            node=chosen.node,
+            digest=chosen.digest,
+            full=full,
+            tick=shown.add,
+        )
     note("done" if count is None else f"{count:,} studies indexed")

@@ -16,13 +16,14 @@ from plainpacs.archive.verify.verify import Options, Verification
 from plainpacs.indexer.commands.verify import (
     checks,
     format_option,
+    gauge,
     print_finding,
-    shown,
     summary,
     targets_of,
 )
 from plainpacs.indexer.output import formats, naming
 from plainpacs.indexer.output.formats import note
+from plainpacs.indexer.output.progress import ProgressBar
 from plainpacs.indexer.service.pending import REQUEST_REBUILD, REQUEST_RECONCILE
 from plainpacs.indexer.service.refresh import index_all
 
@@ -72,11 +73,11 @@ def repair(
     options = Options(targets_of(root, named, last=last), fast=fast, threads=os.cpu_count() or 1)
     verification = Verification(root, options, checks(root, options))
     findings: list[Finding] = []
-    with shown(verification.progress) as pausing:
+    with gauge(verification, root, options) as shown:
         for finding in verification:
             findings.append(finding)
             if not apply_:
-                with pausing():
+                with shown.printing():
                     planned = plan(finding, verification.forbidden, trusted)
                     print_finding(finding, form, planned or LEFT)
     note(summary(verification.progress))
@@ -94,9 +95,14 @@ def _apply(
     """Mends and indexes; returns how much is left to be done."""
     mended = left = 0
     rebuild = False
-    with Mender.open(root, node=chosen.node, digest=chosen.digest, trust=trust) as mender:
+    with (
+        Mender.open(root, node=chosen.node, digest=chosen.digest, trust=trust) as mender,
+        ProgressBar("repairing", len(findings)) as shown,
+    ):
         for finding, done in mender.mend(findings):
-            print_finding(finding, form, done.words)
+            shown.add(1)
+            with shown.printing():
+                print_finding(finding, form, done.words)
             mended += done.words != LEFT
             left += done.left
             rebuild |= done.rebuild

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
 from datetime import datetime
 
 import click
@@ -24,6 +22,7 @@ from plainpacs.indexer.index import instance_shards
 from plainpacs.indexer.output import formats, humanize, naming
 from plainpacs.indexer.output.formats import note
 from plainpacs.indexer.output.printable import visible
+from plainpacs.indexer.output.progress import ProgressBar
 from plainpacs.indexer.service.verify import IndexCheck
 
 _SAVE_EVERY = 1.0
@@ -178,9 +177,9 @@ def verify(
     verification = Verification(root, options, checks(root, options), save)
     progress = verification.progress
     try:
-        with shown(progress) as pausing:
+        with gauge(verification, root, options) as shown:
             for finding in verification:
-                with pausing():
+                with shown.printing():
                     print_finding(finding, form)
         state.save("", now=True)
     except KeyboardInterrupt:
@@ -210,36 +209,16 @@ def summary(progress: Progress) -> str:
     )
 
 
-@contextlib.contextmanager
-def shown(progress: Progress) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
-    """Shows how far it is, when there is a terminal to show it on. Gives a context manager within
-    which something else may be printed."""
-    if not sys.stderr.isatty():
-        yield contextlib.nullcontext
-        return
-    # rich is loaded only where it is seen: it takes longer to load than a small look takes.
-    from rich.console import Console  # noqa: PLC0415 - as said above
-    from rich.live import Live  # noqa: PLC0415 - as said above
-    from rich.text import Text  # noqa: PLC0415 - as said above
+def gauge(verification: Verification, root: str, options: Options) -> ProgressBar:
+    """How far it is, of what the indexes know when all is verified."""
+    progress = verification.progress
+    total = None
+    if options.whole and sys.stderr.isatty():
+        # Only here: what it needs takes a while to load.
+        from plainpacs.indexer.service.status import status_of  # noqa: PLC0415 - as just said
 
-    console = Console(stderr=True)
-    with Live(
-        get_renderable=lambda: Text(summary(progress)),
-        console=console,
-        refresh_per_second=4,
-        transient=True,
-        redirect_stdout=False,
-    ) as live:
-
-        @contextlib.contextmanager
-        def pausing() -> Iterator[None]:
-            live.stop()
-            try:
-                yield
-            finally:
-                live.start()
-
-        yield pausing
+        total = status_of(root, lambda _: None).instances
+    return ProgressBar("verifying", total, lambda: (progress.instances, progress.reader.bytes))
 
 
 def _print_sums(root: str, name: str, options: Options) -> None:

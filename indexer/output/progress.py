@@ -3,8 +3,11 @@ nothing is shown."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,11 +18,20 @@ from plainpacs.indexer.output.humanize import size
 if TYPE_CHECKING:  # loaded only where it is seen: it takes longer than a small run does
     from rich.progress import Progress
 
+_ASKED_EVERY = 0.2
+
 
 class ProgressBar:
-    """A context manager. ``total``: how many instances there will be; None when nobody knows."""
+    """A context manager. ``total``: how many instances (or what else is done) there will be; None
+    when nobody knows. ``reached`` is asked how many instances and bytes are done, instead of
+    ``add``."""
 
-    def __init__(self, words: str, total: int | None) -> None:
+    def __init__(
+        self,
+        words: str,
+        total: int | None,
+        reached: Callable[[], tuple[int, int]] | None = None,
+    ) -> None:
         self.instances = 0
         self.bytes = 0
         self._words = words
@@ -27,6 +39,9 @@ class ProgressBar:
         self._began = time.monotonic()
         self._progress: Progress | None = None
         self._task: Any = None
+        self._asked = reached
+        self._follower: threading.Thread | None = None
+        self._ended = threading.Event()
 
     @property
     def seconds(self) -> float:
@@ -50,6 +65,9 @@ class ProgressBar:
         )
         self._task = self._progress.add_task(self._words, total=self._total, rate="")
         self._progress.start()
+        if self._asked:
+            self._follower = threading.Thread(target=self._follow, args=(self._asked,))
+            self._follower.start()
         formats.beside.append(partial(console.print, markup=False, soft_wrap=True))
         return self
 
@@ -59,16 +77,37 @@ class ProgressBar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._ended.set()
+        if self._follower is not None:
+            self._follower.join()
         if self._progress is not None:
             formats.beside.pop()
             self._progress.stop()
 
     def add(self, instances: int, more_bytes: int = 0) -> None:
-        self.instances += instances
-        self.bytes += more_bytes
+        self._reached(self.instances + instances, self.bytes + more_bytes)
+
+    def _follow(self, reached: Callable[[], tuple[int, int]]) -> None:
+        while not self._ended.wait(_ASKED_EVERY):
+            self._reached(*reached())
+
+    def _reached(self, instances: int, bytes_: int) -> None:
+        self.instances, self.bytes = instances, bytes_
         if self._progress is not None:
-            rate = f"{self.rate}, {self.instances / max(self.seconds, 0.001):.0f}/s"
-            self._progress.update(self._task, advance=instances, rate=rate)
+            rate = f"{self.rate}, " * bool(bytes_) + f"{instances / max(self.seconds, 0.001):.0f}/s"
+            self._progress.update(self._task, completed=instances, rate=rate)
+
+    @contextlib.contextmanager
+    def printing(self) -> Iterator[None]:
+        """Within, results may be printed: the bar is not in their way."""
+        away = self._progress if formats.on_terminal() else None
+        if away:
+            away.stop()
+        try:
+            yield
+        finally:
+            if away:
+                away.start()
 
     @property
     def rate(self) -> str:

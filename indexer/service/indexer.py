@@ -147,33 +147,41 @@ class Indexer:
 
     # --- all at once ----------------------------------------------------------------------------
 
-    def once(self, *, full: bool = False, reconciling: bool = True) -> int:
+    def once(
+        self,
+        *,
+        full: bool = False,
+        reconciling: bool = True,
+        tick: Callable[[int], object] = bool,
+    ) -> int:
         """Indexes all that is pending or changed, tidies up, and returns how many studies.
 
-        ``full``: every study. ``reconciling`` false: only what is pending.
+        ``full``: every study. ``reconciling`` false: only what is pending. ``tick`` is
+        called after each.
 
         Raises StorageUnavailable; what was not done is done the next time.
         """
         try:
-            return self._once(full, reconciling)
+            return self._once(full, reconciling, tick)
         except OSError as error:
             why = error.strerror or str(error)
             raise StorageUnavailable(
                 f"cannot index {self.path}: {why}; what is left is done next time"
             ) from error
 
-    def _once(self, full: bool, reconciling: bool) -> int:
+    def _once(self, full: bool, reconciling: bool, tick: Callable[[int], object]) -> int:
         if full:
             self._pending.request(REQUEST_REBUILD)  # killed half-way, it is wanted all the same
         asked = self._pending.waiting()[1]
         count = 0
         if REQUEST_REBUILD in asked:
-            count = rebuild_everything(self._rebuilder)
+            count = rebuild_everything(self._rebuilder, tick=tick)
         elif reconciling or REQUEST_RECONCILE in asked:
             reconcile(self.path, self._writer.root, self._pending.mark)
         studies, requests = self._pending.waiting()
         for study in self._additions_first(studies):
             count += self._index(study)
+            tick(1)
         self._compact_as_asked(requests)
         for name in requests:
             self._pending.done(name)

@@ -17,12 +17,17 @@ from plainpacs.indexer.service.reconcile import Facts, facts_of, record_seen
 _SPILL = 64 << 20  # bytes of instance lines held in memory
 
 
-def rebuild_everything(rebuilder: Rebuilder, stop: Callable[[], bool] = lambda: False) -> int:
+def rebuild_everything(
+    rebuilder: Rebuilder,
+    stop: Callable[[], bool] = bool,
+    tick: Callable[[int], object] = bool,
+) -> int:
     """Makes ``study.json``, ``studies.jsonl``, ``seen`` and the shards anew; returns how many
     studies there are.
 
     Each file is replaced when its new content is complete, so readers never see half an index;
-    when ``stop()`` becomes true, what was not reached stays as it was. Raises OSError.
+    when ``stop()`` becomes true, what was not reached stays as it was. ``tick`` is called after
+    each study. Raises OSError.
     """
     root, path = rebuilder.root, rebuilder.path
     rebuilder.forget()
@@ -37,6 +42,7 @@ def rebuild_everything(rebuilder: Rebuilder, stop: Callable[[], bool] = lambda: 
                     return count
                 facts = facts_of(path, month, study)
                 made = rebuilder.remake((month, study))
+                tick(1)
                 after = facts_of(path, month, study)
                 if made.line:
                     lines.append(made.line)

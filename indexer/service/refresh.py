@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from plainpacs.archive.errors import InUse, StorageUnavailable
 from plainpacs.archive.tree import layout
@@ -61,8 +61,10 @@ def index_all(
     node: str | None = None,
     digest: str = "blake3",
     full: bool = False,
+    tick: Callable[[int], object] = bool,
 ) -> int | None:
     """Indexes what is pending or changed, or (``full``) everything; how many studies that was.
+    ``tick`` is called after each.
 
     None when an indexer at work did what ``request`` means in our stead, which ``note`` is told. If
     that one ends before it has, we do. Raises StorageUnavailable and what ``Indexer.open`` raises,
@@ -71,7 +73,7 @@ def index_all(
     while True:
         try:
             with Indexer.open(path, node=node, digest=digest) as indexer:
-                return indexer.once(full=full)
+                return indexer.once(full=full, tick=tick)
         except InUse:
             note("an indexer is at work on the archive; it does this now")
             if _request(path, request):
