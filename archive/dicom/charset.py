@@ -135,6 +135,9 @@ class CharacterSet:
         around it; no values: the default repertoire."""
         return _character_set(tuple(term[:64] for term in islice(terms, _MOST_SETS)), self._default)
 
+    def __str__(self) -> str:
+        return self._default
+
     def decode(self, value: bytes, *, name: bool = False) -> str:
         """The text of ``value``; with ``name``, of VR PN: ``^`` and ``=`` are delimiters too."""
         if self._escapes and b"\x1b" in value:
@@ -313,6 +316,11 @@ def use_defaults(defaults: Iterable[str]) -> None:
     for one in defaults:
         calling_ae, _, term = one.rpartition("=")
         _defaults[calling_ae] = CharacterSet(None, "", codec_of(term) or "", alone=False)
+
+
+def defaults_in_force() -> str:
+    """The defaults, as a text that is another when they are."""
+    return ",".join(f"{title}={one}" for title, one in sorted(_defaults.items()))
 
 
 def default_for(calling_ae: str) -> CharacterSet:

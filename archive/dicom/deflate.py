@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 
 from plainpacs.archive.buffer import Buffer
-from plainpacs.archive.dicom.walk import CutShort
+from plainpacs.archive.dicom.elements import CutShort
 from plainpacs.archive.errors import UnreadableDataSet
 
 _CHUNK = 64 << 10

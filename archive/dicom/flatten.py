@@ -8,7 +8,6 @@ whole way, for when somebody asks how two variants differ.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,25 +16,31 @@ from plainpacs.archive.buffer import Buffer
 from plainpacs.archive.dicom.deflate import Inflated
 from plainpacs.archive.dicom.elements import (
     FIRST_OF_PIXELS,
+    HEADERS,
     ITEM,
     ITEM_DELIMITER,
+    NOT_PADDING,
+    PADDING,
     PIXEL_DATA,
     SEQUENCE_DELIMITER,
-    SHORT_VRS,
     UNDEFINED,
+    CutShort,
     spell,
 )
-from plainpacs.archive.dicom.header import DEFLATED, EXPLICIT_BIG_ENDIAN, MOST_INFLATED
-from plainpacs.archive.dicom.walk import DEEPEST, CutShort, too_many
+from plainpacs.archive.dicom.header import (
+    DEFLATED,
+    EXPLICIT_BIG_ENDIAN,
+    IMPLICIT_LITTLE_ENDIAN,
+    MOST_INFLATED,
+)
+from plainpacs.archive.dicom.walk import DEEPEST, too_many
 from plainpacs.archive.errors import UnreadableDataSet
 
 MOST_ELEMENTS = 1_000_000
 
 _NO_VALUE = "item"
-_SHORT = {vr.encode() for vr in SHORT_VRS}
 # About the encoding, not about the patient: Length to End and Data Set Trailing Padding.
 _ENCODING = (0x00080001, 0xFFFCFFFC)
-_NOT_ZERO = re.compile(rb"[^\0]")
 
 
 class Leaf(NamedTuple):
@@ -55,6 +60,17 @@ class Leaf(NamedTuple):
     encapsulated: bool = False
     little_endian: bool = True
     at: int = 0
+
+
+class _Form(NamedTuple):
+    """How elements are encoded: byte order, and whether the VR is left out."""
+
+    little_endian: bool
+    implicit: bool
+
+
+_IN_UNKNOWN = _Form(little_endian=True, implicit=True)
+"""Items in VR UN are in implicit VR little endian, whatever is around them (PS3.5 6.2.2)."""
 
 
 class DataSet:
@@ -90,7 +106,9 @@ class DataSet:
     @property
     def implicit(self) -> bool:
         """Whether it is in implicit VR."""
-        return _looks_implicit(self.data, 0)
+        said = self.transfer_syntax == IMPLICIT_LITTLE_ENDIAN
+        headers = HEADERS[self.little_endian]
+        return headers.is_implicit(self.data, 0, len(self.data), said=said)
 
     def __iter__(self) -> Iterator[Leaf]:
         """The elements, but for those that are about the encoding alone, unless ``every``.
@@ -98,34 +116,12 @@ class DataSet:
         Raises UnreadableDataSet, at the latest at the end, when it cannot be followed.
         """
         try:
-            walk = _Walk(self.data, self.little_endian, self._header_only, self._every)
+            form = _Form(self.little_endian, self.implicit)
+            walk = _Walk(self.data, form, self._header_only, self._every)
             yield from walk.leaves()
             self.end = walk.stopped
         except struct.error:
             raise CutShort("the data set is cut short in an element's header") from None
-
-
-class _Form:
-    """How elements are encoded: byte order, and whether the VR is left out (``implicit``)."""
-
-    __slots__ = ("implicit", "little_endian", "long", "short", "tag_and_length")
-
-    def __init__(self, little_endian: bool, implicit: bool) -> None:
-        order = "<" if little_endian else ">"
-        self.little_endian = little_endian
-        self.implicit = implicit
-        self.tag_and_length = struct.Struct(f"{order}HHI").unpack_from
-        self.short = struct.Struct(f"{order}H").unpack_from
-        self.long = struct.Struct(f"{order}I").unpack_from
-
-
-_FORMS = {
-    (little_endian, implicit): _Form(little_endian, implicit)
-    for little_endian in (False, True)
-    for implicit in (False, True)
-}
-_IN_UNKNOWN = _FORMS[True, True]
-"""Items in VR UN are in implicit VR little endian, whatever is around them (PS3.5 6.2.2)."""
 
 
 class _Frame:
@@ -145,19 +141,16 @@ class _Frame:
 
 
 class _Walk:
-    def __init__(
-        self, data: memoryview, little_endian: bool, header_only: bool, every: bool
-    ) -> None:
+    def __init__(self, data: memoryview, form: _Form, header_only: bool, every: bool) -> None:
         self._data = data
+        self._form = form
         self._header_only = header_only
         self._every = every
         self._end = self.stopped = len(data)
-        self._little_endian = little_endian
         self._left = MOST_ELEMENTS
 
     def leaves(self) -> Iterator[Leaf]:
-        form = _FORMS[self._little_endian, _looks_implicit(self._data, 0)]
-        stack = [_Frame(False, self._end, True, form, ())]
+        stack = [_Frame(False, self._end, True, self._form, ())]
         pos = 0
         while stack:
             frame = stack[-1]
@@ -165,11 +158,11 @@ class _Walk:
             if frame.defined and pos == frame.limit:
                 stack.pop()
                 continue
-            if len(stack) == 1 and not any(self._data[pos : pos + 8]):
-                if _NOT_ZERO.search(self._data, pos):
-                    raise UnreadableDataSet("there are NULs where an element belongs")
+            if len(stack) == 1 and not bytes(self._data[pos : pos + 8]).strip(PADDING):
+                if NOT_PADDING.search(self._data, pos):
+                    raise UnreadableDataSet("there is padding where an element belongs")
                 self.stopped = pos
-                return  # padding
+                return
             if frame.limit - pos < 8:
                 raise CutShort("the data set is cut short in an element's header")
             self._count()
@@ -180,7 +173,10 @@ class _Walk:
                     yield Leaf(stack[-1].path, _NO_VALUE, pos, pos)
                 continue
             at = pos
-            tag, vr, length, value = self._header(pos, form)
+            headers = HEADERS[form.little_endian]
+            tag, vr, length, value = headers.read(
+                self._data, pos, frame.limit, implicit=form.implicit
+            )
             if tag in (ITEM_DELIMITER, SEQUENCE_DELIMITER) and not length:
                 # In an item of a defined length it is one too many, which some writers leave.
                 if tag == ITEM_DELIMITER and not frame.defined:
@@ -221,7 +217,8 @@ class _Walk:
     def _item(self, stack: list[_Frame], frame: _Frame, pos: int) -> int:
         """Opens the item at ``pos``, or closes the sequence; where to go on."""
         form = frame.form
-        group, element, length = form.tag_and_length(self._data, pos)
+        headers = HEADERS[form.little_endian]
+        group, element, length = headers.implicit(self._data, pos)
         tag = group << 16 | element
         value = pos + 8
         if tag == SEQUENCE_DELIMITER and not frame.defined:
@@ -232,8 +229,8 @@ class _Walk:
         after = frame.limit if length == UNDEFINED else value + length
         if after > frame.limit:
             raise CutShort.within(tag, length, frame.limit - value)
-        if not form.implicit and _looks_implicit(self._data, value):
-            form = _FORMS[form.little_endian, True]
+        if not form.implicit and headers.is_implicit(self._data, value, after, said=False):
+            form = form._replace(implicit=True)
         path = (*frame.path, frame.count)
         frame.count += 1
         self._push(stack, _Frame(False, after, length != UNDEFINED, form, path), tag)
@@ -249,20 +246,6 @@ class _Walk:
         if self._left < 0:
             raise too_many()
 
-    def _header(self, pos: int, form: _Form) -> tuple[int, str, int, int]:
-        """(tag, VR, length, position of the value)."""
-        data = self._data
-        group, element, length = form.tag_and_length(data, pos)
-        tag = group << 16 | element
-        if form.implicit or group == 0xFFFE:
-            return tag, "", length, pos + 8
-        vr = bytes(data[pos + 4 : pos + 6])
-        if vr in _SHORT:
-            return tag, vr.decode(), form.short(data, pos + 6)[0], pos + 8
-        if vr.isalpha() and vr.isupper():  # one nobody knows yet has the long form too
-            return tag, vr.decode(), form.long(data, pos + 8)[0], pos + 12
-        return tag, "", length, pos + 8  # some writers do so in private groups
-
     def _holds_items(self, vr: str, value: int, length: int, after: int, form: _Form) -> bool:
         """SQ does; what has no VR of its own, when its value is made of items to its end."""
         if vr == "SQ":
@@ -273,7 +256,7 @@ class _Walk:
             return True
         pos = value
         while after - pos >= 8:
-            group, element, length = form.tag_and_length(self._data, pos)
+            group, element, length = HEADERS[form.little_endian].implicit(self._data, pos)
             if group << 16 | element != ITEM:
                 return False
             if length == UNDEFINED:
@@ -285,7 +268,7 @@ class _Walk:
     def _fragments(self, tag: int, pos: int, limit: int, form: _Form) -> tuple[int, int]:
         """(where the last fragment ends, what comes after the delimiter)."""
         while limit - pos >= 8:
-            group, element, length = form.tag_and_length(self._data, pos)
+            group, element, length = HEADERS[form.little_endian].implicit(self._data, pos)
             found = group << 16 | element
             if found == SEQUENCE_DELIMITER:
                 return pos, pos + 8
@@ -294,11 +277,6 @@ class _Walk:
             self._count()
             pos += 8 + length
         raise CutShort(f"the fragments of {spell(tag)} are cut short")
-
-
-def _looks_implicit(data: memoryview, pos: int) -> bool:
-    vr = bytes(data[pos + 4 : pos + 6])
-    return len(vr) == 2 and not (vr.isalpha() and vr.isupper())
 
 
 def fragments(data: memoryview, leaf: Leaf) -> Iterator[memoryview]:

@@ -1,13 +1,9 @@
 """From the bytes of a data set to the attributes kept of it.
 
-A walker over the element headers (PS3.5 7.1) reads little endian data sets, in explicit and in
-implicit VR. It looks at no value that is not kept, hops over content of a defined length, and stops
-at the first element after (0040,0275). What it is not sure of, and big endian, is read once more
-with pydicom judging every element header (``header_pydicom``); both hand the same bytes to the same
-typing (``values``).
-
-The VR at the first element decides between explicit and implicit VR, not the transfer syntax: some
-writers lie about it, and so reads pydicom.
+A walker over the element headers (PS3.5 7.1) looks at no value that is not kept, hops over content
+of a defined length, and stops at the first element after (0040,0275). Little endian, nearly all
+there is, has a quick way of its own to there; what is long, nested or doubtful in it, and big
+endian, goes the way of ``walk``.
 
 Only elements of the top level count, except where ``elements`` says so. What comes out of order
 after an element beyond (0040,0275) is not seen.
@@ -22,7 +18,7 @@ from struct import Struct
 from plainpacs.archive.buffer import Buffer
 from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet
 from plainpacs.archive.dicom.deflate import Inflated
-from plainpacs.archive.dicom.elements import LONG_VRS, SHORT_VRS, UNDEFINED
+from plainpacs.archive.dicom.elements import HEADERS, SHORT_VRS, UNDEFINED, CutShort
 from plainpacs.archive.dicom.values import LONGEST_VALUE, Attributes, Slot, vr_code
 from plainpacs.archive.dicom.walk import (
     HOLDS_ITEMS,
@@ -30,8 +26,6 @@ from plainpacs.archive.dicom.walk import (
     LAST_GROUP,
     WANTED_ELEMENTS,
     WANTED_SEQUENCES,
-    CutShort,
-    NotUnderstood,
     Walk,
     slot_of,
     too_many,
@@ -60,7 +54,6 @@ nearly empty mask comes to more, and a bomb of a megabyte would take seconds."""
 _FIRST_INFLATED = 256 << 10
 
 _SHORT = {vr_code(vr): vr for vr in SHORT_VRS}
-_LONG = {vr_code(vr): vr for vr in LONG_VRS}
 
 # By group, then by element and VR as one number: a wanted element in a VR of short length.
 _EXPLICIT_SLOTS: dict[int, dict[int, Slot]] = {}
@@ -74,8 +67,6 @@ _NO_SLOTS: dict[int, Slot] = {}
 
 _EXPLICIT = Struct("<HIH").unpack_from  # group, element and VR, length
 _IMPLICIT = Struct("<HHI").unpack_from
-_EXPLICIT_VR = Struct("<HHHH").unpack_from
-_LENGTH = Struct("<I").unpack_from
 
 
 def read_header(
@@ -115,55 +106,22 @@ def read_header(
 def _read(
     data: Buffer, syntax: str, above: CharacterSet, whole: bool, complete: bool
 ) -> Attributes:
-    little_endian = syntax != EXPLICIT_BIG_ENDIAN
+    walk = Walk(data, little_endian=syntax != EXPLICIT_BIG_ENDIAN)
     implicit = is_implicit(data, syntax)
-    if little_endian:
-        try:
-            return _walk(data, implicit, whole, complete).attributes(above)
-        except NotUnderstood:
-            pass
-    # Loaded at the first doubt: pydicom takes 26 MB and 0.3 s, and few data sets need it.
-    from plainpacs.archive.dicom.header_fallback import PydicomWalk  # noqa: PLC0415 - as just said
-
-    return PydicomWalk.read(data, implicit, little_endian, above, whole=whole, complete=complete)
+    after: int | None = 0
+    if walk.little_endian:
+        after = (_walk_implicit if implicit else _walk_explicit)(walk, complete)
+    if after is not None and (whole or not walk.little_endian):
+        walk.top_level(after, implicit, whole=whole, complete=complete)
+    return walk.attributes(above)
 
 
 def is_implicit(data: Buffer, syntax: str) -> bool:
-    vr = bytes(data[4:6])
-    if len(vr) < 2:
-        return syntax == IMPLICIT_LITTLE_ENDIAN
-    return not (0x41 <= vr[0] <= 0x5A and 0x41 <= vr[1] <= 0x5A)
+    headers = HEADERS[syntax != EXPLICIT_BIG_ENDIAN]
+    return headers.is_implicit(data, 0, len(data), said=syntax == IMPLICIT_LITTLE_ENDIAN)
 
 
-def _walk(data: Buffer, implicit: bool, whole: bool, complete: bool) -> StructWalk:
-    walk = StructWalk(data)
-    after = (_walk_implicit if implicit else _walk_explicit)(walk, complete)
-    if whole and after is not None:
-        walk.top_level(after, implicit, whole=True, complete=True)
-    return walk
-
-
-class StructWalk(Walk):
-    """Little endian by ``struct``."""
-
-    def element(self, pos: int, implicit: bool) -> tuple[int, str, int, int]:
-        if implicit:
-            group, element, length = _IMPLICIT(self.data, pos)
-            return group << 16 | element, "", length, pos + 8
-        group, element, code, length = _EXPLICIT_VR(self.data, pos)
-        tag = group << 16 | element
-        if vr := _SHORT.get(code):
-            return tag, vr, length, pos + 8
-        if vr := _LONG.get(code):
-            if self.end - pos < 12:
-                raise CutShort.within(tag, 12, self.end - pos)
-            return tag, vr, _LENGTH(self.data, pos + 8)[0], pos + 12
-        if group == 0xFFFE:
-            return tag, "", _LENGTH(self.data, pos + 4)[0], pos + 8
-        raise NotUnderstood
-
-
-def _walk_explicit(walk: StructWalk, complete: bool) -> int | None:
+def _walk_explicit(walk: Walk, complete: bool) -> int | None:
     """Collects; the position of the first element after the kept ones, None when there is none."""
     data, found, short = walk.data, walk.collected.found, _SHORT
     unpack = _EXPLICIT
@@ -187,10 +145,8 @@ def _walk_explicit(walk: StructWalk, complete: bool) -> int | None:
                 found[slots[key]] = data[value:pos]
             elif key >> 16 in short:
                 pos += 8 + length
-            elif key or group or not walk.is_padding(pos):
-                pos = _long(walk, pos)
             else:
-                pos = walk.end
+                pos = _long(walk, pos)
         raise too_many()
     except struct.error:
         # No header fits at ``pos`` any more. Only the last element can have led past the end.
@@ -202,8 +158,10 @@ def _walk_explicit(walk: StructWalk, complete: bool) -> int | None:
     return None
 
 
-def _long(walk: StructWalk, pos: int) -> int:
+def _long(walk: Walk, pos: int) -> int:
     """Where the element at ``pos``, in explicit VR but in none of the short ones, ends."""
+    if walk.is_padding(pos):
+        return walk.end
     tag, vr, length, value = walk.element(pos, False)
     if tag in WANTED_SEQUENCES and vr in HOLDS_ITEMS:
         return walk.sequence(tag, value, length, False)
@@ -218,7 +176,7 @@ def _long(walk: StructWalk, pos: int) -> int:
     return after
 
 
-def _walk_implicit(walk: StructWalk, complete: bool) -> int | None:
+def _walk_implicit(walk: Walk, complete: bool) -> int | None:
     """As ``_walk_explicit``."""
     data, found = walk.data, walk.collected.found
     unpack = _IMPLICIT

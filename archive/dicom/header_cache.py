@@ -21,11 +21,10 @@ from typing import Any
 
 from plainpacs.archive.buffer import Buffer
 from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet
-from plainpacs.archive.dicom.elements import UNDEFINED
+from plainpacs.archive.dicom.elements import HEADERS, UNDEFINED
 from plainpacs.archive.dicom.header import (
     DEFLATED,
     EXPLICIT_BIG_ENDIAN,
-    StructWalk,
     is_implicit,
     read_header,
 )
@@ -35,7 +34,7 @@ from plainpacs.archive.dicom.walk import (
     LAST_TAG,
     WANTED_ELEMENTS,
     WANTED_SEQUENCES,
-    NotUnderstood,
+    Walk,
     slot_of,
 )
 from plainpacs.archive.errors import UnreadableDataSet
@@ -166,7 +165,7 @@ def _learned(
         return None
     try:
         layout = _laid_out(data, syntax)
-    except (NotUnderstood, UnreadableDataSet, struct.error):  # who read it knew more than we do
+    except (UnreadableDataSet, struct.error):  # who read it knew more than we do
         return None
     if layout:
         layout.learn(data, above, attributes)
@@ -175,7 +174,7 @@ def _learned(
 
 def _laid_out(data: Buffer, syntax: str) -> _Layout | None:
     """One way through the header, as ``header`` goes it."""
-    walk = StructWalk(data)
+    walk = Walk(data)
     implicit = is_implicit(data, syntax)
     form: list[str] = []
     fixed: list[int] = []
@@ -189,12 +188,14 @@ def _laid_out(data: Buffer, syntax: str) -> _Layout | None:
     pos = 0
     for _ in range(_MOST_ELEMENTS):
         group, number = _TAG.unpack_from(data, pos)
-        if not group:  # may be padding, which depends on all that follows
+        if not group or walk.is_padding(pos):  # which depends on all that follows
             return None
         if group << 16 | number > LAST_TAG:
             same(_TAG.size)
             form.append("4x")  # the walker wants a whole header there
             break
+        if not implicit and HEADERS[True].is_doubtful(data, pos):  # what is behind it counts, too
+            return None
         tag, vr, length, value = walk.element(pos, implicit)
         if tag in WANTED_SEQUENCES and vr in HOLDS_ITEMS:
             after = walk.sequence(tag, value, length, implicit)

@@ -31,6 +31,7 @@ _PREAMBLE = 128
 _PROLOGUE = bytes(_PREAMBLE) + b"DICM"
 _LENGTH = struct.Struct("<HH2sHL")
 _SHORT = struct.Struct("<HH2sH")
+_IMPLICIT = struct.Struct("<HHL")
 _LONG = struct.Struct("<HH2sHL")
 _LONG_VRS = {vr.encode() for vr in LONG_VRS}
 
@@ -39,8 +40,8 @@ _LONG_VRS = {vr.encode() for vr in LONG_VRS}
 class Part10:
     """Where the data set of a file starts, and what its File Meta says of it.
 
-    ``whole`` is False when there is no (usable) preamble and File Meta Information, so that the
-    transfer syntax is a guess and the file cannot be kept as it is.
+    ``whole`` is False when there is no preamble, or no File Meta Information in explicit VR that
+    says what it has to: the transfer syntax may be a guess, and the file is not kept as it is.
     """
 
     dataset_offset: int
@@ -110,9 +111,9 @@ def read_part10(head: Buffer) -> Part10:
     """
     view = memoryview(head)
     if is_prefixed(view):
-        values, offset = _read_meta(view, _PREAMBLE + 4)
+        values, offset, explicit = _read_meta(view, _PREAMBLE + 4)
         transfer_syntax = values.get(0x0010, "")
-        whole = bool(transfer_syntax and values.get(0x0002) and values.get(0x0003))
+        whole = bool(explicit and transfer_syntax and values.get(0x0002) and values.get(0x0003))
         return Part10(
             offset,
             transfer_syntax or guess_transfer_syntax(view[offset:]),
@@ -122,7 +123,7 @@ def read_part10(head: Buffer) -> Part10:
             values.get(0x0016, ""),
         )
     # Some programs leave out the preamble, some the File Meta with it.
-    values, offset = _read_meta(view, 4 if bytes(view[:4]) == b"DICM" else 0)
+    values, offset, _ = _read_meta(view, 4 if bytes(view[:4]) == b"DICM" else 0)
     guess = values.get(0x0010) or guess_transfer_syntax(view[offset:])
     return Part10(
         *(offset, guess, values.get(0x0002, ""), values.get(0x0003, "")),
@@ -137,8 +138,10 @@ def is_prefixed(head: Buffer) -> bool:
     return bytes(head[_PREAMBLE : _PREAMBLE + 4]) == b"DICM"
 
 
-def _read_meta(view: memoryview, offset: int) -> tuple[dict[int, str], int]:
+def _read_meta(view: memoryview, offset: int) -> tuple[dict[int, str], int, bool]:
+    """The values that count; where the data set starts; whether all is in explicit VR."""
     values: dict[int, str] = {}
+    explicit = True
     size = len(view)
     stated_end = -1
     while offset + 8 <= size and bytes(view[offset : offset + 2]) == b"\2\0":
@@ -151,6 +154,9 @@ def _read_meta(view: memoryview, offset: int) -> tuple[dict[int, str], int]:
                 raise UnreadableDataSet("the file ends within its File Meta Information")
             length = _LONG.unpack_from(view, offset)[4]
             start = offset + 12
+        elif not (vr.isalpha() and vr.isupper()):
+            explicit = False
+            length = _IMPLICIT.unpack_from(view, offset)[2]
         if start + length > size:
             raise UnreadableDataSet("the file ends within its File Meta Information")
         if element == 0x0000 and length == 4 and stated_end < 0:
@@ -159,7 +165,7 @@ def _read_meta(view: memoryview, offset: int) -> tuple[dict[int, str], int]:
             value = bytes(view[start : start + length]).decode("ascii", "replace").strip("\0 ")
             values[element] = value if len(value) <= _LONGEST_UID else ""
         offset = start + length
-    return values, offset
+    return values, offset, explicit
 
 
 def guess_transfer_syntax(data_set: Buffer) -> str:

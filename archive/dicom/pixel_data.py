@@ -17,10 +17,9 @@ from pydicom.encaps import get_frame
 
 from plainpacs.archive.dicom import part10
 from plainpacs.archive.dicom.element_tree import Elements, read_elements
-from plainpacs.archive.dicom.elements import FIRST_OF_PIXELS, PIXEL_DATA, swapped
+from plainpacs.archive.dicom.elements import FIRST_OF_PIXELS, PIXEL_DATA, CutShort, swapped
 from plainpacs.archive.dicom.flatten import DataSet, Leaf
 from plainpacs.archive.dicom.header import DEFLATED
-from plainpacs.archive.dicom.walk import CutShort
 from plainpacs.archive.errors import UnreadableDataSet
 
 _FIRST = 64 << 10

@@ -7,22 +7,26 @@ RecursionError, and bounded: in depth, and in the number of elements looked at.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from struct import Struct
 from typing import cast
 
 from plainpacs.archive.buffer import Buffer
 from plainpacs.archive.dicom.attributes import BY_KEYWORD, KEPT, REQUESTED, KeptAttribute
 from plainpacs.archive.dicom.charset import CharacterSet
 from plainpacs.archive.dicom.elements import (
+    HEADERS,
     ITEM,
     ITEM_DELIMITER,
+    NOT_PADDING,
+    PADDING,
     SEQUENCE_DELIMITER,
     UNDEFINED,
+    CutShort,
+    Header,
     spell,
 )
 from plainpacs.archive.dicom.values import (
@@ -41,25 +45,22 @@ LAST_TAG = LAST_GROUP << 16 | LAST_ELEMENT
 
 MOST_COLLECTED = 256
 """References, and requests, that are held until it is known which of them say something."""
+_COST_OF_DOUBT = 4
+"""In elements looked at."""
 DEEPEST = 256
 """Levels of nested content of undefined length."""
 
-_ITEM_LITTLE, _ITEM_BIG = Struct("<HHI").unpack_from, Struct(">HHI").unpack_from
-NOT_ZERO = re.compile(rb"[^\0]")
+_DELIMITERS = {
+    True: re.compile(rb"\xfe\xff\xdd\xe0", re.DOTALL),
+    False: re.compile(rb"\xff\xfe\xe0\xdd", re.DOTALL),
+}
 
 
-class NotUnderstood(Exception):
-    """The walker met something it cannot be sure of; pydicom is to judge."""
+class Malformed(UnreadableDataSet):
+    """A sequence is made up of something else than items that fit into it."""
 
-
-class CutShort(UnreadableDataSet):
-    """The data set ends before the element that was being read does."""
-
-    @classmethod
-    def within(cls, tag: int, declared: int, there: int) -> CutShort:
-        return cls(
-            f"the data set is cut short in {spell(tag)}: {declared} bytes declared, {there} there"
-        )
+    def __init__(self) -> None:
+        super().__init__("the data set cannot be followed")
 
 
 def too_many() -> UnreadableDataSet:
@@ -123,11 +124,9 @@ _Frame = tuple[bool, int, bool, bool, "Wanted | None"]
 latest; whether it ends just there; whether in implicit VR; what is wanted of the items)."""
 
 
-class Walk(ABC):
-    """The way through one data set. A reader says how an element's header is read."""
+class Walk:
+    """The way through one data set."""
 
-    last_judge = False
-    """Whether nobody else can be asked when this reader does not understand."""
     most_elements = 250_000
     """So many elements are looked at for the kept attributes (one hopped over is one) ..."""
     most_elements_whole = 5_000_000
@@ -139,8 +138,9 @@ class Walk(ABC):
         self.little_endian = little_endian
         self.collected = Collected()
         self._left = self.most_elements
-        self._not_zero = -1
-        self._item_header = _ITEM_LITTLE if little_endian else _ITEM_BIG
+        self._no_padding = -1
+        self._headers = HEADERS[little_endian]
+        self._item_header = self._headers.implicit
 
     def attributes(self, above: CharacterSet) -> Attributes:
         """What was collected, decoded (where no character set is named, as ``above``) and typed."""
@@ -151,16 +151,24 @@ class Walk(ABC):
             raw = {slot: bytes(value) for slot, value in found.items()}
         return typed(raw, list(self.collected.references), self.collected.requests, above)
 
-    @abstractmethod
-    def element(self, pos: int, implicit: bool) -> tuple[int, str, int, int]:
-        """(tag, VR or '', length, position of the value) of the element at ``pos``.
-
-        There are at least 8 bytes at ``pos``. Raises NotUnderstood or CutShort.
-        """
+    def element(self, pos: int, implicit: bool, end: int | None = None) -> Header:
+        """That of the element at ``pos``, of which 8 bytes are there; ``end``: of what it is in."""
+        found = self._headers.read(self.data, pos, end or self.end, implicit=implicit)
+        if not implicit and found[1] in ("", "UN"):  # a doubt takes longer than a look
+            self._left -= _COST_OF_DOUBT
+            if self._left < 0:
+                raise too_many()
+        return found
 
     def after_opaque(self, pos: int) -> int:
-        """Where content of undefined length that is not made of items ends."""
-        raise NotUnderstood
+        """Where content of undefined length that is not made of items ends. Raises CutShort."""
+        found = _DELIMITERS[self.little_endian].search(self.data, pos)
+        after = found.end() + 4 if found else self.end + 1
+        # What was searched counts, or one could have it searched for ever.
+        self._left -= (after - pos) // 1024
+        if after > self.end:
+            raise CutShort("the data set is cut short in a value of undefined length")
+        return after
 
     def top_level(self, pos: int, implicit: bool, *, whole: bool, complete: bool) -> None:
         """Collects from ``pos`` on; with ``whole``, goes on to the end of the data set."""
@@ -197,16 +205,17 @@ class Walk(ABC):
             raise CutShort(f"the data set is cut short in an element's header, {self.end} bytes in")
 
     def is_padding(self, pos: int) -> bool:
-        """Whether there is nothing but NULs from ``pos`` on, two at least, or nothing at all.
+        """Whether there is nothing but NULs, line ends and the like from ``pos`` on, or nothing.
 
-        One NUL may be what is left of a tag such as (6000,0010).
+        One NUL alone may be what is left of a tag such as (6000,0010).
         """
-        if self.end - pos == 1 or any(self.data[pos : pos + 8]):
+        head = bytes(self.data[pos : pos + 8])
+        if head == b"\0" or head.strip(PADDING):
             return False
-        if self._not_zero < pos:  # else asked before: to look again each time would be quadratic
-            found = NOT_ZERO.search(self.data, pos)
-            self._not_zero = found.start() if found else self.end
-        return self._not_zero == self.end
+        if self._no_padding < pos:  # else asked before: to look again each time would be quadratic
+            found = NOT_PADDING.search(self.data, pos)
+            self._no_padding = found.start() if found else self.end
+        return self._no_padding == self.end
 
     def sequence(self, tag: int, pos: int, length: int, implicit: bool) -> int:
         """Collects out of the wanted sequence whose value is at ``pos``; where it ends."""
@@ -216,12 +225,8 @@ class Walk(ABC):
         after = pos + length
         if after > self.end:
             raise CutShort.within(tag, length, self.end - pos)
-        try:
+        with contextlib.suppress(Malformed, CutShort):  # its length leads past what is wrong in it
             self.through(tag, pos, length, implicit, wanted)
-        except (NotUnderstood, CutShort):
-            if not self.last_judge:
-                raise NotUnderstood from None
-            # Its length leads past what is malformed in it.
         return after
 
     def through(
@@ -230,7 +235,7 @@ class Walk(ABC):
         """Where the sequence (or the fragments) whose value is at ``pos`` ends.
 
         Collects what is ``wanted`` of its items. Content of a defined length is hopped over
-        unless something is wanted of it. Raises NotUnderstood, CutShort, UnreadableDataSet.
+        unless something is wanted of it. Raises Malformed, CutShort, UnreadableDataSet.
         """
         data, item_header = self.data, self._item_header
         defined = length != UNDEFINED
@@ -249,7 +254,7 @@ class Walk(ABC):
             if self._left < 0:
                 raise too_many()
             if in_item:
-                tag, vr, length, value = self.element(pos, implicit)
+                tag, vr, length, value = self.element(pos, implicit, limit)
                 if tag == ITEM_DELIMITER and not defined:
                     stack.pop()
                     pos = value
@@ -266,7 +271,7 @@ class Walk(ABC):
                     continue
                 if tag != ITEM:
                     if defined:
-                        raise NotUnderstood
+                        raise Malformed
                     pos = self.after_opaque(pos) - 8  # at the delimiter
                     continue
                 kept, within = None, wanted
@@ -274,7 +279,9 @@ class Walk(ABC):
                 if opens and wanted is _REQUEST:
                     self.collected.open_request()
                 if opens and not implicit:
-                    implicit = self._looks_implicit(value)
+                    # So it is in UN of undefined length (PS3.5 6.2.2), and some writers put it
+                    # elsewhere.
+                    implicit = self._headers.is_implicit(data, value, self.end, said=False)
             after = limit if length == UNDEFINED else value + length
             if after > limit:
                 raise self._cut(limit, tag, length, limit - value)
@@ -311,13 +318,7 @@ class Walk(ABC):
         elif vr in ("UI", "UN", "") and len(self.collected.references) < MOST_COLLECTED:
             self.collected.references[raw] = None
 
-    def _looks_implicit(self, pos: int) -> bool:
-        # UN of undefined length holds implicit VR (PS3.5 6.2.2), and some writers put it elsewhere.
-        if self.end - pos < 8:
-            return False
-        return not (0x41 <= self.data[pos + 4] <= 0x5A and 0x41 <= self.data[pos + 5] <= 0x5A)
-
     def _cut(self, limit: int, tag: int, declared: int, there: int) -> Exception:
         if limit < self.end:
-            return NotUnderstood()  # not cut: it does not fit into what it is in
+            return Malformed()  # not cut: it does not fit into what it is in
         return CutShort.within(tag, declared, max(there, 0))

@@ -32,7 +32,7 @@ DIGESTS = ("blake3", "sha256")
 
 # What a line says that is no attribute of the instance.
 _OWN = {"file", "bytes", "dataset_offset", "stored", "transfer_syntax", "removed", "restored"}
-_OWN |= {"calling_ae", "called_ae", "peer", "origin", "reason", "crc32", *DIGESTS}
+_OWN |= {"calling_ae", "called_ae", "peer", "origin", "reason", "reread", "crc32", *DIGESTS}
 
 _CHECKSUM = b',"crc32":"'
 _TAIL = len(_CHECKSUM) + len('01234567"}')
@@ -64,10 +64,15 @@ class FileFacts(NamedTuple):
     transfer_syntax: str
 
 
-def line_of(facts: FileFacts, provenance: Provenance, attributes: dict[str, Any]) -> bytes:
-    """The manifest line, newline included."""
+def line_of(
+    facts: FileFacts, provenance: Provenance, attributes: dict[str, Any], reread: str = ""
+) -> bytes:
+    """The manifest line, newline included. ``reread``: when the attributes were read from the file
+    again, as in ``root.stamp``; of lines that say the same of the file the latest counts."""
     line: Line = {
         "file": facts.file,
+        # Here it makes the bytes of the line greater than those of the lines before.
+        **({"reread": reread} if reread else {}),
         "bytes": facts.size,
         "dataset_offset": facts.dataset_offset,
         facts.digest_name: facts.digest,

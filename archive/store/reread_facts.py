@@ -13,7 +13,29 @@ from plainpacs.archive.store.manifest import FileFacts
 from plainpacs.archive.store.temporary import new_digest
 from plainpacs.archive.tree.root import stamp
 
+_MOST_HEADERS = 64 << 10
 _HEAD = 64 << 20  # bytes read at once; the header lies in them
+
+
+def read_attributes(file: RawIOBase) -> Attributes:
+    """The attributes alone, from the header of the unbuffered ``file``. Raises as
+    ``read_facts``."""
+    size = os.fstat(file.fileno()).st_size
+    head = file.read(_MOST_HEADERS) or b""
+    try:
+        return _attributes(head, part10.read_part10(head), complete=len(head) == size)
+    except UnreadableDataSet:
+        if len(head) == size:
+            raise
+    head += file.read(_HEAD) or b""
+    found = part10.read_part10(head[: part10.LONGEST_META])
+    return _attributes(head, found, complete=len(head) == size)
+
+
+def _attributes(head: bytes, found: part10.Part10, *, complete: bool) -> Attributes:
+    above = default_for(found.calling_ae)
+    data_set = memoryview(head)[found.dataset_offset :]
+    return read_header(data_set, found.transfer_syntax, above, complete=complete)
 
 
 def read_facts(file: RawIOBase, name: str, digest: str) -> tuple[FileFacts, Attributes]:
@@ -30,12 +52,7 @@ def read_facts(file: RawIOBase, name: str, digest: str) -> tuple[FileFacts, Attr
     hashed.update(head)
     while chunk := file.read(1 << 20):
         hashed.update(chunk)
-    attributes = read_header(
-        memoryview(head)[found.dataset_offset :],
-        found.transfer_syntax,
-        default_for(found.calling_ae),
-        complete=len(head) == facts.st_size,
-    )
+    attributes = _attributes(head, found, complete=len(head) == facts.st_size)
     return (
         FileFacts(
             name,

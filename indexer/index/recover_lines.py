@@ -8,15 +8,26 @@ linked it is not coming back (a user's own hard links keep the count up for ever
 from __future__ import annotations
 
 import logging
+import time
 
 from plainpacs.archive.errors import RefusedInstance, UnreadableDataSet
-from plainpacs.archive.store.manifest import ORIGIN_RECOVERED, Provenance, line_of
+from plainpacs.archive.store.manifest import (
+    ORIGIN_RECOVERED,
+    Line,
+    Provenance,
+    best_line,
+    line_of,
+    lines_in,
+    said_by,
+)
 from plainpacs.archive.store.manifest_writer import ManifestWriter
-from plainpacs.archive.store.reread_facts import read_facts
+from plainpacs.archive.store.reread_facts import read_attributes, read_facts
 from plainpacs.archive.store.temporary import PATIENCE
 from plainpacs.archive.tree import durable, layout
 from plainpacs.archive.tree.identity import InstanceKey
+from plainpacs.archive.tree.listing import study_files
 from plainpacs.archive.tree.publisher import Publisher
+from plainpacs.archive.tree.root import stamp
 from plainpacs.indexer.index.manifest_facts import InstanceFile
 
 log = logging.getLogger(__name__)
@@ -54,6 +65,44 @@ class LineRecovery:
         self._manifests.append(f"{folder}/{layout.manifest_name(key.series, self._node)}", line)
         log.info("%s had no manifest line; made again", path)
         return True
+
+    def reread(self, path: str, month: str, study: str) -> int:
+        """Reads the attributes of the study's instances again, and appends the lines of those of
+        which the last line says something else, with who sent them and when; how many those are.
+        Raises OSError."""
+        folder = layout.study_folder(month, study)
+        files = study_files(path, month, study)
+        count = 0
+        for series, present in files.instances.items():
+            lines: dict[str, list[Line]] = {}
+            for name in files.manifests.get(series, ()):
+                with open(f"{path}/{folder}/{name}", "rb") as manifest:
+                    for line, _ in lines_in(manifest.read()):
+                        lines.setdefault(line["file"], []).append(line)
+            for name, file in present.items():
+                best = best_line(lines.get(name, ()), file.size, file.mtime)
+                said = said_by(best, name) if best else None
+                if said is None:
+                    continue
+                try:
+                    with open(
+                        durable.open_file(f"{folder}/{series}/{name}", folder=self._root),
+                        "rb",
+                        buffering=0,
+                    ) as opened:
+                        attributes = read_attributes(opened)
+                except RefusedInstance as error:
+                    log.warning("%s/%s/%s cannot be read again: %s", folder, series, name, error)
+                    continue
+                if attributes != said[2]:
+                    new = line_of(said[0], said[1], attributes, stamp(time.time_ns()))
+                    manifest_name = layout.manifest_name(series, self._node)
+                    self._manifests.append(f"{folder}/{manifest_name}", new)
+                    count += 1
+        return count
+
+    def flush(self) -> None:
+        self._manifests.flush()
 
     def close(self) -> None:
         self._manifests.close()

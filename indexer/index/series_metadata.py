@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 
 import orjson
 
-from plainpacs.archive.dicom.charset import default_for
+from plainpacs.archive.dicom.charset import default_for, defaults_in_force
 from plainpacs.archive.dicom.dicom_json import of_elements
 from plainpacs.archive.dicom.elements import PIXEL_DATA
 from plainpacs.archive.dicom.pixel_data import TABLES, Header, read_header
@@ -143,8 +143,9 @@ def inflated(data: bytes, piece: int = 1 << 18) -> Iterator[bytes]:
 
 
 def state_of(files: Files) -> bytes:
-    """Names the files a document is made from; another name when any of them is another."""
-    digest = hashlib.blake2b(_VERSION, digest_size=16)
+    """Names the files a document is made from, and how text is read; another name when any of them
+    is another."""
+    digest = hashlib.blake2b(_VERSION + defaults_in_force().encode(), digest_size=16)
     for name, (size, mtime) in sorted(files.items()):
         digest.update(f"{name} {size} {mtime}\n".encode())
     return digest.hexdigest().encode()

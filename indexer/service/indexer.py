@@ -20,12 +20,15 @@ from plainpacs.archive.errors import PlainpacsError, StorageUnavailable
 from plainpacs.archive.store.incoming_cleanup import mark_published
 from plainpacs.archive.store.writer import Writer
 from plainpacs.archive.tree import durable, layout
+from plainpacs.archive.tree.listing import studies_in
 from plainpacs.indexer.hooks.scheduler import Hooks, HookSettings
+from plainpacs.indexer.index import catalogue
 from plainpacs.indexer.index.rebuild import Rebuilder, Study
 from plainpacs.indexer.index.recover_lines import LineRecovery
 from plainpacs.indexer.service.browser_headers import BrowserHeaders
 from plainpacs.indexer.service.index_lock import has_index_lock, lock_index
 from plainpacs.indexer.service.pending import (
+    REQUEST_HEADERS,
     REQUEST_REBUILD,
     REQUEST_RECONCILE,
     Pending,
@@ -151,17 +154,20 @@ class Indexer:
         self,
         *,
         full: bool = False,
+        headers: bool = False,
         reconciling: bool = True,
         tick: Callable[[int], object] = bool,
     ) -> int:
         """Indexes all that is pending or changed, tidies up, and returns how many studies.
 
-        ``full``: every study. ``reconciling`` false: only what is pending. ``tick`` is
-        called after each.
+        ``full``: every study. ``headers``: the instances' attributes are read again first.
+        ``reconciling`` false: only what is pending. ``tick`` is called after each.
 
         Raises StorageUnavailable; what was not done is done the next time.
         """
         try:
+            if headers:
+                self._reread()
             return self._once(full, reconciling, tick)
         except OSError as error:
             why = error.strerror or str(error)
@@ -186,6 +192,16 @@ class Indexer:
         for name in requests:
             self._pending.done(name)
         return count
+
+    def _reread(self) -> None:
+        """Reads the attributes of all instances again; where they are others, the study is due."""
+        for month in catalogue.months(self.path):
+            for study in studies_in(self.path, month):
+                if self._stopping.is_set():
+                    return
+                if self._recovery.reread(self.path, month, study):
+                    self._pending.mark((month, study))
+        self._recovery.flush()
 
     def refresh(self, studies: Iterable[Study]) -> None:
         """Indexes these studies alone, now; their months' catalogues have no line after it of
@@ -325,7 +341,10 @@ class Indexer:
         if REQUEST_REBUILD in requests:
             log.info("rebuilding every index, as asked")
             rebuild_everything(self._rebuilder, self._stopping.is_set)
-        elif REQUEST_RECONCILE in requests:
+        if REQUEST_HEADERS in requests:
+            log.info("reading the headers again, as asked")
+            self._reread()
+        elif REQUEST_RECONCILE in requests and REQUEST_REBUILD not in requests:
             reconcile(self.path, self._writer.root, self._pending.mark, self._is_indexed)
         if self._stopping.is_set():
             return

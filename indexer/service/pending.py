@@ -2,8 +2,8 @@
 
 A store leaves a marker; the indexer claims it by renaming it before it reads the study, so that
 what is stored while it reads leaves a marker anew. Claims of an indexer that died become pending
-again. More names ask the indexer for more than one study: ``REQUEST_RECONCILE``,
-``REQUEST_REBUILD`` and ``request_to_compact(month)``; it removes them when it has done so.
+again. More names ask the indexer for more than one study: ``REQUESTS`` and
+``request_to_compact(month)``; it removes them when it has done so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from plainpacs.indexer.index.rebuild import Study
 
 REQUEST_RECONCILE = "reconcile"
 REQUEST_REBUILD = "rebuild"
-REQUESTS = (REQUEST_REBUILD, REQUEST_RECONCILE)
+REQUEST_HEADERS = "headers"
+REQUESTS = (REQUEST_REBUILD, REQUEST_HEADERS, REQUEST_RECONCILE)
 _COMPACT = "compact~"
 
 

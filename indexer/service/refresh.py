@@ -13,7 +13,7 @@ from plainpacs.archive.tree.root import is_locked, open_root
 from plainpacs.indexer.index.lookup import Note
 from plainpacs.indexer.index.rebuild import Study
 from plainpacs.indexer.service.indexer import Indexer
-from plainpacs.indexer.service.pending import Pending, request_to_compact
+from plainpacs.indexer.service.pending import REQUEST_HEADERS, Pending, request_to_compact
 
 _POLL = 0.05
 PATIENCE = 60.0
@@ -73,7 +73,7 @@ def index_all(
     while True:
         try:
             with Indexer.open(path, node=node, digest=digest) as indexer:
-                return indexer.once(full=full, tick=tick)
+                return indexer.once(full=full, headers=request == REQUEST_HEADERS, tick=tick)
         except InUse:
             note("an indexer is at work on the archive; it does this now")
             if _request(path, request):

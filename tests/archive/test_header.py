@@ -35,9 +35,9 @@ from pydicom.uid import (
 
 from plainpacs.archive.dicom.attributes import BY_KEYWORD, KEPT
 from plainpacs.archive.dicom.header import read_header
-from plainpacs.archive.dicom.header_fallback import PydicomWalk
 from plainpacs.archive.errors import UnreadableDataSet
 from tests.support.archives import PYDICOM_FILES
+from tests.support.pydicom_walk import PydicomWalk
 
 EXPLICIT, IMPLICIT = str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian)
 BIG, DEFLATED = str(ExplicitVRBigEndian), str(DeflatedExplicitVRLittleEndian)

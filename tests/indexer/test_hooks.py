@@ -421,7 +421,7 @@ def test_a_command_knows_the_nodes_of_serve(serve: Serve, tmp_path: Path) -> Non
 def work_through(indexer: Indexer, path: str) -> None:
     """Until nothing is left to be done; in this thread alone, as steps are counted."""
     indexer._hooks.turn_on()
-    indexer._once(full=False)
+    indexer.once()
     deadline = time.monotonic() + 20
     while not idle(path):
         indexer._hooks.turn()

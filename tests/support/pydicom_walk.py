@@ -1,13 +1,5 @@
-"""Data sets the walker does not understand: pydicom judges the headers of doubtful elements.
-
-For explicit VR big endian, and for what some writers do: elements in implicit VR amid explicit
-ones, VRs that do not exist, content of undefined length that is not made of items.
-
-pydicom is asked for element headers only, not for a data set. Its data set readers recurse with the
-nesting, take a cut value for a value, and issue warnings, which no thread can silence for itself.
-And it is asked only where there is a doubt, an element whose VR it does not know: to ask takes ten
-times as long as to look.
-"""
+"""The walk through a data set with pydicom judging the headers of doubtful elements: to hold ours
+against."""
 
 from __future__ import annotations
 
@@ -22,9 +14,9 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
 
 from plainpacs.archive.buffer import Buffer
 from plainpacs.archive.dicom.charset import DEFAULT, CharacterSet
-from plainpacs.archive.dicom.elements import ITEM_DELIMITER
+from plainpacs.archive.dicom.elements import ITEM_DELIMITER, CutShort
 from plainpacs.archive.dicom.values import Attributes
-from plainpacs.archive.dicom.walk import CutShort, NotUnderstood, Walk, too_many
+from plainpacs.archive.dicom.walk import Walk, too_many
 from plainpacs.archive.errors import UnreadableDataSet
 
 # What pydicom's parsing raises on bytes it cannot follow.
@@ -37,8 +29,6 @@ _COST_OF_ASKING = 10  # in elements looked at
 
 class PydicomWalk(Walk):
     """The way through a data set by pydicom's reading of element headers."""
-
-    last_judge = True
 
     def __init__(self, data: Buffer, *, little_endian: bool) -> None:
         super().__init__(data, little_endian=little_endian)
@@ -58,11 +48,13 @@ class PydicomWalk(Walk):
         walk = cls(data, little_endian=little_endian)
         try:
             walk.top_level(0, implicit, whole=whole, complete=complete)
-        except (NotUnderstood, *_PARSING):
+        except _PARSING:
             raise UnreadableDataSet("the data set cannot be followed") from None
         return walk.attributes(above)
 
-    def element(self, pos: int, implicit: bool) -> tuple[int, str, int, int]:
+    def element(
+        self, pos: int, implicit: bool, end: int | None = None
+    ) -> tuple[int, str, int, int]:
         group, element, vr, length = self._explicit(self.data, pos)
         if implicit or (group == 0xFFFE and vr not in _VRS):
             return group << 16 | element, "", self._implicit(self.data, pos)[2], pos + 8
