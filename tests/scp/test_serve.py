@@ -302,7 +302,8 @@ def test_an_indexer_that_dies_is_started_again(serve: Serve) -> None:
 
 
 def test_several_receivers_are_one_service(serve: Serve) -> None:
-    service = serve("--receivers", "3", "--max-associations", "4")
+    limits = "--max-associations", "4", "--max-associations-per-peer", "4"
+    service = serve("--receivers", "3", *limits)
     with contextlib.ExitStack() as stack:
         peers = [stack.enter_context(Peer(service.port)) for _ in range(4)]
         for number, peer in enumerate(peers):

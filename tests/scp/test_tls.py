@@ -373,6 +373,7 @@ def test_deadlines_hold_within_an_association(
     caplog.set_level(logging.INFO, "plainpacs.scp")
     running = start(pdu_timeout=0.3, idle_timeout=0.6, **certificates.serving())
     with Peer(running.port, tls=client(certificates.ca)) as peer:
+        assert peer.echo() == 0
         assert peer.receive()[0] == ABORT
     with Peer(running.port, tls=client(certificates.ca)) as peer:
         peer.send(message(1, command(), data_set())[:-10])
