@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from plainpacs.archive.buffer import Buffer
-from plainpacs.archive.dicom.charset import UTF8, TextEncoding, character_set
+from plainpacs.archive.dicom.charset import character_set
 from plainpacs.archive.dicom.dictionary import tag_of, vrs_of
 from plainpacs.archive.dicom.elements import (
     CHARACTER_SET,
@@ -28,6 +28,7 @@ from plainpacs.archive.dicom.elements import (
 )
 from plainpacs.archive.dicom.flatten import DataSet, Leaf
 from plainpacs.archive.dicom.header import DEFLATED
+from plainpacs.archive.dicom.text_encoding import UTF8, TextEncoding
 from plainpacs.archive.errors import UnreadableDataSet
 
 CORRECTABLE = (

@@ -1,4 +1,4 @@
-r"""Text of a data set, decoded and encoded by a Specific Character Set (PS3.3 C.12.1.1.2, PS3.5
+r"""Text of a data set, decoded by its Specific Character Set (PS3.3 C.12.1.1.2, PS3.5
 6.1.2).
 
 Decoding is never refused and never guesses twice: a value and a character set always give the same
@@ -29,13 +29,13 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache, lru_cache
 from itertools import islice
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 MOST_ESCAPES = 1000
-_MOST_SETS = 8
+MOST_SETS = 8
 
 # Registration number (as in "ISO_IR 100") -> codec that has ISO 646 in G0 and the set in G1.
 # shift_jis gives JIS X 0201 its half-width katakana, and reads the Shift-JIS some makers put there.
@@ -82,7 +82,7 @@ _PRINTABLE = bytes(range(0x20, 0x7F))
 _REGISTERED = re.compile(r"(?:(?:ISO)?IR)?([0-9]{1,3})")
 
 # What an escape sequence puts into G1 (a codec as above) ...
-_INTO_G1 = {
+INTO_G1 = {
     b")I": "shift_jis",
     b"-A": "iso8859_1",
     b"-B": "iso8859_2",
@@ -133,7 +133,7 @@ class CharacterSet:
     def declared(self, terms: Iterable[str]) -> CharacterSet:
         """That of a data set, or item, with these values of (0008,0005), where this one is in force
         around it; no values: the default repertoire."""
-        return _character_set(tuple(term[:64] for term in islice(terms, _MOST_SETS)), self._default)
+        return _character_set(tuple(term[:64] for term in islice(terms, MOST_SETS)), self._default)
 
     def __str__(self) -> str:
         return self._default
@@ -154,10 +154,10 @@ class CharacterSet:
             run = piece
             if number:
                 for escape in (piece[:3], piece[:2]):
-                    if escape in _INTO_G1:
+                    if escape in INTO_G1:
                         # ISO 2022 would leave G0 as it is; DCMTK and pydicom write and read an
                         # escape sequence as the end of what the one before brought.
-                        prefix, right = None, _by(_INTO_G1[escape], "")
+                        prefix, right = None, _by(INTO_G1[escape], "")
                     elif escape in _INTO_G0:
                         prefix = _INTO_G0[escape]
                     else:
@@ -326,81 +326,3 @@ def defaults_in_force() -> str:
 def default_for(calling_ae: str) -> CharacterSet:
     """How text is decoded of an instance that says nothing of it and came from ``calling_ae``."""
     return _defaults.get(calling_ae) or _defaults[""]
-
-
-# --- encoding -------------------------------------------------------------------------------------
-
-_DELIMITERS_OF_TEXT = re.compile(r"([\\\r\n\f\t]+)")
-_DELIMITERS_OF_NAMES = re.compile(r"([\\\r\n\f\t^=]+)")
-_ESCAPES_INTO_G1 = {codec: escape for escape, codec in reversed(_INTO_G1.items())}
-_JIS = {"87": "iso2022_jp", "159": "iso2022_jp_1"}
-
-
-class TextEncoding:
-    r"""How text is encoded in a Specific Character Set. ``terms``: the values of (0008,0005); none
-    for the default repertoire, which is ASCII.
-
-    What the set cannot carry is not written in it at all: whatever is encoded here decodes to the
-    same text, else there is nothing, and the writer takes UTF-8.
-
-    >>> TextEncoding(("ISO_IR 100",)).encode("Müller"), TextEncoding(("ISO_IR 100",)).encode("山田")
-    (b'M\xfcller', None)
-    >>> TextEncoding(("", "ISO 2022 IR 87")).encode("Yamada=山田", name=True)
-    b'Yamada=\x1b$B;3ED\x1b(B'
-    """
-
-    def __init__(self, terms: Sequence[str] = ()) -> None:
-        self.terms = tuple(terms)
-        self._set = character_set(self.terms)
-        first, *others = self.terms[:_MOST_SETS] or ("",)
-        self._first = codec_of(first) or "ascii"
-        self._others: list[tuple[bytes, str]] = []
-        for term in others:
-            number = term.rpartition(" ")[2]
-            if number in _JIS:
-                self._others.append((b"", _JIS[number]))
-            elif escape := _ESCAPES_INTO_G1.get(codec := codec_of(term) or ""):
-                self._others.append((b"\x1b" + escape, codec))
-
-    def encode(self, text: str, *, name: bool = False) -> bytes | None:
-        """None when this repertoire cannot carry ``text``. ``name``: it is a PN."""
-        if text.isascii():
-            return text.encode()
-        if self._first == "utf_8":
-            return text.encode("utf_8", "replace")
-        if self._others:
-            encoded = self._with_escapes(
-                text, _DELIMITERS_OF_NAMES if name else _DELIMITERS_OF_TEXT
-            )
-        else:
-            encoded = _strictly(text, self._first)
-        if encoded is None or self._set.decode(encoded, name=name) != text:
-            return None
-        return encoded
-
-    def _with_escapes(self, text: str, delimited: re.Pattern[str]) -> bytes | None:
-        """Each stretch in one set: after a delimiter the first is in force again (PS3.5
-        6.1.2.5.3)."""
-        found = []
-        for stretch in delimited.split(text):
-            encoded = _strictly(stretch, self._first)
-            for escape, codec in self._others:
-                if encoded is not None:
-                    break
-                encoded = _strictly(stretch, codec)
-                if encoded is not None:
-                    encoded = escape + encoded
-            if encoded is None:
-                return None
-            found.append(encoded)
-        return b"".join(found)
-
-
-def _strictly(text: str, codec: str) -> bytes | None:
-    try:
-        return text.encode(codec)
-    except UnicodeEncodeError:
-        return None
-
-
-UTF8 = TextEncoding(("ISO_IR 192",))

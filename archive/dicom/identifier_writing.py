@@ -13,7 +13,6 @@ from pydicom import config
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
-from plainpacs.archive.dicom.charset import UTF8, TextEncoding
 from plainpacs.archive.dicom.dictionary import tag_of, vr_of
 from plainpacs.archive.dicom.elements import (
     CHARACTER_SET,
@@ -23,6 +22,7 @@ from plainpacs.archive.dicom.elements import (
     encode_item,
 )
 from plainpacs.archive.dicom.identifier import DataSet, Element
+from plainpacs.archive.dicom.text_encoding import UTF8, TextEncoding
 from plainpacs.archive.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN as EXPLICIT
 
 Scalar = str | int | float

@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from plainpacs.archive.dicom.attributes import REQUESTED, Level
-from plainpacs.archive.dicom.charset import TextEncoding
 from plainpacs.archive.dicom.dictionary import keyword_of, tag_of
 from plainpacs.archive.dicom.elements import CHARACTER_SET
 from plainpacs.archive.dicom.identifier import LEVEL, DataSet, terms_of
+from plainpacs.archive.dicom.text_encoding import TextEncoding
 from plainpacs.archive.errors import BadQuery, QueryTooLarge
 from plainpacs.indexer.query.keys import ALIASES, DATE_TIMES, SEQUENCE, fields_at, keys_at
 from plainpacs.indexer.query.query import Asked as Wanted

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from plainpacs.archive.dicom.charset import UTF8, TextEncoding
 from plainpacs.archive.dicom.dictionary import vr_of
 from plainpacs.archive.dicom.elements import CHARACTER_SET, LONG_VRS, NUMBERS, head
 from plainpacs.archive.dicom.identifier import DataSet
 from plainpacs.archive.dicom.identifier_writing import element, value_bytes, written_anew
+from plainpacs.archive.dicom.text_encoding import UTF8, TextEncoding
 from plainpacs.scp.query_retrieve.file_attributes import attributes_in, file_of
 
 _LENGTHS = 1024

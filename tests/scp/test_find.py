@@ -12,9 +12,9 @@ from pathlib import Path
 import orjson
 import pytest
 
-from plainpacs.archive.dicom.charset import TextEncoding
 from plainpacs.archive.dicom.identifier import EXPLICIT, IMPLICIT
 from plainpacs.archive.dicom.identifier_writing import Value, encode
+from plainpacs.archive.dicom.text_encoding import TextEncoding
 from tests.support.peer import (
     ABORT,
     DATA,

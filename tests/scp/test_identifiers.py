@@ -15,7 +15,6 @@ from pydicom.filereader import read_dataset
 
 from plainpacs.archive.dicom import charset, dictionary
 from plainpacs.archive.dicom import identifier as identifiers
-from plainpacs.archive.dicom.charset import UTF8, TextEncoding
 from plainpacs.archive.dicom.identifier import (
     EXPLICIT,
     IMPLICIT,
@@ -26,6 +25,7 @@ from plainpacs.archive.dicom.identifier import (
     read_until,
 )
 from plainpacs.archive.dicom.identifier_writing import encode, written_anew
+from plainpacs.archive.dicom.text_encoding import UTF8, TextEncoding
 from tests.support.peer import element
 
 SYNTAXES = pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from plainpacs.archive.dicom.charset import TextEncoding
 from plainpacs.archive.dicom.identifier import EXPLICIT, IMPLICIT, DataSet, read
 from plainpacs.archive.dicom.identifier_writing import Value, encode
+from plainpacs.archive.dicom.text_encoding import TextEncoding
 from plainpacs.archive.store.store import Provenance
 from plainpacs.indexer.service.indexer import Indexer
 from plainpacs.scp.network.dimse import read_command
