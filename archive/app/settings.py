@@ -1,18 +1,16 @@
 """Every setting, declared once: its name, type, default, what it may be, and its words.
 
 A value comes from the flag, else the variable ``PLAINPACS_<NAME>``, else the TOML file given with
-``--config`` (or ``$PLAINPACS_CONFIG``, else one of ``default_files``), else the default. All are
+``--config`` (or ``$PLAINPACS_CONFIG``, else a ``settings_file``), else the default. All are
 validated together, once, into the frozen ``Settings``; an unknown key is an error that names the
 nearest known one. A child process gets them all, as one document of JSON.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
@@ -20,16 +18,13 @@ from typing import Any, TypeVar
 import click
 
 from plainpacs.archive.app import setting_values as values
-from plainpacs.archive.app.context import Context
+from plainpacs.archive.app import settings_file
 from plainpacs.archive.app.hook_command import INSTANCE_PLACES, STUDY_PLACES
 from plainpacs.archive.dicom.charset import use_defaults
-from plainpacs.archive.errors import BadSettings, NotAnArchive
-from plainpacs.archive.tree import layout
-from plainpacs.archive.tree.root import find_archive
+from plainpacs.archive.errors import BadSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FILE = "plainpacs.toml"
 DOCUMENT = "PLAINPACS_SETTINGS"
 """The variable in which a command that ``serve`` runs finds the settings of ``serve``."""
 
@@ -249,11 +244,9 @@ def load(
         found |= asdict(from_document(environ[DOCUMENT]))
     config = config or environ.get("PLAINPACS_CONFIG")
     if not config and environ is os.environ and DOCUMENT not in environ:
-        config = next(filter(os.path.exists, default_files()), None)
-        if config:
-            _refuse_foreign(config)
+        config = settings_file.found()
     if config:
-        for key, value in _read_toml(config).items():
+        for key, value in settings_file.read(config).items():
             declaration = _named(key.replace("-", "_"), f"{config}: key {key}")
             found[declaration.name] = _parsed(declaration, value, f"{config}: {key}")
     for variable, value in environ.items():
@@ -265,27 +258,6 @@ def load(
         if value is not None:
             found[name] = _parsed(_BY_NAME[name], value, _BY_NAME[name].flag)
     return Settings(**found)
-
-
-def default_files() -> list[str]:
-    """Where a file of settings is looked for when none is named: in the archive that the running
-    command is about, then in the folder of the user's configurations."""
-    files = [os.path.join(click.get_app_dir("plainpacs"), FILE)]
-    running = click.get_current_context(silent=True)
-    if running:
-        named = running.params.get("root") or running.ensure_object(Context).archive
-        with contextlib.suppress(NotAnArchive):
-            files.insert(0, os.path.join(find_archive(named), layout.INTERNAL, FILE))
-    return files
-
-
-def _refuse_foreign(path: str) -> None:
-    """Raises BadSettings for a file of somebody else: settings name commands that are run."""
-    owner = os.stat(path).st_uid
-    if owner not in (0, os.getuid()):
-        raise BadSettings(
-            f"{path} belongs to another user ({owner}); change its owner, or name it with --config"
-        )
 
 
 def in_force(flags: Mapping[str, Any], config: str | None = None) -> Settings:
@@ -339,16 +311,6 @@ def _is_setting(variable: str) -> bool:
         and variable not in _OTHER_VARIABLES
         and not variable.startswith(_TEST_VARIABLES)
     )
-
-
-def _read_toml(path: str) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise BadSettings(f"cannot read the configuration {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadSettings(f"the configuration {path} is not TOML: {error}") from None
 
 
 def _named(name: str, where: str) -> Declaration:

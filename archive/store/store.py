@@ -192,12 +192,10 @@ class Archive:
         may_replace: bool = True,
         turn: Callable[[InstanceKey], None] = lambda _: None,
     ) -> Stored:
-        """Takes in the DICOM file open as ``source``: a descriptor, of which it is a copy
-        (reflinked where possible), or its bytes.
+        """Takes in the DICOM file open as ``source`` (reflinked where possible), or its bytes.
 
         A valid Part 10 file is kept whole; a bare data set gets File Meta Information of ours.
-        The whole of it is read: one that was cut short is refused. ``turn`` is called before it is
-        stored, and may wait.
+        One that was cut short is refused. ``turn`` is called before it is stored, and may wait.
         Raises as ``store`` does, NotDICOM, and what reading ``source`` raises.
         """
         with _as_unavailable, self._temporary_file() as file:
@@ -213,17 +211,15 @@ class Archive:
                 found = part10.read_part10(view[: part10.LONGEST_META])
                 if found.sop_class == part10.MEDIA_STORAGE_DIRECTORY:
                     raise NotDICOM("it is a DICOMDIR, not an instance")
-                data_set = view[found.dataset_offset :]
-                attributes = _header_of_file(data_set, found)
+                attributes = _header_of_file(view[found.dataset_offset :], found)
             except NotDICOM as error:
                 error.prefixed = part10.is_prefixed(view)
                 raise
-            key = InstanceKey.of_attributes(attributes)
-            turn(key)
+            turn(key := InstanceKey.of_attributes(attributes))
             if not found.whole:
-                return self.store(
-                    data_set, found.transfer_syntax, provenance, may_replace=may_replace
-                )
+                data_set = view[found.dataset_offset :]
+                syntax = found.transfer_syntax
+                return self.store(data_set, syntax, provenance, may_replace=may_replace)
             self.check(key=key)
             return self._save(
                 file,

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from plainpacs.archive.app.context import Context
-from plainpacs.archive.app.settings import default_files
+from plainpacs.archive.app.settings_file import default_files
 from plainpacs.indexer.output import formats, humanize, table
 from plainpacs.indexer.service.status import Status, status_of
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
 import time
 from collections.abc import Callable
 
-from plainpacs.archive.errors import InUse
+from plainpacs.archive.errors import InUse, StorageUnavailable
 from plainpacs.archive.tree import durable, layout, machines
 from plainpacs.archive.tree.root import try_lock
 
@@ -80,3 +81,23 @@ def has_index_lock(root: int, fd: int) -> bool:
     """Whether ``fd``, got by ``lock_index``, is the lock file still. Raises OSError."""
     there = os.stat(layout.INDEXER_LOCK, dir_fd=root)
     return os.path.samestat(there, os.fstat(fd))
+
+
+def check_index_lock(root: int, fd: int, path: str) -> None:
+    """Raises StorageUnavailable when another machine's indexer has taken the place of ``fd``."""
+    try:
+        if has_index_lock(root, fd):
+            return
+        why = "another machine's indexer has taken its place"
+    except OSError as error:
+        why = f"its lock file cannot be read: {error.strerror}"
+    raise StorageUnavailable(f"the indexer of {path} ends: {why}")
+
+
+def release_index_lock(root: int, fd: int) -> None:
+    """Gives up the place, whatever a network file system says to that."""
+    with contextlib.suppress(OSError):
+        if has_index_lock(root, fd):
+            durable.truncate(fd)
+    with contextlib.suppress(OSError):
+        os.close(fd)

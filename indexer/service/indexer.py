@@ -19,23 +19,26 @@ from dataclasses import dataclass
 from plainpacs.archive.errors import PlainpacsError, StorageUnavailable
 from plainpacs.archive.store.incoming_cleanup import mark_published
 from plainpacs.archive.store.writer import Writer
-from plainpacs.archive.tree import durable, layout
-from plainpacs.archive.tree.listing import studies_in
+from plainpacs.archive.tree import layout
 from plainpacs.indexer.hooks.scheduler import Hooks, HookSettings
-from plainpacs.indexer.index import catalogue
 from plainpacs.indexer.index.rebuild import Rebuilder, Study
 from plainpacs.indexer.index.recover_lines import LineRecovery
 from plainpacs.indexer.service.browser_headers import BrowserHeaders
-from plainpacs.indexer.service.index_lock import has_index_lock, lock_index
+from plainpacs.indexer.service.index_lock import (
+    check_index_lock,
+    lock_index,
+    release_index_lock,
+)
 from plainpacs.indexer.service.pending import (
     REQUEST_HEADERS,
     REQUEST_REBUILD,
     REQUEST_RECONCILE,
     Pending,
+    additions_first,
     month_to_compact,
     request_to_compact,
 )
-from plainpacs.indexer.service.rebuild_all import rebuild_everything
+from plainpacs.indexer.service.rebuild_all import rebuild_everything, reread_everything
 from plainpacs.indexer.service.reconcile import Facts, facts_of, reconcile
 from plainpacs.indexer.service.watch import waking
 
@@ -136,11 +139,7 @@ class Indexer:
         self._recovery.close()
         self._pending.close()
         self._writer.let_go(self._lock)
-        with contextlib.suppress(OSError):
-            if has_index_lock(self._writer.root, self._lock):
-                durable.truncate(self._lock)
-        with contextlib.suppress(OSError):  # a network file system may refuse; it is closed
-            os.close(self._lock)
+        release_index_lock(self._writer.root, self._lock)
         self._writer.close()
 
     def stop(self) -> None:
@@ -167,7 +166,7 @@ class Indexer:
         """
         try:
             if headers:
-                self._reread()
+                reread_everything(self.path, self._recovery, self._pending, self._stopping.is_set)
             return self._once(full, reconciling, tick)
         except OSError as error:
             why = error.strerror or str(error)
@@ -179,13 +178,12 @@ class Indexer:
         if full:
             self._pending.request(REQUEST_REBUILD)  # killed half-way, it is wanted all the same
         asked = self._pending.waiting()[1]
-        count = 0
-        if REQUEST_REBUILD in asked:
-            count = rebuild_everything(self._rebuilder, tick=tick)
-        elif reconciling or REQUEST_RECONCILE in asked:
+        rebuilding = REQUEST_REBUILD in asked
+        count = rebuild_everything(self._rebuilder, tick=tick) if rebuilding else 0
+        if not rebuilding and (reconciling or REQUEST_RECONCILE in asked):
             reconcile(self.path, self._writer.root, self._pending.mark)
         studies, requests = self._pending.waiting()
-        for study in self._additions_first(studies):
+        for study in additions_first(self.path, studies):
             count += self._index(study)
             tick(1)
         self._compact_as_asked(requests)
@@ -193,21 +191,11 @@ class Indexer:
             self._pending.done(name)
         return count
 
-    def _reread(self) -> None:
-        """Reads the attributes of all instances again; where they are others, the study is due."""
-        for month in catalogue.months(self.path):
-            for study in studies_in(self.path, month):
-                if self._stopping.is_set():
-                    return
-                if self._recovery.reread(self.path, month, study):
-                    self._pending.mark((month, study))
-        self._recovery.flush()
-
     def refresh(self, studies: Iterable[Study]) -> None:
         """Indexes these studies alone, now; their months' catalogues have no line after it of
         what is not there any more. Raises StorageUnavailable when one cannot be indexed."""
         asked = set()
-        for study in self._additions_first(set(studies)):
+        for study in additions_first(self.path, set(studies)):
             self._pending.mark(study)
             if not self._index(study):
                 raise StorageUnavailable(f"study {study[0]}/{study[1]} could not be indexed")
@@ -242,7 +230,7 @@ class Indexer:
                     # Many studies at once make one list of many, not many of one.
                     self._stopping.wait(_GATHER)
                     self._writer.check()
-                    self._check_lock()
+                    check_index_lock(self._writer.root, self._lock, self.path)
                     try:
                         self._turn()
                     except OSError as error:  # a full disk, say; nothing is lost by waiting
@@ -256,16 +244,6 @@ class Indexer:
         except OSError as error:  # a full disk, say; whoever indexes next does it
             log.warning("cannot compact the indexes before stopping: %s", error)
 
-    def _check_lock(self) -> None:
-        """Raises StorageUnavailable when another machine's indexer has taken our place."""
-        try:
-            if has_index_lock(self._writer.root, self._lock):
-                return
-            why = "another machine's indexer has taken its place"
-        except OSError as error:
-            why = f"its lock file cannot be read: {error.strerror}"
-        raise StorageUnavailable(f"the indexer of {self.path} ends: {why}")
-
     def _turn(self) -> None:
         now = time.monotonic()
         for study in [study for study, at in self._look_again.items() if at <= now]:
@@ -277,7 +255,7 @@ class Indexer:
         if requests:
             self._answer(requests)
         ready = [study for study, due in self._due.items() if due <= now]
-        for study in self._additions_first(ready):
+        for study in additions_first(self.path, ready):
             if self._stopping.is_set():
                 return
             del self._due[study]
@@ -294,12 +272,6 @@ class Indexer:
     def _seconds_to_next(self) -> float:
         soonest = min(self._due.values(), default=time.monotonic() + _LIST_EVERY)
         return min(_LIST_EVERY, max(0.0, soonest - time.monotonic()))
-
-    def _additions_first(self, studies: list[Study] | set[Study]) -> list[Study]:
-        """A study that moved between months is never out of both catalogues."""
-        return sorted(
-            studies, key=lambda study: (not os.path.isdir(os.path.join(self.path, *study)), study)
-        )
 
     def _index(self, study: Study) -> int:
         """Claims and rebuilds a study; one that cannot be read is tried again later."""
@@ -343,14 +315,14 @@ class Indexer:
             rebuild_everything(self._rebuilder, self._stopping.is_set)
         if REQUEST_HEADERS in requests:
             log.info("reading the headers again, as asked")
-            self._reread()
+            reread_everything(self.path, self._recovery, self._pending, self._stopping.is_set)
         elif REQUEST_RECONCILE in requests and REQUEST_REBUILD not in requests:
             reconcile(self.path, self._writer.root, self._pending.mark, self._is_indexed)
         if self._stopping.is_set():
             return
         studies, _ = self._pending.waiting()
         failed = set()
-        for study in self._additions_first(studies):
+        for study in additions_first(self.path, studies):
             self._due.pop(study, None)
             if not self._index(study):
                 failed.add(study[0])

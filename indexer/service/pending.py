@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 
 from plainpacs.archive.tree import durable, layout
 from plainpacs.archive.tree.identity import is_month
@@ -103,3 +104,8 @@ class Pending:
                     self.give_back(study)
                 else:
                     durable.unlink(name, folder=self._indexing)
+
+
+def additions_first(path: str, studies: Iterable[Study]) -> list[Study]:
+    """So that a study that moved between months is never out of both catalogues."""
+    return sorted(studies, key=lambda study: (not os.path.isdir(os.path.join(path, *study)), study))

@@ -12,6 +12,8 @@ from plainpacs.archive.tree.listing import studies_in
 from plainpacs.archive.tree.root import file_system_now
 from plainpacs.indexer.index import catalogue, instance_shards
 from plainpacs.indexer.index.rebuild import Rebuilder
+from plainpacs.indexer.index.recover_lines import LineRecovery
+from plainpacs.indexer.service.pending import Pending
 from plainpacs.indexer.service.reconcile import Facts, facts_of, record_seen
 
 _SPILL = 64 << 20  # bytes of instance lines held in memory
@@ -99,3 +101,17 @@ class _Shards:
         for shard in instance_shards.SHARDS:
             with contextlib.suppress(FileNotFoundError):
                 durable.unlink(self._file(shard), folder=self._root)
+
+
+def reread_everything(
+    path: str, recovery: LineRecovery, pending: Pending, stop: Callable[[], bool]
+) -> None:
+    """Reads the attributes of all instances again; a study where they are others is pending.
+    Raises OSError."""
+    for month in catalogue.months(path):
+        for study in studies_in(path, month):
+            if stop():
+                return
+            if recovery.reread(path, month, study):
+                pending.mark((month, study))
+    recovery.flush()
