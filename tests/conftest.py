@@ -1,6 +1,10 @@
 """Fixtures that several test modules use."""
 
+import logging
 import signal
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +28,20 @@ QUICK = {
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A job in a script's background ignores it, and so would all that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """A command that is run within the tests' process sets up how it logs, for good."""
+    root, ours = logging.getLogger(), logging.getLogger("plainpacs")
+    handlers, levels = list(root.handlers), (root.level, ours.level)
+    hooks = sys.excepthook, threading.excepthook
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        root.removeHandler(handler)
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
+    sys.excepthook, threading.excepthook = hooks
 
 
 @pytest.fixture(scope="session")

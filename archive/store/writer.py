@@ -129,16 +129,22 @@ class Writer:
         """A folder for unfinished files: its path, it and its lock file open. Raises OSError."""
         name = f"{layout.INCOMING}/{self.node}.{secrets.token_hex(6)}"
         durable.make_folder(name, folder=self.root)
+        opened: list[int] = []
         try:
-            folder = durable.open_folder(name, folder=self.root)
-            lock = durable.create("lock", folder=folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            machines.sign(lock, machines.this_process())
+            opened.append(durable.open_folder(name, folder=self.root))
+            opened.append(durable.create("lock", folder=opened[0]))
+            fcntl.flock(opened[1], fcntl.LOCK_EX)
+            machines.sign(opened[1], machines.this_process())
         except BaseException:
             # On a full disk every attempt would leave one.
             with contextlib.suppress(OSError):
+                if opened[1:]:
+                    durable.unlink("lock", folder=opened[0])
                 durable.remove_folder(name, folder=self.root)
+            for fd in opened:
+                machines.close(fd)
             raise
+        folder, lock = opened
         return name, folder, lock
 
     def keep_alive(self, lock: int) -> None:
@@ -294,17 +300,17 @@ class Writer:
                 mine = try_lock(self._lock, fcntl.LOCK_SH)
                 mine = mine and machines.signature(self._lock) == self._signature()
             except OSError:  # ESTALE: the server has forgotten what we had open
-                _replace_fd(self.root, open_root(self.path))
+                machines.replace_fd(self.root, open_root(self.path))
                 name = f"{layout.INTERNAL}/node.{self.node}"
-                _replace_fd(self._lock, durable.open_to_append(name, folder=self.root))
+                machines.replace_fd(self._lock, durable.open_to_append(name, folder=self.root))
                 mine = False
             if not mine and self._hold_node():
                 fcntl.flock(self._lock, fcntl.LOCK_SH)
         if not self._has_incoming():
             make_internal_folders(self.root, self.path)
             self._incoming_name, folder, lock = self._new_incoming()
-            _replace_fd(self.incoming, folder)
-            _replace_fd(self._incoming_lock, lock)
+            machines.replace_fd(self.incoming, folder)
+            machines.replace_fd(self._incoming_lock, lock)
 
     def _has_incoming(self) -> bool:
         try:
@@ -318,15 +324,15 @@ class Writer:
         """Leaves nothing behind: the incoming folder, and the dirty flag if nobody else writes."""
         if self._heartbeat is not None:
             self._heartbeat.stop()
-        _close(self._incoming_lock)
+        machines.close(self._incoming_lock)
         with contextlib.suppress(OSError):
             durable.unlink("lock", folder=self.incoming)
             durable.remove_folder(self._incoming_name, folder=self.root)
-        _close(self.incoming)
+        machines.close(self.incoming)
         with contextlib.suppress(OSError):
             self._leave_node()
-        _close(self._lock)
-        _close(self.root)
+        machines.close(self._lock)
+        machines.close(self.root)
 
     def _leave_node(self) -> None:
         for _ in range(3):  # `status` may be looking
@@ -338,18 +344,6 @@ class Writer:
                     durable.truncate(self._lock)
                 break
             time.sleep(0.01)
-
-
-def _close(fd: int) -> None:
-    """Closes what a network file system may refuse to: it is closed all the same."""
-    with contextlib.suppress(OSError):
-        os.close(fd)
-
-
-def _replace_fd(fd: int, by: int) -> None:
-    """Has ``fd``, which others know by its number, stand for what ``by`` is."""
-    os.dup2(by, fd, inheritable=False)
-    os.close(by)
 
 
 def _replaced(path: str) -> StorageUnavailable:

@@ -190,6 +190,18 @@ def _here() -> str:
     return this_process().rpartition(" ")[0]
 
 
+def close(fd: int) -> None:
+    """Closes what a network file system may refuse to: it is closed all the same."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+def replace_fd(fd: int, by: int) -> None:
+    """Has ``fd``, which others know by its number, stand for what ``by`` is. Raises OSError."""
+    os.dup2(by, fd, inheritable=False)
+    os.close(by)
+
+
 class Heartbeat:
     """Touches the lock files in hand every ten seconds, in a thread, until ``stop``."""
 

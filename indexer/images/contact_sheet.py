@@ -99,10 +99,10 @@ def _shown(instances: Sequence[tuple[str, Record]]) -> str:
 def _caption(series: Mapping[str, Any], instances: Sequence[tuple[str, Record]]) -> tuple[str, ...]:
     images = [line for _, line in instances if is_image(line)]
     frames = sum(max(1, count(line, "NumberOfFrames")) for line in images)
-    count = _counted(len(images), "image") if images else _counted(len(instances), "instance")
+    much = _counted(len(images), "image") if images else _counted(len(instances), "instance")
     if frames > len(images):
-        count += f", {_counted(frames, 'frame')}"
-    first = (humanize.text(series, "SeriesNumber"), humanize.text(series, "Modality"), count)
+        much += f", {_counted(frames, 'frame')}"
+    first = (humanize.text(series, "SeriesNumber"), humanize.text(series, "Modality"), much)
     words = (humanize.text(series, key) for key in ("SeriesDescription", "ProtocolName"))
     return "  ".join(part for part in first if part), next(filter(None, words), "")
 

@@ -27,40 +27,41 @@ def lock_index(root: int, path: str, *, wait: Callable[[], bool] | None = None) 
     """
     said = False
     patience = time.monotonic() + _PATIENCE
-    while True:
-        fd = _try_index_lock(root)
-        if fd is not None:
-            return fd
-        if time.monotonic() < patience:  # it may be `status`, looking whether we run
-            time.sleep(0.02)
-            continue
-        if wait is None or not wait():
-            raise InUse(f"another indexer is at work on {path}; one is enough")
-        if not said:
-            log.info("another indexer is at work on %s; waiting for it to end", path)
-            said = True
-
-
-def _try_index_lock(root: int) -> int | None:
-    shared = machines.network_type(root) is not None
     fd = durable.open_to_append(layout.INDEXER_LOCK, folder=root)
     try:
-        free = try_lock(fd, fcntl.LOCK_EX)
-        here = machines.this_machine()
-        if shared and free and machines.is_held_elsewhere(root, fd, here):
-            free = False  # its machine's locks do not reach us
-        elif shared and not free and machines.seconds_silent(root, fd) > machines.SILENT_SECONDS:
-            os.close(fd)
-            fd = _replace_index_lock(root)
-            free = True
-        if free and has_index_lock(root, fd):
-            machines.sign(fd, here)
-            return fd
+        while not _is_taken(root, fd):
+            if not has_index_lock(root, fd):  # another machine replaced it meanwhile
+                os.close(fd)
+                fd = durable.open_to_append(layout.INDEXER_LOCK, folder=root)
+            elif machines.network_type(root) and not _is_heard_of(root, fd):
+                os.close(fd)
+                fd = _replace_index_lock(root)
+            elif time.monotonic() < patience:  # it may be `status`, looking whether we run
+                time.sleep(0.02)
+            elif wait is None or not wait():
+                raise InUse(f"another indexer is at work on {path}; one is enough")
+            elif not said:
+                log.info("another indexer is at work on %s; waiting for it to end", path)
+                said = True
+        machines.sign(fd, machines.this_machine())
     except BaseException:
         os.close(fd)
         raise
-    os.close(fd)
-    return None
+    return fd
+
+
+def _is_taken(root: int, fd: int) -> bool:
+    if not try_lock(fd, fcntl.LOCK_EX):
+        return False
+    here = machines.this_machine()
+    if machines.network_type(root) and machines.is_held_elsewhere(root, fd, here):
+        fcntl.flock(fd, fcntl.LOCK_UN)  # its machine's locks do not reach us
+        return False
+    return has_index_lock(root, fd)
+
+
+def _is_heard_of(root: int, fd: int) -> bool:
+    return machines.seconds_silent(root, fd) <= machines.SILENT_SECONDS
 
 
 def _replace_index_lock(root: int) -> int:

@@ -21,7 +21,7 @@ from plainpacs.archive.store.audit import AuditLog
 from plainpacs.archive.store.store import Archive
 from plainpacs.archive.tree.root import open_root
 from plainpacs.scp.receiver import audit_trail as trail
-from plainpacs.scp.receiver.audit_trail import Trail, Visit
+from plainpacs.scp.receiver.audit_trail import AuditTrail, Visit
 from plainpacs.scp.receiver.statistics import Caller, Refusal, Refused
 from tests.support.archives import new_archive, part10, store, tree
 from tests.support.peer import STUDY, Peer, command, data_set, message
@@ -136,14 +136,14 @@ def test_several_receivers_write_one_log(tmp_path: Path) -> None:
     """Two processes, each with many associations: no line is torn or lost."""
     root = new_archive(tmp_path / "a")
 
-    def visit(number: int, to: Trail) -> None:
+    def visit(number: int, to: AuditTrail) -> None:
         one = Visit(to, Caller("10.0.0.1", f"CT{number}", "DRDCM"))
         with Archive.open(root, sync=False) as archive:
             one.stored(store(archive, SOPInstanceUID=f"1.{number}"))
         one.ended()
 
     with Archive.open(root, sync=False) as one, Archive.open(root, sync=False) as two:
-        trails = [Trail(one.audit), Trail(two.audit)]
+        trails = [AuditTrail(one.audit), AuditTrail(two.audit)]
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda n: visit(n, trails[n % 2]), range(40)))
     assert sorted(e["calling_ae"] for e in lines(root)) == sorted(f"CT{n}" for n in range(40))
@@ -164,7 +164,7 @@ def opened(tmp_path: Path) -> Any:
 
 
 def test_refusals_that_are_alike_take_two_lines(opened: Archive) -> None:
-    to = Trail(opened.audit)
+    to = AuditTrail(opened.audit)
     for _ in range(10_000):
         to.refused(refusal())
     assert len(lines(opened.root)) == 1, "the first at once"
@@ -175,7 +175,7 @@ def test_refusals_that_are_alike_take_two_lines(opened: Archive) -> None:
 
 
 def test_a_flood_of_different_refusals_is_bounded(opened: Archive) -> None:
-    to = Trail(opened.audit)
+    to = AuditTrail(opened.audit)
     for number in range(5_000):
         to.refused(refusal(number % 250, f"why {number // 250}"))
     to.close()
@@ -188,7 +188,7 @@ def test_a_flood_of_different_refusals_is_bounded(opened: Archive) -> None:
 
 
 def test_the_minute_ends_by_itself(opened: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
-    to = Trail(opened.audit)
+    to = AuditTrail(opened.audit)
     to.refused(refusal())
     to.refused(refusal())
     monkeypatch.setattr(trail, "_REFUSALS_TOGETHER", 0.0)

@@ -199,7 +199,7 @@ def test_one_instance_under_two_dates_and_two_studies(path: str) -> None:
     assert listed(path, "1.9", status=0) == []
 
 
-def test_on_a_copy_that_may_not_be_written(path: str, tmp_path: Path) -> None:
+def test_on_a_copy_that_may_not_be_written(path: str) -> None:
     for folder, _, names in os.walk(path):
         for name in names:
             Path(folder, name).chmod(0o444)
@@ -211,7 +211,7 @@ def test_on_a_copy_that_may_not_be_written(path: str, tmp_path: Path) -> None:
     finally:
         for folder, _, _ in os.walk(path):
             Path(folder).chmod(0o755)
-    Path(path, ".plainpacs").rename(tmp_path / "away")
+    Path(path, ".plainpacs").rename(Path(path).with_name("away"))
     assert listed(path, status=0) == []
 
 

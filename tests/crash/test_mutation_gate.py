@@ -41,8 +41,8 @@ NEEDLESS = {
     "sync_folder: replace_file < Rebuilder._write_study_json": "seen knows its time and length",
     "sync_folder: replace_file < _replace < rewrite": "it was right before, unless damaged by hand",
     "sync_file: replace_file < _replace": "a study that the catalogue lacks is indexed again",
-    "sync_folder: replace_file < Several.make_anew": "where it is missing, it is made anew",
-    "sync_folder: settle < Several.settle": "lines were added; its name is not new",
+    "sync_folder: replace_file < SplitStudies.make_anew": "where it is missing, it is made anew",
+    "sync_folder: settle < SplitStudies.settle": "lines were added; its name is not new",
     "sync_file: replace_file < record_seen": "what does not parse was not seen",
     "sync_folder: replace_file < record_seen": "what was not seen is looked at again",
 }

@@ -24,7 +24,7 @@ from plainpacs.indexer.index import catalogue
 from plainpacs.indexer.index.merge import merge
 from plainpacs.indexer.index.split_studies import SplitStudies, by_looking, recorded
 from plainpacs.indexer.query import byte_scan as columns
-from plainpacs.indexer.query import matching, query
+from plainpacs.indexer.query import conditions, matching
 from plainpacs.indexer.query import parallel as scanning
 from plainpacs.indexer.query.byte_scan import Column
 from plainpacs.indexer.query.query import Query, asked, parse
@@ -246,7 +246,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 def amount(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "many hits":
         monkeypatch.setattr(catalogue, "_FEW_HITS", 0)
-        monkeypatch.setattr(query, "_MOST_NEEDLES", 0)
+        monkeypatch.setattr(conditions, "_MOST_NEEDLES", 0)
 
 
 @pytest.mark.usefixtures("way", "amount")
