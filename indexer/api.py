@@ -125,7 +125,7 @@ class Instance(_Found):
     def dcmread(self, **options: Any) -> pydicom.FileDataset:
         """``pydicom.dcmread`` of its file, with those options. Raises what that raises, and
         FileNotFoundError when the instance was removed meanwhile."""
-        from pydicom import dcmread  # slow to load, and not always needed  # noqa: PLC0415
+        from pydicom import dcmread  # noqa: PLC0415 - slow to load, and not always needed
 
         return dcmread(self.path, **options)
 

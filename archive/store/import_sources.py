@@ -126,7 +126,7 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes
 
 def _listed(path: str) -> Iterator[Source]:
     """The files that the DICOMDIR at ``path`` names (PS3.3 F.3.2.2), each once."""
-    from pydicom import dcmread  # slow to load, and seldom needed  # noqa: PLC0415
+    from pydicom import dcmread  # noqa: PLC0415 - slow to load, and seldom needed
 
     names: dict[tuple[str, ...], None] = {}
     try:

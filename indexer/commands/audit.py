@@ -79,8 +79,10 @@ def audit(
     elif form == "csv":
         formats.write_csv(COLUMNS, found)
     elif found:
-        # rich is slow to load
-        from plainpacs.indexer.output.table import DATE_TIME, Column  # noqa: PLC0415
+        from plainpacs.indexer.output.table import (  # noqa: PLC0415 - rich is slow to load
+            DATE_TIME,
+            Column,
+        )
 
         columns = [
             Column("Time", DATE_TIME),

@@ -174,8 +174,7 @@ def _list(path: str, uids: list[str], form: str, *, verbose: bool) -> None:
     elif form == "paths":
         formats.write_paths(os.path.join(path, record["second_path"]) for record in records)
     elif records:
-        # rich is slow to load
-        from plainpacs.indexer.output import conflict_table  # noqa: PLC0415
+        from plainpacs.indexer.output import conflict_table  # noqa: PLC0415 - rich loads slowly
 
         conflict_table.write(records)
     if not records:
