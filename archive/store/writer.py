@@ -114,7 +114,7 @@ class Writer:
                 # After a clean stop, too: a power loss may bring back what that one removed.
                 self._sweep(sweep)
                 if before is not None and before != machines.boot_id():
-                    self._forget_seen()
+                    durable.clear_folder(layout.SEEN, folder=self.root)
                 fcntl.flock(self._lock, fcntl.LOCK_SH)
             self._incoming_name, self.incoming, self._incoming_lock = self._new_incoming()
         except BaseException:
@@ -229,15 +229,6 @@ class Writer:
             os.close(folder)
         durable.remove_folder(name, folder=self.root)
 
-    def _forget_seen(self) -> None:
-        folder = durable.open_folder(layout.SEEN, folder=self.root)
-        try:
-            for name in os.listdir(folder):
-                durable.unlink(name, folder=folder)
-            durable.sync_folder(folder)
-        finally:
-            os.close(folder)
-
     def check_root(self) -> None:
         """Raises StorageUnavailable when the root was unmounted or replaced. Looks at most once a
         second."""
@@ -300,7 +291,7 @@ class Writer:
                 mine = try_lock(self._lock, fcntl.LOCK_SH)
                 mine = mine and machines.signature(self._lock) == self._signature()
             except OSError:  # ESTALE: the server has forgotten what we had open
-                machines.replace_fd(self.root, open_root(self.path))
+                machines.replace_fd(self.root, self._opened_again())
                 name = f"{layout.INTERNAL}/node.{self.node}"
                 machines.replace_fd(self._lock, durable.open_to_append(name, folder=self.root))
                 mine = False
@@ -311,6 +302,14 @@ class Writer:
             self._incoming_name, folder, lock = self._new_incoming()
             machines.replace_fd(self.incoming, folder)
             machines.replace_fd(self._incoming_lock, lock)
+
+    def _opened_again(self) -> int:
+        """The root. Raises StorageUnavailable when another archive lies there by now."""
+        root = open_root(self.path)
+        if _identity(os.fstat(root)) != self._device_and_inode:
+            os.close(root)
+            raise _replaced(self.path)
+        return root
 
     def _has_incoming(self) -> bool:
         try:

@@ -256,6 +256,17 @@ def settle_folder(root: int, path: str) -> None:
         os.close(folder)
 
 
+def clear_folder(name: str, *, folder: int) -> None:
+    """Removes for good the files that the folder ``name`` has. Raises OSError."""
+    fd = open_folder(name, folder=folder)
+    try:
+        for one in os.listdir(fd):
+            unlink(one, folder=fd)
+        sync_folder(fd)
+    finally:
+        os.close(fd)
+
+
 def ends_with_newline(fd: int) -> bool:
     """Whether a line appended now starts a line of its own."""
     size = os.fstat(fd).st_size

@@ -150,6 +150,25 @@ def test_what_is_stale_is_opened_anew(path: str, monkeypatch: pytest.MonkeyPatch
     assert len(instances_in(path)) == 1
 
 
+def test_another_archive_is_not_taken_for_what_is_stale(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = new_archive(tmp_path / "b")
+    with Archive.open(path, node="a") as archive:
+        real = writer_module.open_root
+
+        def signature(fd: int) -> str:
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(machines, "signature", signature)
+            patch.setattr(writer_module, "open_root", lambda path: real(other))
+            with pytest.raises(StorageUnavailable, match="no longer the archive"):
+                store(archive)
+        store(archive)
+    assert (len(instances_in(path)), len(instances_in(other))) == (1, 0)
+
+
 def test_the_living_are_heard_of(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machines, "BEAT_SECONDS", 0.01)
     with Archive.open(path, node="a"):
